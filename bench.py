@@ -1,0 +1,120 @@
+"""Measure time and memory: python bench.py
+
+Prints a table, and as its last line one JSON object. Times are medians of 5, taken in turn in one
+process; memory is the peak resident size less that before the first step, in a process of its own.
+"""
+
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+
+import torch
+from torch.nn import functional
+
+from config import load_config, run_program
+from datasets import load_sites
+from federated import federated_round, make_optimizer, objective, site_losses
+from fft_style import recalibrate, recalibrate_fourier
+from prototypes import PATHS
+from unet import build_model
+
+REPEATS = 5
+METHODS = {"fedavg": ["fsr=none", "prototype_weight=0"], "fedbcs": []}
+SETTING = {"task": "nuclei", "data": "demo", "out": "unused", "width": 32, "batch_size": 6}
+
+
+def blobs(batch, size, foreground, generator):
+    """Return images (B, 3, H, W) and labels (B, H, W) of smooth blobs that cover a share `foreground`."""
+    coarse = torch.randn(batch, 1, size // 8, size // 8, generator=generator)
+    height = functional.interpolate(coarse, size=size, mode="bicubic")[:, 0]
+    cut = height.flatten().sort().values[int((1 - foreground) * height.numel())]
+    return torch.rand(batch, 3, size, size, generator=generator), (height > cut).long()
+
+
+def training_step(method):
+    """Return step(), one training step of a method: batch 6, 3x256x256, width 32, 20 % foreground."""
+    config = load_config(SETTING, METHODS[method])
+    model, generator = build_model(config), torch.Generator().manual_seed(0)
+    optimizer, w = make_optimizer(model, config), model.state_dict()
+    x, y = blobs(config.batch_size, 256, 0.2, generator)
+    D = 3 * 8 * config.width
+    G = {path: {j: torch.randn(2, D, generator=generator) for j in (0, 1)} for path in PATHS}
+    uses_prototypes = config.prototype_weight > 0
+
+    def step():
+        terms = site_losses(model, x, y, G if uses_prototypes else {}, config,
+                            {} if uses_prototypes else None)
+        optimizer.zero_grad()
+        objective(terms, model, w, config).backward()
+        optimizer.step()
+    return step
+
+
+def fsr_passes():
+    """Return {form: pass()}, forward and backward of FSR at (6, 64, 128, 128) in both forms."""
+    z = torch.rand(6, 64, 128, 128).to(memory_format=torch.channels_last).requires_grad_()
+    l = torch.full((6, 64, 1, 1), 0.5, requires_grad=True)
+    forms = {"spatial": recalibrate, "rfft2": recalibrate_fourier}
+    return {name: lambda form=form: form(z, l, l).sum().backward() for name, form in forms.items()}
+
+
+def demo_round():
+    """Return the seconds of round 2, the first with prototypes, on the demo with config.yaml."""
+    config = load_config("config.yaml")
+    sites, model, optimizers = load_sites(config), build_model(config), {}
+    w, G = {name: value.clone() for name, value in model.state_dict().items()}, {}
+    for t in (1, 2):
+        start = time.perf_counter()
+        w, G, _ = federated_round(model, sites, w, G, optimizers, t, config)
+    return time.perf_counter() - start
+
+
+def median_seconds(calls):
+    """Return {name: median seconds} of {name: call}, called in turn after one warm-up."""
+    seconds = {name: [] for name in calls}
+    for repeat in range(REPEATS + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def peak_mb(method):
+    """Return the peak resident MB of three steps, less what was resident before; in a fresh process."""
+    step = training_step(method)
+    unit = 1 if sys.platform == "darwin" else 1024
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(3):
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident) * unit / 2**20
+
+
+def main():
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        peak = {method: pool.apply(peak_mb, (method,)) for method in METHODS}
+    step = median_seconds({method: training_step(method) for method in METHODS})
+    fsr = median_seconds(fsr_passes())
+    result = {"fedavg_step_s": step["fedavg"], "fedbcs_step_s": step["fedbcs"],
+              "step_ratio": step["fedbcs"] / step["fedavg"],
+              "fedavg_peak_mb": peak["fedavg"], "fedbcs_peak_mb": peak["fedbcs"],
+              "memory_ratio": peak["fedbcs"] / peak["fedavg"],
+              "fsr_spatial_s": fsr["spatial"], "fsr_rfft2_s": fsr["rfft2"],
+              "fsr_ratio": fsr["rfft2"] / fsr["spatial"], "demo_round_s": demo_round(),
+              "threads": torch.get_num_threads()}
+    print(f"{'':24}{'FedAvg':>10}{'FedBCS':>10}{'ratio':>8}")
+    for label, a, b, ratio in (("training step, s", "fedavg_step_s", "fedbcs_step_s", "step_ratio"),
+                               ("its peak memory, MB", "fedavg_peak_mb", "fedbcs_peak_mb", "memory_ratio")):
+        print(f"{label:24}{result[a]:10.3f}{result[b]:10.3f}{result[ratio]:8.2f}")
+    print(f"{'':24}{'spatial':>10}{'rfft2':>10}{'ratio':>8}")
+    print(f"{'FSR layer, s':24}{fsr['spatial']:10.3f}{fsr['rfft2']:10.3f}{result['fsr_ratio']:8.2f}")
+    print(f"{'round on the demo, s':24}{result['demo_round_s']:20.3f}")
+    print(json.dumps({name: round(value, 4) for name, value in result.items()}))
+
+
+if __name__ == "__main__":
+    run_program(main)

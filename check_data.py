@@ -1,0 +1,167 @@
+"""Look at a data folder before training: python check_data.py FOLDER --task nuclei [key=value ...]
+
+Prints what every site holds and everything that is wrong with its files; draws one contact sheet.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+import demo_data
+from config import BadInput, Parser, load_config, run_program
+from datasets import IMAGE_KINDS, list_files, read_splits, split_of, visible
+from readers import look_at, read_sample
+
+SAMPLES = 4  # on a site, on the contact sheet
+TILE = 160   # pixels
+
+
+def check(config, sheet):
+    """Print the report on config.data, write the contact sheet, and return the number of problems."""
+    folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
+    entries, problems = list_files(folder, config.task, config.case_pattern)
+    splits = read_splits(config.splits) if config.splits else None
+    rows = []
+    for site in entries:
+        facts, samples = read_all(site, entries[site], config, problems)
+        if samples and not any(sample.truth.any() for sample in samples):
+            problems.append(f"{folder / site}: all its masks are empty, nucleus or organ has to be > 0")
+        try:
+            parts = split_of(site, {entry.case for entry in entries[site]}, splits, config)
+        except BadInput as problem:
+            problems.append(str(problem))
+            parts = {}
+        ignored = other_files(folder / site, config.task)
+        print("\n".join(report(site, config.task, entries[site], facts, samples, parts, ignored)))
+        if samples:
+            rows.append((site, [tile for sample in shown(samples) for tile in tiles(sample)]))
+    if rows:
+        save_sheet(rows, sheet)
+    print(f"\n{len(problems)} problem{'s' * (len(problems) != 1)}")
+    for problem in problems:
+        print(f"  {problem}")
+    return len(problems)
+
+
+def read_all(site, entries, config, problems):
+    """Return the facts and the Samples of all files that can be read; the others go to `problems`."""
+    facts, samples = [], []
+    for entry in entries:
+        try:
+            facts.append(look_at(entry, config.task))
+            samples.append(read_sample(entry, site, config.task, config.image_size))
+        except BadInput as problem:
+            problems.append(str(problem))
+    return facts, samples
+
+
+def report(site, task, entries, facts, samples, parts, ignored):
+    """Return the lines on one site; facts: from `look_at`, of the files that could be read."""
+    number = sum(len(sample.images) for sample in samples)
+    cases, unit = len({entry.case for entry in entries}), "images" if task == "nuclei" else "slices"
+    lines = [site, f"  cases     {cases} in {len(entries)} files, {number} {unit} readable"]
+    if facts:
+        share = np.mean([sample.truth.mean() for sample in samples]) if samples else 0
+        labels = sorted(set().union(*(fact["labels"] for fact in facts)))
+        listed = ", ".join(f"{label:g}" for label in labels[:8]) + " ..." * (len(labels) > 8)
+        lines += [f"  size      {distinct(fact['size'] for fact in facts)}",
+                  f"  channels  {distinct(fact['channels'] for fact in facts)}",
+                  f"  values    {min(f['low'] for f in facts):g} to {max(f['high'] for f in facts):g}",
+                  f"  labels    {listed}; foreground is > 0, {100 * share:.1f} % of the pixels",
+                  f"  spacing   {distinct(fact['spacing'] for fact in facts)}"]
+    if parts:
+        sizes = ", ".join(f"{part} {len(parts[part])}" for part in ("train", "val", "test"))
+        lines.append(f"  split     {sizes} cases")
+    if ignored:
+        lines.append(f"  ignored   {ignored} files of other kinds")
+    return lines
+
+
+def distinct(values, at_most=4):
+    """Return the different texts with their number: '512 x 512 (50)'."""
+    values = list(values)
+    different = sorted(set(values), key=lambda value: -values.count(value))
+    listed = ", ".join(f"{value} ({values.count(value)})" for value in different[:at_most])
+    return listed + f", {len(different) - at_most} others" * (len(different) > at_most)
+
+
+def other_files(site, task):
+    """Return how many files of a site's folders are no images or volumes and therefore not read."""
+    kinds = (*IMAGE_KINDS, "list.txt") if task == "nuclei" else (".nii", ".nii.gz")
+    files = [path for path in (*visible(site), *(p for d in visible(site) if d.is_dir() for p in visible(d)))
+             if path.is_file()]
+    return sum(not path.name.lower().endswith(kinds) for path in files)
+
+
+# ---- Pictures ----
+
+def shown(samples):
+    """Return up to SAMPLES samples of a site, of different cases first."""
+    first = {sample.case: sample for sample in reversed(samples)}
+    rest = [sample for sample in samples if sample is not first[sample.case]]
+    return [*reversed(first.values()), *rest][:SAMPLES]
+
+
+def tiles(sample):
+    """Return the slice with most foreground twice, (h, w, 3) uint8: plain, and with its mask's outline."""
+    image = slice_image(sample, s := int(sample.truth.sum((1, 2)).argmax()))
+    return [image, draw_outline(image, sample.masks[s].numpy() > 0, (0, 255, 0))]
+
+
+def slice_image(sample, s):
+    """Return slice s of a sample's images as (h, w, 3) uint8; of a 3-slice stack the middle one."""
+    image = (sample.images[s] * 255).round().byte()
+    image = image if len(sample.truth) == 1 else image[1:2].expand(3, -1, -1)
+    return image.permute(1, 2, 0).numpy()
+
+
+def draw_outline(image, mask, colour):
+    """Return a copy of image (h, w, 3) uint8 with the pixels of mask that border on background coloured."""
+    padded = np.pad(mask, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    drawn = image.copy()
+    drawn[mask & ~inner] = colour
+    return drawn
+
+
+def contact_sheet(rows, titles=()):
+    """Return a picture of rows (label, [tiles (h, w, 3) uint8]); titles: captions over the tiles."""
+    head, label_height = (18 if titles else 0), 18
+    wide = max(len(images) for _, images in rows)
+    sheet = Image.new("RGB", (wide * TILE, head + len(rows) * (TILE + label_height)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for i, title in enumerate(titles):
+        draw.text((i * TILE + 4, 3), title, "black", font)
+    for number, (label, images) in enumerate(rows):
+        y = head + number * (TILE + label_height)
+        draw.text((4, y + 2), label, "black", font)
+        for i, image in enumerate(images):
+            tile = Image.fromarray(image).resize((TILE - 4, TILE - 4), Image.Resampling.NEAREST)
+            sheet.paste(tile, (i * TILE + 2, y + label_height))
+    return sheet
+
+
+def save_sheet(rows, file):
+    """Write the contact sheet and say where; raises BadInput if it cannot be written."""
+    try:
+        contact_sheet(rows).save(file)
+    except (OSError, ValueError) as problem:
+        raise BadInput(f"{file}: cannot be written ({problem}), give another --sheet FILE.png") from None
+    print(f"\ncontact sheet with outlines of the masks: {file}")
+
+
+def main():
+    parser = Parser(description=__doc__)
+    parser.add_argument("folder", metavar="FOLDER", help="data folder with one folder a site, or demo")
+    parser.add_argument("--task", required=True, choices=("nuclei", "prostate"))
+    parser.add_argument("--sheet", metavar="FILE", help="contact sheet; default: check_TASK.png")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as case_pattern=...")
+    given = parser.parse_intermixed_args()
+    config = load_config({"task": given.task, "data": given.folder, "out": "unused"}, given.overrides)
+    sys.exit(1 if check(config, given.sheet or f"check_{given.task}.png") else 0)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,308 @@
+"""Sites: finding their files, splitting their cases, and feeding their images to training."""
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import demo_data
+from config import BadInput
+from readers import read_sample
+
+IMAGE_KINDS = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+SPLITS = ("train", "val", "test")
+
+
+class Entry(NamedTuple):
+    """One image or volume on disk with its mask."""
+
+    case: str
+    image: Path
+    mask: Path
+
+
+class Site:
+    """One site's samples per split, and the slices it trains on (every image; of volumes those with
+    foreground): `train_slices`, pairs (sample, slice)."""
+
+    def __init__(self, name, train, val, test):
+        self.name, self.train, self.val, self.test = name, train, val, test
+        self.train_slices = [(sample, s) for sample in train for s, mask in enumerate(sample.masks)
+                             if len(sample.masks) == 1 or mask.any()]
+
+
+def load_sites(config, splits=None, strict=True):
+    """Return the Sites of config.data, sorted by name, decoded and split; says how many and how large.
+
+    splits: {site: {split: [case]}}; None: the file in config.splits, or else made from the seed.
+    strict=False is for other data than a run's own: a case that splits does not know counts as test.
+    Raises BadInput for the first problem with a file, a case or a split.
+    """
+    folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
+    entries, problems = list_files(folder, config.task, config.case_pattern)
+    if problems:
+        raise BadInput(problems[0])
+    if splits is None and config.splits:
+        splits = read_splits(config.splits)
+    sites = []
+    for name in entries:
+        cases = {entry.case for entry in entries[name]}
+        split = split_of(name, cases, splits, config, strict)
+        sites.append(load_site(name, entries[name], split, config))
+    if strict and splits is not None and splits.keys() - entries.keys():
+        raise BadInput(f"{folder}: lacks the site {min(splits.keys() - entries.keys())} of the splits, "
+                       "restore it")
+    images = sum(len(sample.images) for site in sites for sample in samples_of(site))
+    unit = "images" if config.task == "nuclei" else "slices"
+    print(f"{folder}: {len(sites)} sites, {images} {unit}, {memory_mb(sites):.0f} MB kept in memory")
+    return sites
+
+
+def load_site(name, entries, split, config):
+    """Return one Site with its samples decoded; raises BadInput if its masks are empty."""
+    samples = {part: [read_sample(entry, name, config.task, config.image_size) for entry in entries
+                      if entry.case in split[part]] for part in SPLITS}
+    if not any(sample.truth.any() for part in SPLITS for sample in samples[part]):
+        raise BadInput(f"{entries[0].mask.parent}: the masks of all of site {name} are empty, "
+                       "nucleus or organ has to be > 0")
+    site = Site(name, **samples)
+    if site.train and not site.train_slices:
+        raise BadInput(f"{entries[0].mask.parent}: no slice of site {name}'s training cases has "
+                       "foreground, choose another seed or splits")
+    return site
+
+
+def samples_of(site):
+    """Return all samples of a site, whatever their split."""
+    return [*site.train, *site.val, *site.test]
+
+
+def memory_mb(sites):
+    """Return the MB (2**20 bytes) that the decoded samples of all sites occupy."""
+    tensors = [t for site in sites for sample in samples_of(site) for t in (sample.images, sample.masks)]
+    truths = sum(sample.truth.nbytes for site in sites for sample in samples_of(site))
+    return (sum(t.untyped_storage().nbytes() for t in tensors) + truths) / 2**20
+
+
+# ---- Files ----
+
+def list_files(folder, task, case_pattern=None):
+    """Return {site: [Entry]} and a list of everything wrong with the files found, as texts."""
+    if not Path(folder).is_dir():
+        raise BadInput(f"{folder}: there is no such data folder; set data to one that exists, or to demo")
+    entries, problems = {}, []
+    for site in visible(folder):
+        if site.is_dir():
+            find = list_images if task == "nuclei" else list_volumes
+            found, wrong = find(site)
+            cased = [with_case(entry, case_pattern, problems) for entry in found]
+            entries[site.name] = [entry for entry in cased if entry]
+            problems += wrong
+            if not found and not wrong:
+                problems.append(f"{site}: has no images of task {task}; lay it out as README says "
+                                "or remove the folder")
+    if not entries:
+        problems.append(f"{folder}: has no site folders; give one folder a site")
+    return entries, problems
+
+
+def visible(folder):
+    """Return what is in a folder, sorted by name, without hidden names."""
+    return sorted(path for path in Path(folder).iterdir() if not path.name.startswith("."))
+
+
+def with_case(entry, case_pattern, problems):
+    """Return the entry with the case that group 1 of the pattern finds in its image's file name."""
+    if not case_pattern:
+        return entry
+    match = re.search(case_pattern, entry.image.name)
+    if match and match[1]:
+        return entry._replace(case=match[1])
+    problems.append(f"{entry.image}: its name does not match case_pattern {case_pattern!r}, "
+                    "mend the pattern or rename the file")
+    return None
+
+
+def list_images(site):
+    """Return the entries and the problems of one site of 2-D images, in any of three layouts."""
+    if (site / "list.txt").is_file():
+        return list_text(site / "list.txt")
+    slides = [path for path in visible(site) if re.fullmatch(r"(?i)slide_.+", path.name)]
+    if not slides:
+        return pair(images_in(site / "images"), images_in(site / "masks"))
+    entries, problems = [], []
+    for slide in slides:
+        truth = slide.with_name("GT_" + slide.name[6:])
+        found, wrong = pair(images_in(slide), images_in(truth), case=slide.name)
+        entries, problems = entries + found, problems + wrong
+    return entries, problems
+
+
+def list_text(file):
+    """Return the entries and problems of a list.txt: lines 'image mask', relative to its folder."""
+    entries, problems = [], []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        paths = [file.parent / word for word in words]
+        missing = [path for path in paths if not path.is_file()]
+        if len(words) != 2 or missing:
+            wrong = f"{missing[0]} does not exist" if len(words) == 2 else "expected 'image mask'"
+            problems.append(f"{file}: line {number}: {wrong}, mend the line")
+        elif any(paths[0] == entry.image for entry in entries):
+            problems.append(f"{file}: line {number}: {words[0]} is listed twice, keep one line")
+        else:
+            entries.append(Entry(paths[0].stem, *paths))
+    return entries, problems
+
+
+def images_in(folder):
+    """Return [(stem, path)] of the images in a folder, none if there is no such folder."""
+    return [(path.stem, path) for path in (visible(folder) if folder.is_dir() else [])
+            if path.suffix.lower() in IMAGE_KINDS]
+
+
+def list_volumes(site):
+    """Return the entries and problems of one site of NIfTI volumes, CaseNN and CaseNN_segmentation."""
+    files = [(re.sub(r"(?i)\.nii(\.gz)?$", "", path.name), path) for path in visible(site)
+             if re.search(r"(?i)\.nii(\.gz)?$", path.name)]
+    masks = [(re.sub(r"(?i)_segmentation$", "", stem), path) for stem, path in files
+             if stem.lower().endswith("_segmentation")]
+    return pair([(stem, path) for stem, path in files if not stem.lower().endswith("_segmentation")],
+                masks)
+
+
+def pair(images, masks, case=None):
+    """Return entries of the images and masks [(stem, path)] that match in any capitals, and problems."""
+    problems, by_stem = [], ({}, {})
+    for files, known, what in ((images, by_stem[0], "image"), (masks, by_stem[1], "mask")):
+        for stem, path in files:
+            if stem.lower() in known:
+                problems.append(f"{path}: {known[stem.lower()].name} is a second {what} of that name, "
+                                "keep one of them")
+            known[stem.lower()] = path
+    stems, truths = by_stem
+    problems += [f"{stems[stem]}: has no mask of that name, add it or remove the image"
+                 for stem in stems.keys() - truths.keys()]
+    problems += [f"{truths[stem]}: has no image of that name, add it or remove the mask"
+                 for stem in truths.keys() - stems.keys()]
+    return [Entry(case or original, stems[original.lower()], truths[original.lower()])
+            for original, _ in images if original.lower() in truths], sorted(problems)
+
+
+# ---- Splits ----
+
+def split_of(site, cases, splits, config, strict=True):
+    """Return {train, val, test: [case]} of one site: as `splits` has it, or made if that is None."""
+    if splits is None:
+        return split_cases(site, cases, config)
+    return known_split(site, cases, splits, strict)
+
+
+def split_cases(site, cases, config):
+    """Return {train, val, test: [case]} of one site, after a shuffle seeded by seed and site.
+
+    Of n cases max(1, round(n / 5)) test, as many validate, the rest trains; of two one trains, one
+    tests. With folds: K, fold k tests and fold k + 1 validates. Raises BadInput for too few cases.
+    """
+    cases = sorted(cases)
+    random.Random(f"{config.seed}:{site}:split").shuffle(cases)
+    n, K = len(cases), config.folds
+    if n < (K or 2):
+        raise BadInput(f"{site}: has {n} case{'s' * (n != 1)}, needs at least {K or 2} "
+                       + ("for folds, lower folds" if K else "to train and to test, add cases"))
+    if K:
+        folds = [cases[k::K] for k in range(K)]
+        test, val = folds.pop(config.fold), folds.pop(config.fold % (K - 1))
+        return {"train": [case for fold in folds for case in fold], "val": val, "test": test}
+    if n == 2:
+        print(f"{site}: two cases, one trains and one tests; it has no validation")
+        return {"train": cases[:1], "val": [], "test": cases[1:]}
+    k = max(1, round(n / 5))
+    return {"train": cases[2 * k:], "val": cases[k:2 * k], "test": cases[:k]}
+
+
+def known_split(site, cases, splits, strict):
+    """Return one site's split as given by `splits`; raises BadInput where the data contradict it."""
+    split = {part: list(splits.get(site, {}).get(part, [])) for part in SPLITS}
+    listed = [case for part in SPLITS for case in split[part]]
+    unlisted = sorted(set(cases) - set(listed))
+    if not strict:
+        return {part: [c for c in split[part] if c in cases] for part in SPLITS} | {
+            "test": [c for c in cases if c in split["test"] or c in unlisted]}
+    if site not in splits:
+        raise BadInput(f"splits: does not mention the site {site}, add it or remove its folder")
+    if set(listed) - set(cases):
+        raise BadInput(f"splits: case {min(set(listed) - set(cases))} of site {site} is not in the data, "
+                       "restore the file or mend the splits")
+    if not split["test"]:
+        raise BadInput(f"splits: site {site} has no test case, add one")
+    if unlisted:
+        print(f"{site}: {len(unlisted)} cases in no split are not used: {', '.join(unlisted)}")
+    return split
+
+
+def read_splits(file):
+    """Return {site: {train|val|test: [case]}} from a splits.json; raises BadInput if it is not one."""
+    try:
+        splits = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise BadInput(f"{file}: cannot be read as splits ({problem}), give a splits.json") from None
+    parts = list(splits.items()) if isinstance(splits, dict) else [("", None)]
+    for site, split in parts:
+        if not (isinstance(split, dict) and split.keys() <= set(SPLITS) and all(
+                isinstance(cases, list) and all(isinstance(c, str) for c in cases)
+                for cases in split.values())):
+            raise BadInput(f"{file}: is not of the form {{SITE: {{train|val|test: [CASE]}}}}, mend it")
+        listed = [case for cases in split.values() for case in cases]
+        if len(set(listed)) < len(listed):
+            twice = next(case for case in listed if listed.count(case) > 1)
+            raise BadInput(f"{file}: case {twice} of site {site} is listed twice, keep one")
+    return splits
+
+
+def splits_of(sites):
+    """Return {site: {train|val|test: [case]}} of loaded sites, for splits.json."""
+    return {site.name: {part: sorted({sample.case for sample in getattr(site, part)})
+                        for part in SPLITS} for site in sites}
+
+
+# ---- Batches ----
+
+def seeded(*words):
+    """Return a torch.Generator for these words (seed, site, round, ...), the same in every process.
+
+    A generator for each purpose needs no state in a checkpoint, so a resumed run repeats exactly.
+    """
+    bits = random.Random(":".join(str(word) for word in words)).getrandbits(63)
+    return torch.Generator().manual_seed(bits)
+
+
+def stack(slices, generator=None):
+    """Return x (B, 3, h, w) float32 and y (B, h, w) int64 of pairs (sample, slice).
+
+    With a generator every image is turned by quarters and flipped at random, its mask alike.
+    """
+    pairs = [(sample.images[s], sample.masks[s]) for sample, s in slices]
+    if generator is not None:
+        turns = torch.randint(8, (len(pairs),), generator=generator).tolist()
+        pairs = [tuple(turned(t, turn) for t in images) for images, turn in zip(pairs, turns)]
+    x, y = zip(*pairs)
+    return torch.stack(x), torch.stack(y).long()
+
+
+def turned(x, turn):
+    """Return (..., h, w) under one of the 8 symmetries of the square, turn 0 to 7."""
+    x = torch.rot90(x, turn % 4, (-2, -1))
+    return x.flip(-1) if turn >= 4 else x
+
+
+def batches(slices, batch_size, generator):
+    """Yield augmented (x, y) of all slices once, shuffled; the last batch may be smaller."""
+    order = torch.randperm(len(slices), generator=generator).tolist()
+    for i in range(0, len(order), batch_size):
+        yield stack([slices[j] for j in order[i:i + batch_size]], generator)

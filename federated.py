@@ -1,0 +1,166 @@
+"""The algorithm box: what a site does in a round, what the server does, and the round itself.
+
+FedAvg is the same loop with `fsr: none` and `prototype_weight: 0`; FedProx adds one term.
+"""
+
+import math
+import time
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional
+
+from datasets import batches, seeded
+from prototypes import (
+    PATHS,
+    add_class_sums,
+    aligned_pixels,
+    alignment_loss,
+    cluster_means,
+    finch,
+    keep_rows,
+    local_prototypes,
+)
+
+
+class Diverged(Exception):
+    """A loss or a weight is no longer finite; the text names site, round and step."""
+
+
+class Update(NamedTuple):
+    """What one site has after its round; only weights, prototypes, n and losses leave the site."""
+
+    site: str
+    n: int             # training images
+    weights: dict      # state dict
+    prototypes: dict   # {path: {class: (D,)}}, {} without prototypes
+    losses: dict       # means over the steps: dice, contrast, consistency
+    optimizer: dict    # state dict of the optimizer, stays at the site
+    seconds: float
+
+
+def federated_round(model, sites, w, G, optimizers, t, config, progress=lambda *_: None):
+    """Run round t and return the new global weights, the new global prototypes and the updates.
+
+        for every site m:   w_m, c_m = local_update(w, G)
+        server:             w = sum_m n_m / n w_m;   G = FINCH means of the c_m
+
+    sites: those with training images; w: state dict; G: {path: {class: (K, D)}}, {} in round 1;
+    optimizers: {site: state}, brought up to date here.
+    """
+    updates = []
+    for site in sites:
+        update = local_update(model, site, w, G, optimizers.get(site.name), t, config, progress)
+        optimizers[site.name] = update.optimizer
+        updates.append(update)
+    n = [update.n if config.weights == "samples" else 1 for update in updates]
+    w = average_weights([update.weights for update in updates], n)
+    G = aggregate_prototypes([update.prototypes for update in updates])
+    return w, G, updates
+
+
+def local_update(model, site, w, G, optimizer_state, t, config, progress=lambda *_: None):
+    """Train the global weights w on one site's images for its local epochs and return its Update.
+
+    The loss is `objective`; L_MP enters once there are global prototypes G. The local prototypes are gathered in the last
+    local epoch from the features that the step computes anyway. progress(site, step, steps) is
+    called before every step. Raises Diverged.
+    """
+    start, total, history = time.perf_counter(), {}, []
+    model.load_state_dict(w)
+    model.train()
+    optimizer = make_optimizer(model, config, optimizer_state)
+    steps = config.local_epochs * math.ceil(len(site.train_slices) / config.batch_size)
+    for epoch in range(1, config.local_epochs + 1):
+        gather = config.prototype_weight > 0 and epoch == config.local_epochs
+        generator = seeded(config.seed, site.name, t, epoch)
+        for x, y in batches(site.train_slices, config.batch_size, generator):
+            progress(site.name, len(history) + 1, steps)
+            terms = site_losses(model, x, y, G, config, total if gather else None)
+            L = objective(terms, model, w, config)
+            if not torch.isfinite(L):
+                raise Diverged(f"the loss is {L.item()} at site {site.name}, round {t}, "
+                               f"step {len(history) + 1}")
+            optimizer.zero_grad()
+            L.backward()
+            optimizer.step()
+            history.append([term.item() for term in map(torch.detach, terms.values())])
+    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    if not all(torch.isfinite(value).all() for value in weights.values()):
+        raise Diverged(f"weights are not finite at site {site.name}, round {t}, after step {steps}")
+    losses = dict(zip(terms, (sum(term) / len(history) for term in zip(*history))))
+    return Update(site.name, len(site.train_slices), weights, local_prototypes(total), losses,
+                  optimizer.state_dict(), time.perf_counter() - start)
+
+
+def objective(terms, model, w, config):
+    """Return L = L_dice + mu (L_contra + L_consis) + fedprox_mu / 2 |w_m - w|^2, w the global weights."""
+    L = terms["dice"] + config.prototype_weight * (terms["contrast"] + terms["consistency"])
+    if config.fedprox_mu > 0:
+        distance = sum((p - w[name]).square().sum() for name, p in model.named_parameters())
+        L = L + config.fedprox_mu / 2 * distance
+    return L
+
+
+def site_losses(model, x, y, G, config, gather=None):
+    """Return the terms {dice, contrast, consistency} of one batch, x (B, 3, H, W) and y (B, H, W).
+
+    With a dictionary `gather`, the batch's class sums are added to it. Without global prototypes the
+    two terms of L_MP are 0. The network may run in bfloat16, the losses are float32.
+    """
+    device = next(model.parameters()).device
+    x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
+    pixels = aligned_pixels(y, model.fusion, G) if G else None
+    keep = {"keep": keep_rows(pixels, model.fusion)} if G else {}
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.amp == "bf16"):
+        logits, maps, rows = model.features(x, **keep)
+    if gather is not None:
+        add_class_sums(gather, maps, model.fusion, y, model.classes)
+    contrast, consistency = logits.new_zeros(2)
+    if G:
+        contrast, consistency = alignment_loss(rows, model.fusion, pixels, G, config.tau,
+                                               config.contrast_clip)
+    return {"dice": segmentation_loss(logits.float(), y), "contrast": contrast,
+            "consistency": consistency}
+
+
+def segmentation_loss(logits, y):
+    """L_dice of logits (B, C, H, W) and labels (B, H, W).
+
+        L_dice = (CE + Dice) / 2,   Dice = 1 - mean_c (2 sum p_c y_c + s) / (sum p_c + sum y_c + s)
+
+    p = softmax, sums over the batch and its pixels, s = 1e-5. Source: released code.
+    """
+    p = logits.softmax(1)
+    truth = functional.one_hot(y, logits.shape[1]).permute(0, 3, 1, 2).to(p.dtype)
+    overlap, area = (p * truth).sum((0, 2, 3)), (p + truth).sum((0, 2, 3))
+    dice = 1 - ((2 * overlap + 1e-5) / (area + 1e-5)).mean()
+    return (functional.cross_entropy(logits, y) + dice) / 2
+
+
+def make_optimizer(model, config, state=None):
+    """Return the config's optimizer, with the state that the site kept from its last round."""
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+    optimizer = kinds[config.optimizer](model.parameters(), config.lr, weight_decay=config.weight_decay)
+    if state is not None:
+        optimizer.load_state_dict(state)
+    return optimizer
+
+
+def average_weights(weights, n):
+    """Weights: return w = sum_m n_m / n w_m of the sites' state dicts; n: their shares, any scale."""
+    share = [m / sum(n) for m in n]
+    return {name: sum(a * w[name] for a, w in zip(share, weights)) for name in weights[0]}
+
+
+def aggregate_prototypes(prototypes):
+    """Server: return the global prototypes G[p][j] = means of FINCH's clusters, always (K, D).
+
+    prototypes: one {path: {class: (D,)}} a site; a site without a class gives none. {} in, {} out.
+    """
+    G = {}
+    for path in PATHS if any(prototypes) else ():
+        classes = sorted({j for c in prototypes for j in c[path]})
+        vectors = {j: torch.stack([c[path][j] for c in prototypes if j in c[path]]) for j in classes}
+        G[path] = {j: cluster_means(x, finch(x)[-1]) for j, x in vectors.items()}
+    return G

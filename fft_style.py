@@ -1,0 +1,69 @@
+"""Frequency-domain style recalibration (FSR): amplitude is style, phase is content."""
+
+import torch
+from torch import nn
+
+EPS = 1e-5  # of the instance norm, as in the released code
+
+
+def recalibrate_fourier(z, l_norm, l_org):
+    """FSR as the paper defines it; kept for reading and for the tests, `recalibrate` is what runs.
+
+        A, P   = |F(z)|, arg F(z)
+        A_norm = |F(IN(z))|
+        z_hat  = F^-1[(l_norm A_norm + l_org A) exp(iP)]
+
+    z: (B, C, H, W), real; l_norm, l_org: anything that broadcasts against it; F: 2-D DFT over (H, W),
+    of which rfft2 keeps the half that determines a real signal.
+    The absolute value has no gradient at 0, so use this form for values on constant channels only.
+    Source: paper. The released code floors the squared amplitude at 1e-5, which turns an all-zero
+    channel into 3e-3; here a zero channel stays zero.
+    """
+    F = torch.fft.rfft2(z)
+    A, P = F.abs(), F.angle()
+    A_norm = torch.fft.rfft2(nn.functional.instance_norm(z, eps=EPS)).abs()
+    return torch.fft.irfft2(torch.polar(l_norm * A_norm + l_org * A, P), s=z.shape[-2:])
+
+
+def recalibrate(z, l_norm, l_org, scale=1.0, shift=0.0):
+    """FSR in the spatial domain: the same map without a Fourier transform, one multiply-add.
+
+        out = scale z_hat + shift,   z_hat = l_norm IN(z) + l_org z
+
+    IN divides every frequency by one sigma and zeroes the DC bin, and the phase is kept; hence the
+    equality, which holds for odd sizes and negative means too. z: (B, C, H, W), the other arguments
+    broadcast against (B, C, 1, 1). Source: ours (derived from the paper's equation above).
+    """
+    var, mean = torch.var_mean(z, (2, 3), correction=0, keepdim=True)
+    a_norm = l_norm * torch.rsqrt(var + EPS)
+    gain = scale * (a_norm + l_org)
+    return torch.addcmul((shift - scale * a_norm * mean).to(z.dtype), z, gain.to(z.dtype))
+
+
+class StyleRecalibration(nn.Module):
+    """One FSR layer with a per-channel affine: (B, C, H, W) -> (B, C, H, W).
+
+    kind "adaptive": l_norm, l_org = sigmoid(Linear(GAP(z))), per sample and channel (paper).
+    kind "global":   l_norm, l_org = softmax(h / 0.1), one pair for the layer (released code).
+    """
+
+    def __init__(self, channels, kind):
+        super().__init__()
+        self.adaptive = kind == "adaptive"
+        if self.adaptive:
+            self.linear = nn.Linear(channels, 2 * channels)
+        else:
+            self.h = nn.Parameter(torch.zeros(2))
+        self.scale = nn.Parameter(torch.ones(channels, 1, 1))
+        self.shift = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def weights(self, z):
+        """Return (l_norm, l_org), broadcastable against z (B, C, H, W)."""
+        if self.adaptive:
+            l = torch.sigmoid(self.linear(z.mean((2, 3))))  # (B, 2C): first l_norm, then l_org
+            return l[:, :, None, None].chunk(2, dim=1)
+        return torch.softmax(self.h / 0.1, 0)
+
+    def forward(self, z):
+        l_norm, l_org = self.weights(z)
+        return recalibrate(z, l_norm, l_org, self.scale, self.shift)

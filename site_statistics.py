@@ -1,0 +1,70 @@
+"""Statistics at test time: a site's mean and variance of each batch norm, which never leave it."""
+
+import copy
+
+import numpy as np
+import torch
+from torch import nn
+
+from datasets import samples_of, seeded, stack
+
+AT_MOST = 64  # images of a site that its statistics are taken from
+
+
+def collect_statistics(model, x_batches):
+    """Return {name: tensor}, mean and variance of every batch norm, cumulative over the batches.
+
+        mean = 1/N sum_i mean_i,   variance = 1/N sum_i variance_i   over the N batches
+
+    x_batches: tensors (B, 3, H, W). Works on a copy: `model` and its state dict stay as they are.
+    """
+    model = copy.deepcopy(model).train()
+    norms = {name: norm for name, norm in model.named_modules() if isinstance(norm, nn.BatchNorm2d)}
+    device = next(model.parameters()).device
+    for norm in norms.values():
+        norm.track_running_stats, norm.momentum = True, None  # None: the mean over all batches
+        norm.running_mean = torch.zeros(norm.num_features, device=device)
+        norm.running_var = torch.ones(norm.num_features, device=device)
+        norm.num_batches_tracked = torch.tensor(0, device=device)
+    with torch.no_grad():
+        for x in x_batches:
+            model(x)
+    return {f"{name}.{kind}": getattr(norm, kind)
+            for name, norm in norms.items() for kind in ("running_mean", "running_var")}
+
+
+def with_statistics(model, statistics):
+    """Return a copy of the model, to predict with, that normalises by `collect_statistics`' result.
+
+    With {} every batch norm takes the statistics of what it is given (test_stats: case).
+    """
+    model = copy.deepcopy(model).eval()
+    for name, value in statistics.items():
+        norm, kind = name.rsplit(".", 1)
+        setattr(model.get_submodule(norm), kind, value.to(next(model.parameters()).device))
+    return model
+
+
+def site_statistics(model, site, config, device):
+    """Return `collect_statistics` of up to 64 of the site's training images, a seeded choice.
+
+    They are not augmented. A site without training images lends its own images, unlabelled.
+    """
+    own = [(sample, s) for sample in samples_of(site) for s in range(len(sample.images))]
+    slices = site.train_slices or own
+    order = torch.randperm(len(slices), generator=seeded(config.seed, site.name, "statistics"))
+    chosen = [slices[i] for i in order[:AT_MOST].tolist()]
+    x_batches = (stack([chosen[i] for i in part])[0].to(device, memory_format=torch.channels_last)
+                 for part in parts_of(len(chosen), config.batch_size))
+    with mixed_precision(config, device):
+        return collect_statistics(model, x_batches)
+
+
+def parts_of(n, at_most):
+    """Return range(n) as consecutive index arrays of nearly one length, at most `at_most`."""
+    return np.array_split(np.arange(n), -(-n // at_most))
+
+
+def mixed_precision(config, device):
+    """Return the context in which the network runs: bfloat16 with amp: bf16, else float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.amp == "bf16")

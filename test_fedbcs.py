@@ -1,0 +1,437 @@
+"""Tests against oracles: golden vectors, float64, brute force, literal formulas, a killed run.
+
+Golden vectors are read from golden/, or from the folder in the environment variable FEDBCS_GOLDEN.
+"""
+
+import itertools
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import federated
+import prototypes
+from fft_style import StyleRecalibration, recalibrate, recalibrate_fourier
+from prototypes import PATHS
+from unet import UNet
+
+HERE = Path(__file__).parent
+GOLDEN = Path(os.environ.get("FEDBCS_GOLDEN") or HERE / "golden")
+
+
+def golden(name):
+    """Return {key: array or float} of every golden file that the pattern names, at least one."""
+    files = sorted(GOLDEN.glob(f"{name}.npz"))
+    assert files, f"{GOLDEN} has no {name}.npz"
+    return [dict(np.load(file)) for file in files]
+
+
+def numbered(vectors, key):
+    """Return the numbers i for which `key`i is among the vectors."""
+    return [i for i in itertools.takewhile(lambda i: f"{key}{i}" in vectors, itertools.count())]
+
+
+def tensor(array):
+    t = torch.as_tensor(np.asarray(array))
+    return t.float() if t.is_floating_point() else t
+
+
+def assert_close(a, b):
+    """The tolerance of the golden vectors: |a - b| <= 2e-5 + 1e-5 max|b|."""
+    a, b = torch.as_tensor(a).double(), torch.as_tensor(np.asarray(b)).double()
+    assert a.shape == b.shape
+    assert (a - b).abs().max() <= 2e-5 + 1e-5 * b.abs().max()
+
+
+# ---- FSR ----
+
+@pytest.mark.parametrize("form", [recalibrate, recalibrate_fourier])
+def test_golden_fsr(form):
+    for v in golden("fsr_global_*"):
+        layer = StyleRecalibration(v["x"].shape[1], "global")
+        layer.h.data = tensor(v["style_logits"])
+        x = tensor(v["x"]).requires_grad_()
+        assert float(v["temperature"]) == pytest.approx(0.1)
+        scale, shift = tensor(v["scale"]).view(-1, 1, 1), tensor(v["shift"]).view(-1, 1, 1)
+        if form is recalibrate:
+            layer.scale.data, layer.shift.data = scale, shift
+            y = layer(x)
+        else:
+            y = scale * form(x, *layer.weights(x)) + shift
+        y.backward(tensor(v["grad_out"]))
+        assert_close(y.detach(), v["y"])
+        assert_close(x.grad, v["grad_x"])
+        assert_close(layer.h.grad, v["grad_style_logits"])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (12, 5), (2, 2), (1, 3)])
+@pytest.mark.parametrize("kind", ["adaptive", "global"])
+def test_fsr_fourier_equals_spatial(size, kind):
+    torch.manual_seed(1)
+    layer = StyleRecalibration(3, kind).double()
+    for p in layer.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    z = (torch.randn(2, 3, *size, dtype=torch.double) - torch.tensor([0.0, 3.0, -3.0]).view(3, 1, 1)
+         ).requires_grad_()
+    out_gradient = torch.randn(2, 3, *size, dtype=torch.double)
+    results = []
+    for form in ("spatial", "fourier"):
+        if form == "spatial":
+            out = layer(z)
+        else:
+            out = layer.scale * recalibrate_fourier(z, *layer.weights(z)) + layer.shift
+        variables = [z, *layer.parameters()]
+        results.append([out, *torch.autograd.grad(out, variables, out_gradient)])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+def test_fsr_zero_and_constant_channels():
+    z = torch.zeros(2, 3, 6, 5)
+    z[:, 1], z[:, 2] = 2.5, torch.randn(2, 6, 5)
+    z.requires_grad_()
+    out = recalibrate(z, 0.3, 0.7)
+    torch.testing.assert_close(out, recalibrate_fourier(z, 0.3, 0.7).detach(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(out[:, 0], torch.zeros(2, 6, 5))  # a zero channel stays zero
+    out.square().sum().backward()
+    assert torch.isfinite(z.grad).all()
+
+
+def test_fsr_weights():
+    layer = StyleRecalibration(4, "adaptive")
+    z = torch.randn(2, 4, 5, 5)
+    raw = torch.sigmoid(z.mean((2, 3)) @ layer.linear.weight.T + layer.linear.bias)
+    l_norm, l_org = layer.weights(z)
+    torch.testing.assert_close(l_norm[..., 0, 0], raw[:, :4])
+    torch.testing.assert_close(l_org[..., 0, 0], raw[:, 4:])
+    h = StyleRecalibration(4, "global")
+    h.h.data = torch.tensor([0.05, -0.02])
+    e = np.exp(np.array([0.5, -0.2]))
+    np.testing.assert_allclose(h.weights(z).detach(), e / e.sum(), rtol=1e-6)
+
+
+# ---- Prototypes and alignment: the literal form, which is the oracle ----
+
+def literal_fused(path, maps, heads):
+    """f (B, D, H, W) on the path's grid, as the equations say: up, concatenate, convolve, concatenate."""
+    levels = sorted(int(k) for k in heads)
+    grid = levels[0] if path == "encoder" else levels[-1]
+    fused = []
+    for k in levels if path == "encoder" else reversed(levels):
+        deep = maps[3].repeat_interleave(2 ** (3 - k), 2).repeat_interleave(2 ** (3 - k), 3)
+        f = heads[str(k)](torch.cat([maps[k], deep], 1))
+        if k > grid:
+            f = f.repeat_interleave(2 ** (k - grid), 2).repeat_interleave(2 ** (k - grid), 3)
+        fused.append(f[:, :, ::2 ** max(0, grid - k), ::2 ** max(0, grid - k)])
+    return torch.cat(fused, 1), grid
+
+
+def literal_alignment(maps, fusion, labels, G, tau):
+    """L_contra and L_consis, each the mean over the paths, pixel by pixel as the equations say."""
+    contrast, consistency = [], []
+    for path in PATHS:
+        f, grid = literal_fused(path, maps[path], fusion[path])
+        y = labels[:, ::2**grid, ::2**grid]
+        contra, consis = [f.new_zeros(())], [f.new_zeros(())]
+        present = [j for j in G[path] if j > 0 and (y == j).any()]
+        for j in present:
+            pixels = f.permute(0, 2, 3, 1)[y == j]
+            ratio = {c: torch.exp(functional.cosine_similarity(pixels[:, None], g[None], dim=2) / tau)
+                     for c, g in G[path].items()}
+            total = sum(e.sum(1) for e in ratio.values())
+            contra.append(-torch.log(ratio[j].sum(1) / total).mean())
+            consis.append((pixels - G[path][j].mean(0)).square().mean())
+        contrast.append(sum(contra) / max(1, len(present)))
+        consistency.append(sum(consis) / max(1, len(present)))
+    return sum(contrast) / 2, sum(consistency) / 2
+
+
+def literal_prototypes(maps, fusion, labels, classes):
+    result = {}
+    for path in PATHS:
+        f, grid = literal_fused(path, maps[path], fusion[path])
+        y = labels[:, ::2**grid, ::2**grid]
+        result[path] = {j: f.permute(0, 2, 3, 1)[y == j].mean(0) for j in range(classes)
+                        if (y == j).any()}
+    return result
+
+
+def efficient_alignment(maps, fusion, labels, G, tau, clip=False):
+    pixels = prototypes.aligned_pixels(labels, fusion, G)
+    keep = prototypes.keep_rows(pixels, fusion)
+    rows = {path: [keep(path, k, maps[path][k]) for k in range(4)] for path in PATHS}
+    return prototypes.alignment_loss(rows, fusion, pixels, G, tau, clip)
+
+
+def random_problem(width, levels, classes, batch=2, size=32, dtype=torch.double, missing=()):
+    """Maps of a seeded network, labels in patches, and global prototypes of all classes but `missing`."""
+    torch.manual_seed(width + 10 * len(levels) + 100 * classes)
+    model = UNet(width, classes, "adaptive", levels).to(dtype)
+    labels = torch.randint(classes, (batch, size // 4, size // 4))
+    labels = labels.repeat_interleave(4, 1).repeat_interleave(4, 2).roll(3, 2)
+    with torch.no_grad():
+        _, maps, _ = model.features(torch.rand(batch, 3, size, size, dtype=dtype))
+    maps = {path: [x.requires_grad_() for x in maps[path]] for path in PATHS}
+    D = len(levels) * 8 * width
+    G = {path: {j: 0.1 * torch.randn(1 + j % 3, D, dtype=dtype) for j in range(classes)
+                if j not in missing} for path in PATHS}
+    return model, maps, labels, G
+
+
+SETTINGS = [(4, [0, 1, 2], 2), (4, [0], 2), (3, [1], 3), (2, [2], 2), (1, [0, 2], 4), (5, [1, 2], 1),
+            (4, [0, 1], 5)]
+
+
+@pytest.mark.parametrize("width, levels, classes", SETTINGS)
+def test_alignment_equals_literal(width, levels, classes):
+    model, maps, labels, G = random_problem(width, levels, classes)
+    variables = [x for path in PATHS for k, x in enumerate(maps[path]) if k in (*levels, 3)]
+    variables += list(model.fusion.parameters())
+    results = []
+    for form in (efficient_alignment, literal_alignment):
+        contrast, consistency = form(maps, model.fusion, labels, G, 0.3)
+        gradients = (torch.autograd.grad(contrast + 2 * consistency, variables)
+                     if classes > 1 else [])
+        results.append([contrast, consistency, *gradients])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
+
+
+def test_alignment_without_some_classes():
+    """A class without prototype or without pixels is left out; a path without any counts as 0."""
+    model, maps, labels, G = random_problem(2, [0, 1, 2], 4, missing=(2,))
+    labels = torch.where(labels == 3, 0, labels)
+    G["decoder"] = {0: G["decoder"][0]}
+    for a, b in zip(efficient_alignment(maps, model.fusion, labels, G, 0.3),
+                    literal_alignment(maps, model.fusion, labels, G, 0.3)):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
+        assert a > 0
+    terms = efficient_alignment(maps, model.fusion, torch.zeros_like(labels), G, 0.3)
+    assert terms.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("width, levels, classes", SETTINGS)
+def test_prototypes_equal_literal_and_batches_equal_whole(width, levels, classes):
+    model, maps, labels, _ = random_problem(width, levels, classes, batch=4)
+    labels[:3][labels[:3] == classes - 1] = 0  # the last class is in the last image alone
+    whole, fed = {}, {}
+    prototypes.add_class_sums(whole, maps, model.fusion, labels, classes + 1)
+    for part in (slice(0, 3), slice(3, 4)):
+        cut = {path: [x[part] for x in maps[path]] for path in PATHS}
+        prototypes.add_class_sums(fed, cut, model.fusion, labels[part], classes + 1)
+    a, b = prototypes.local_prototypes(whole), prototypes.local_prototypes(fed)
+    c = literal_prototypes(maps, model.fusion, labels, classes + 1)
+    for path in PATHS:
+        assert a[path].keys() == b[path].keys() == c[path].keys()
+        assert classes not in a[path]  # a class that nobody has gives no prototype
+        for j in a[path]:
+            torch.testing.assert_close(a[path][j], b[path][j], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(a[path][j], c[path][j].float(), rtol=1e-5, atol=1e-6)
+
+
+def golden_fusion(v, path, prefix, levels):
+    heads = nn.ModuleDict()
+    for number, k in enumerate(levels):
+        w, b = tensor(v[f"{prefix}_w{number}"]), tensor(v[f"{prefix}_b{number}"])
+        heads[str(k)] = nn.Conv2d(w.shape[1], w.shape[0], 1)
+        heads[str(k)].weight.data, heads[str(k)].bias.data = w[:, :, None, None], b
+    return heads
+
+
+def test_golden_dual_level():
+    for v in golden("dual_level_*"):
+        e = [tensor(v[f"enc{k}"]).requires_grad_() for k in numbered(v, "enc")]
+        d = [tensor(v[f"dec{k}"]).requires_grad_() for k in numbered(v, "dec")]
+        maps = {"encoder": e, "decoder": d[::-1]}
+        fusion = {"encoder": golden_fusion(v, "encoder", "enc", [0, 1, 2]),
+                  "decoder": golden_fusion(v, "decoder", "dec", [2, 1, 0])}
+        labels, short = tensor(v["labels"]), {"encoder": "enc", "decoder": "dec"}
+        found = {path: {int(key.split("_")[-1]): tensor(v[key]) for key in v
+                        if key.startswith(f"global_{short[path]}_")} for path in PATHS}
+        total = {}
+        prototypes.add_class_sums(total, maps, fusion, labels, int(labels.max()) + 1)
+        local = prototypes.local_prototypes(total)
+        for path in PATHS:
+            for key in (key for key in v if key.startswith(f"local_{short[path]}_")):
+                assert_close(local[path][int(key.split("_")[-1])], v[key])
+        L_MP = efficient_alignment(maps, fusion, labels, found, float(v["tau"])).sum()
+        assert_close(L_MP.detach(), v["L_MP"])
+        L_MP.backward()
+        for number, (x, y) in enumerate(zip(e, d)):
+            assert_close(x.grad, v[f"grad_enc{number}"])
+            assert_close(y.grad, v[f"grad_dec{number}"])
+        assert_close(federated.segmentation_loss(tensor(v["logits"]), labels), v["L_seg"])
+
+
+def loss_of_features(f, G, tau):
+    """path_loss of given features f (N, D) of class 1, N <= 512: a fusion head that copies x_0."""
+    N, D = f.shape
+    heads = nn.ModuleDict({"0": nn.Conv2d(2 * D, D, 1)})
+    heads["0"].weight.data = torch.eye(D, 2 * D)[:, :, None, None]
+    heads["0"].bias.data.zero_()
+    labels = (torch.arange(512) < N).long().view(1, 8, 64)
+    x_0 = functional.pad(f, (0, 0, 0, 512 - N)).view(1, 8, 64, D).permute(0, 3, 1, 2)
+    fusion = dict.fromkeys(PATHS, heads)
+    pixels = prototypes.aligned_pixels(labels, fusion, dict.fromkeys(PATHS, G))
+    keep = prototypes.keep_rows(pixels, fusion)
+    rows = [keep("encoder", 0, x_0), None, None, keep("encoder", 3, torch.zeros(1, D, 1, 8))]
+    return prototypes.path_loss("encoder", rows, heads, pixels["encoder"], G, tau).detach()
+
+
+def test_golden_alignment_loss():
+    for v in golden("alignment_loss"):
+        for i in numbered(v, "features"):
+            f, p, q = (tensor(v[f"{name}{i}"]) for name in ("features", "positives", "negatives"))
+            contrast, consistency = loss_of_features(f, {1: p, 0: q}, float(v[f"tau{i}"]))
+            assert_close(contrast, v[f"contrastive{i}"])
+            assert_close(consistency, v[f"consistency{i}"])
+
+
+def test_golden_alignment_clip():
+    for v in golden("alignment_clip"):
+        f = tensor(v["features"]).requires_grad_()
+        g = torch.cat([tensor(v["positives"]), tensor(v["negatives"])])
+        cos = functional.cosine_similarity(f[:, None], g[None], dim=2)
+        positive = (torch.arange(len(g)) < len(v["positives"])).expand(len(f), -1)
+        loss = prototypes.contrastive_loss(cos, positive, float(v["tau"]), clip=True)
+        loss.sum().backward()
+        assert_close(loss.detach(), v["contrastive"])
+        assert_close(f.grad, v["grad_features"])
+
+
+def test_infonce_against_brute_force():
+    torch.manual_seed(2)
+    cos = (2 * torch.rand(50, 7, dtype=torch.double) - 1).requires_grad_()
+    positive = torch.rand(50, 7) < 0.4
+    positive[:, 0] = True
+    loss = prototypes.contrastive_loss(cos, positive, 0.05)
+    for row, is_positive, value in zip(cos.tolist(), positive.tolist(), loss.tolist()):
+        top = [math.exp(c / 0.05) for c, is_own in zip(row, is_positive) if is_own]
+        assert value == pytest.approx(-math.log(sum(top) / sum(math.exp(c / 0.05) for c in row)))
+    assert torch.autograd.gradcheck(lambda c: prototypes.contrastive_loss(c, positive, 0.05), cos)
+
+
+def test_infonce_has_a_gradient_where_the_clip_has_none():
+    for clip, value in ((False, 132.0), (True, math.log(2))):
+        cos = torch.tensor([[0.32, 0.98]], dtype=torch.double, requires_grad=True)
+        loss = prototypes.contrastive_loss(cos, torch.tensor([[True, False]]), 0.005, clip)
+        loss.sum().backward()
+        assert loss.item() == pytest.approx(value, abs=1e-9)
+        np.testing.assert_allclose(cos.grad, [[0, 0]] if clip else [[-200, 200]], atol=1e-9)
+
+
+def test_cancellation_of_the_consistency_is_as_documented():
+    """(f - Gbar)^2 is expanded in float32: features 1e-2 apart from Gbar lose up to 1e-3 of it."""
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        Gbar = torch.randn(1, 256, generator=generator)
+        f = Gbar + 1e-2 * torch.randn(500, 256, generator=generator)
+        exact = (f.double() - Gbar.double()).square().mean()
+        error = abs(loss_of_features(f, {1: Gbar}, 1.0)[1].double() / exact - 1)
+        assert 0 < error < 1e-3
+
+
+# ---- FINCH ----
+
+def test_golden_finch():
+    for v in golden("finch"):
+        for i in numbered(v, "x"):
+            partitions = prototypes.finch(tensor(v[f"x{i}"]))
+            assert [int(p.max()) + 1 for p in partitions] == v[f"partitions{i}"].tolist()
+            assert same_partition(partitions[-1].tolist(), v[f"labels{i}"].tolist())
+
+
+def same_partition(a, b):
+    """Equal up to renaming: pairs of labels are as many as labels on either side."""
+    return len(set(zip(a, b))) == len(set(a)) == len(set(b))
+
+
+def directions(*degrees):
+    angle = torch.tensor(degrees, dtype=torch.double).deg2rad()
+    return torch.stack([angle.cos(), angle.sin()], 1)
+
+
+@pytest.mark.parametrize("degrees, counts, last", [
+    ([0], [1], [0]),
+    ([0, 90], [1], [0, 0]),
+    ([0, 10, 180, 190], [2], [0, 0, 1, 1]),
+    ([0, 10, 25], [1], [0, 0, 0]),                          # 25's neighbour is 10, whose neighbour is 0
+    ([0, 1, 100, 101, 130, 131], [3], [0, 0, 1, 1, 2, 2]),  # three would merge into one: stop
+    ([0, 1, 20, 21, 180, 181, 200, 201], [4, 2], [0, 0, 0, 0, 1, 1, 1, 1]),
+    ([7, 7, 7], [1], [0, 0, 0]),                            # equal vectors
+])
+def test_finch_on_hand_made_graphs(degrees, counts, last):
+    partitions = prototypes.finch(directions(*degrees))
+    assert [int(p.max()) + 1 for p in partitions] == counts
+    assert same_partition(partitions[-1].tolist(), last)
+
+
+def test_finch_uses_means_of_original_vectors():
+    """Cluster {0, 1, 2} counts its three rows, not a mean of means."""
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(3))
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2])
+    means = prototypes.cluster_means(x, labels)
+    torch.testing.assert_close(means, torch.stack([x[:3].mean(0), x[3:5].mean(0), x[5:].mean(0)]))
+
+
+def test_finch_permuted_and_rescaled():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 6, generator=generator)
+    order = torch.randperm(40, generator=generator)
+    a, b = prototypes.finch(x)[-1], prototypes.finch(3 * x[order])[-1]
+    assert same_partition(a[order].tolist(), b.tolist())
+
+
+# ---- Server ----
+
+def test_average_weights():
+    w = [{"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([3.0, 6.0])}]
+    assert torch.equal(federated.average_weights(w, [1, 3])["a"], torch.tensor([2.5, 5.0]))
+    assert torch.equal(federated.average_weights(w, [1, 1])["a"], torch.tensor([2.0, 4.0]))
+    assert torch.equal(federated.average_weights(w[:1], [7])["a"], w[0]["a"])
+
+
+def test_aggregate_prototypes():
+    """Always (K, D), also for one site and for a class that one site alone has; {} for nobody's."""
+    site = {path: {0: torch.ones(6), 1: torch.arange(6.0)} for path in PATHS}
+    other = {path: {0: -torch.ones(6)} for path in PATHS}
+    one = federated.aggregate_prototypes([site])
+    two = federated.aggregate_prototypes([site, other])
+    for path in PATHS:
+        assert {j: tuple(g.shape) for j, g in one[path].items()} == {0: (1, 6), 1: (1, 6)}
+        assert {j: tuple(g.shape) for j, g in two[path].items()} == {0: (1, 6), 1: (1, 6)}
+        torch.testing.assert_close(two[path][0], torch.zeros(1, 6))
+        torch.testing.assert_close(two[path][1], torch.arange(6.0)[None])
+    assert federated.aggregate_prototypes([{}, {}]) == {}
+
+
+def test_golden_segmentation_loss():
+    for v in golden("segmentation_loss"):
+        for i in numbered(v, "logits"):
+            loss = federated.segmentation_loss(tensor(v[f"logits{i}"]), tensor(v[f"labels{i}"]))
+            assert_close(loss, v[f"loss{i}"])
+
+
+# ---- The network ----
+
+def test_unet_proper_is_the_same_for_one_seed():
+    states = []
+    for fsr, levels in (("none", []), ("adaptive", [0, 1, 2]), ("global", [1])):
+        torch.manual_seed(5)
+        states.append(UNet(4, fsr=fsr, levels=levels).state_dict())
+    bare = states[0]
+    assert not any(name.startswith(("fsr", "fusion")) for name in bare)
+    for state in states[1:]:
+        assert all(torch.equal(state[name], value) for name, value in bare.items())
+
+
+def test_state_dict_holds_no_statistics():
+    model = UNet(4)
+    model.features(torch.rand(2, 3, 32, 32))
+    assert model.state_dict().keys() == {name for name, _ in model.named_parameters()}
+    assert not any("running" in name or "num_batches" in name for name in model.state_dict())

@@ -1,0 +1,85 @@
+"""The U-Net: four levels and a bottleneck, FSR behind encoder blocks 2 to 4, fusion heads."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fft_style import StyleRecalibration
+
+
+def block(inputs, outputs):
+    """Return two times 3x3 convolution, batch norm, ReLU: (B, inputs, H, W) -> (B, outputs, H, W).
+
+    The norm has no affine and no running statistics (released code), so the state dict, which is
+    what sites send, holds nothing of a site's statistics.
+    """
+    layers = []
+    for channels in (inputs, outputs):
+        layers += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
+                   nn.BatchNorm2d(outputs, affine=False, track_running_stats=False),
+                   nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+class UNet(nn.Module):
+    """U-Net of widths w, 2w, 4w, 8w, 16w (w = `width`): (B, 3, H, W) -> logits (B, classes, H, W).
+
+    H and W have to be multiples of 16. fsr: "none", "global" or "adaptive". levels: the shallow
+    levels that are fused with the deepest (3); with [] there are no fusion heads at all.
+    The U-Net proper is built first, so its initial weights depend on the seed alone.
+    Source: released code; `adaptive`: paper.
+    """
+
+    def __init__(self, width=32, classes=2, fsr="adaptive", levels=(0, 1, 2)):
+        super().__init__()
+        c = [width * 2**k for k in range(5)]
+        self.classes = classes
+        self.encoder = nn.ModuleList(block(i, o) for i, o in zip([3, *c], c[:4]))
+        self.bottleneck = block(c[3], c[4])
+        self.up = nn.ModuleList(nn.ConvTranspose2d(c[k + 1], c[k], 2, 2) for k in range(4))
+        self.decoder = nn.ModuleList(block(2 * c[k], c[k]) for k in range(4))
+        self.head = nn.Conv2d(c[0], classes, 1)
+        recalibrated = [] if fsr == "none" else c[1:4]
+        self.fsr = nn.ModuleList(StyleRecalibration(channels, fsr) for channels in recalibrated)
+        self.fusion = nn.ModuleDict({path: fusion_heads(c, levels) for path in ("encoder", "decoder")}
+                                    if levels else {})
+
+    def features(self, x, keep=lambda path, k, x: None):
+        """Return logits, the maps {"encoder": [e_0 .. e_3], "decoder": [d_0 .. d_3]}, and kept.
+
+        e_k, d_k: (B, w 2^k, H / 2^k, W / 2^k). kept has the same form and holds what
+        `keep(path, k, map)` returned for each map, called as soon as the map exists.
+        """
+        e, d = [None] * 4, [None] * 4
+        kept = {"encoder": [None] * 4, "decoder": [None] * 4}
+        for k in (0, 1, 2, 3):
+            x = self.encoder[k](x)
+            if self.fsr and k > 0:
+                x = self.fsr[k - 1](x)
+            e[k], kept["encoder"][k] = x, keep("encoder", k, x)
+            x = functional.max_pool2d(x, 2)
+        x = self.bottleneck(x)
+        for k in (3, 2, 1, 0):
+            x = self.decoder[k](torch.cat([self.up[k](x), e[k]], 1))
+            d[k], kept["decoder"][k] = x, keep("decoder", k, x)
+        return self.head(x), {"encoder": e, "decoder": d}, kept
+
+    def forward(self, x):
+        return self.features(x)[0]
+
+
+def fusion_heads(c, levels):
+    """Return the 1x1 convolutions of one path, f_k = Conv_k([x_k ; up(x_3)]), under the name of k.
+
+    c: channels per level. All give c[3] channels (256 at width 32). Source: released code; the
+    paper's summaries fuse 'adjacent levels', the released code each level with the deepest.
+    """
+    return nn.ModuleDict({str(k): nn.Conv2d(c[k] + c[3], c[3], 1) for k in sorted(levels)})
+
+
+def build_model(config):
+    """Return the network of `config`, seeded; without prototypes it has no fusion heads."""
+    torch.manual_seed(config.seed)
+    levels = config.levels if config.prototype_weight > 0 else []
+    model = UNet(config.width, fsr=config.fsr, levels=levels)
+    return model.to(memory_format=torch.channels_last)
