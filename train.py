@@ -54,6 +54,9 @@ def start_or_resume(model, sites, config, device):
     file = Path(config.out) / "last.pt"
     if config.resume and file.exists():
         state = evaluation.load_checkpoint(file, device)
+        if "optimizers" not in state:
+            raise BadInput(f"{file}: holds weights only and cannot be resumed, "
+                           "train into another folder with out=FOLDER")
         evaluation.check_same_config(file, state["config"], vars(config))
         check_same_splits(file.with_name("splits.json"), splits_of(sites))
         if state["round"] > config.rounds:
