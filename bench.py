@@ -10,6 +10,7 @@ import resource
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch.nn import functional
@@ -63,7 +64,7 @@ def fsr_passes():
 
 def demo_round():
     """Return the seconds of round 2, the first with prototypes, on the demo with config.yaml."""
-    config = load_config("config.yaml")
+    config = load_config(Path(__file__).with_name("config.yaml"))
     sites, model, optimizers = load_sites(config), build_model(config), {}
     w, G = {name: value.clone() for name, value in model.state_dict().items()}, {}
     for t in (1, 2):

@@ -15,7 +15,8 @@ from datasets import IMAGE_KINDS, list_files, read_splits, split_of, visible
 from readers import look_at, read_sample
 
 SAMPLES = 4  # on a site, on the contact sheet
-TILE = 160   # pixels
+TILE = 192   # pixels, side of a picture on a sheet
+GAP = 4      # between them
 
 
 def check(config, sheet):
@@ -105,41 +106,43 @@ def shown(samples):
 
 
 def tiles(sample):
-    """Return the slice with most foreground twice, (h, w, 3) uint8: plain, and with its mask's outline."""
-    image = slice_image(sample, s := int(sample.truth.sum((1, 2)).argmax()))
-    return [image, draw_outline(image, sample.masks[s].numpy() > 0, (0, 255, 0))]
+    """Return the slice with most foreground twice, uint8 tiles: plain, and with its mask's outline."""
+    s = int(sample.truth.sum((1, 2)).argmax())
+    image = image_tile(sample, s)
+    return [image, draw_outline(image, sample.truth[s], (0, 255, 0))]
 
 
-def slice_image(sample, s):
-    """Return slice s of a sample's images as (h, w, 3) uint8; of a 3-slice stack the middle one."""
+def image_tile(sample, s):
+    """Return slice s of a sample as a tile (TILE, TILE, 3) uint8; of a 3-slice stack the middle one."""
     image = (sample.images[s] * 255).round().byte()
     image = image if len(sample.truth) == 1 else image[1:2].expand(3, -1, -1)
-    return image.permute(1, 2, 0).numpy()
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    return np.asarray(picture.resize((TILE, TILE), Image.Resampling.BICUBIC))
 
 
-def draw_outline(image, mask, colour):
-    """Return a copy of image (h, w, 3) uint8 with the pixels of mask that border on background coloured."""
-    padded = np.pad(mask, 1)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    drawn = image.copy()
-    drawn[mask & ~inner] = colour
+def draw_outline(tile, mask, colour):
+    """Return a copy of a tile with the outline of a mask (H, W) of any size in a colour (r, g, b)."""
+    inside = np.asarray(Image.fromarray(mask).resize((TILE, TILE), Image.Resampling.NEAREST))
+    padded = np.pad(inside, 1)
+    core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    drawn = tile.copy()
+    drawn[inside & ~core] = colour
     return drawn
 
 
 def contact_sheet(rows, titles=()):
-    """Return a picture of rows (label, [tiles (h, w, 3) uint8]); titles: captions over the tiles."""
+    """Return a picture of rows (label, [tiles]); titles: captions over the tiles."""
     head, label_height = (18 if titles else 0), 18
     wide = max(len(images) for _, images in rows)
-    sheet = Image.new("RGB", (wide * TILE, head + len(rows) * (TILE + label_height)), "white")
+    sheet = Image.new("RGB", (wide * (TILE + GAP), head + len(rows) * (TILE + label_height)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for i, title in enumerate(titles):
-        draw.text((i * TILE + 4, 3), title, "black", font)
+        draw.text((i * (TILE + GAP) + 4, 3), title, "black", font)
     for number, (label, images) in enumerate(rows):
         y = head + number * (TILE + label_height)
         draw.text((4, y + 2), label, "black", font)
         for i, image in enumerate(images):
-            tile = Image.fromarray(image).resize((TILE - 4, TILE - 4), Image.Resampling.NEAREST)
-            sheet.paste(tile, (i * TILE + 2, y + label_height))
+            sheet.paste(Image.fromarray(image), (i * (TILE + GAP), y + label_height))
     return sheet
 
 

@@ -144,7 +144,7 @@ def list_images(site):
 def list_text(file):
     """Return the entries and problems of a list.txt: lines 'image mask', relative to its folder."""
     entries, problems = [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_text("utf-8", "replace").splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue

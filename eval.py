@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch.nn import functional
 
-from check_data import contact_sheet, draw_outline
+from check_data import contact_sheet, draw_outline, image_tile
 from config import BadInput, Parser, load_config, run_program
 from datasets import load_sites, read_splits
 from metrics import definitions, format_table, mean_scores, score, site_scores, units
@@ -184,33 +184,30 @@ def peak_mb():
 
 
 def draw_predictions(folder, sites, config, device):
-    """Write predictions.png of the best round: image, truth, prediction; two test cases a site.
+    """Return the picture of the best round, a row a site: image, truth, prediction of two test cases.
 
-    Of a volume it shows the slice with most organ. The last column has both outlines.
+    Of a volume it shows the slice with most organ. None if no site has test cases.
     """
     checkpoint, rows = load_checkpoint(folder / "best.pt"), []
     model = model_of(checkpoint, folder / "best.pt", device)
     statistics = local_statistics(model, checkpoint, sites, config, device)
     for site in sites:
         local = with_statistics(model, statistics.get(site.name, {}))
-        for sample in list({sample.case: sample for sample in site.test}.values())[:2]:
-            s = int(sample.truth.sum((1, 2)).argmax())
-            found = predict(local, sample, config, device)[s]
-            rows.append((f"{site.name} {sample.case}", tiles(sample, s, found)))
-    if rows:
-        titles = ["image", "truth: green", "prediction: red, truth: green"]
-        contact_sheet(rows, titles).save(folder / "predictions.png")
+        samples = list({sample.case: sample for sample in site.test}.values())[:2]
+        if samples:
+            tiles = [tile for sample in samples for tile in prediction_tiles(local, sample, config, device)]
+            rows.append((f"{site.name}: {', '.join(sample.case for sample in samples)}", tiles))
+    titles = ["image", "truth: green", "prediction: red, truth: green"]
+    return contact_sheet(rows, 2 * titles) if rows else None
 
 
-def tiles(sample, s, found):
-    """Return slice s, (h, w, 3) uint8, plain, with its truth, and with truth and `found` (H, W)."""
-    image = (sample.images[s] * 255).round().byte()
-    if len(sample.truth) > 1:  # its channels are neighbouring slices
-        image = image[1:2].expand(3, -1, -1)
-    image, truth = image.permute(1, 2, 0).numpy(), sample.masks[s].numpy() > 0
-    found = functional.interpolate(torch.tensor(found)[None, None].float(), truth.shape)[0, 0] > 0
-    with_truth = draw_outline(image, truth, (0, 255, 0))
-    return [image, with_truth, draw_outline(with_truth, found.numpy(), (255, 0, 0))]
+def prediction_tiles(local, sample, config, device):
+    """Return three tiles of a sample's slice with most foreground: plain, with truth, with both."""
+    s = int(sample.truth.sum((1, 2)).argmax())
+    image = image_tile(sample, s)
+    with_truth = draw_outline(image, sample.truth[s], (0, 255, 0))
+    found = predict(local, sample, config, device)[s]
+    return [image, with_truth, draw_outline(with_truth, found, (255, 0, 0))]
 
 
 def main():

@@ -246,33 +246,43 @@ def contrastive_loss(cos, positive, tau, clip=False):
     return logits.logsumexp(1) - logits.masked_fill(~positive, -math.inf).logsumexp(1)
 
 
-def path_loss(path, rows, heads, pixels, G, tau, clip=False):
-    """Return the means of L_contra_j and L_consis_j over one path's foreground classes present.
+def compare(path, rows, heads, pixels, G):
+    """Return, for the N pixels of a path and its K global prototypes, cosines and errors.
 
-        L_consis_j = mean over pixels and channels of (f - Gbar[p][j])^2,   Gbar = mean of G's rows
-
-    G: {class: (K, D)}, the path's global prototypes. Classes without one are left out; with no class
-    left both are 0. (f - Gbar)^2 is expanded, which cancels when f is close to Gbar: in float32
-    good to 1e-3 relative at a relative distance of 1e-2. Source: paper and released code.
+    cos (N, K); positive (N, K), whether a prototype is of the pixel's class; error (N,), the mean over
+    channels of (f - Gbar[p][j])^2, Gbar the mean of G's rows; number (N,), which of G's foreground
+    classes. (f - Gbar)^2 is expanded, which cancels when f is close to Gbar: in float32 good to 1e-3
+    relative at a relative distance of 1e-2.
     """
-    if len(pixels.index) == 0:
-        return rows[3].x.new_zeros(2)
     wanted = [j for j in sorted(G) if j > 0]
     g, Gbar = torch.cat([G[j] for j in sorted(G)]), torch.stack([G[j].mean(0) for j in wanted])
     j = pixels.y.flatten()[pixels.index]
     owner = torch.cat([j.new_full((len(G[c]),), c) for c in sorted(G)])
-    row = torch.searchsorted(j.new_tensor(wanted), j)  # of the pixel's class in Gbar
+    number = torch.searchsorted(j.new_tensor(wanted), j)
 
     norm2, dots = pixel_products(path, rows, heads, pixels, torch.cat([g, Gbar]))
     norm = norm2.clamp_min(1e-12).sqrt()
     cos = dots[:, :len(g)] / (norm[:, None] * g.norm(dim=1).clamp_min(1e-12))
-    contrast = contrastive_loss(cos, j[:, None] == owner, tau, clip)
-    own = dots[:, len(g):].gather(1, row[:, None])[:, 0]
-    consistency = (norm2 - 2 * own + Gbar.square().sum(1)[row]) / g.shape[1]
+    own = dots[:, len(g):].gather(1, number[:, None])[:, 0]
+    error = (norm2 - 2 * own + Gbar.square().sum(1)[number]) / g.shape[1]
+    return cos, j[:, None] == owner, error, number
 
-    n = row.bincount(minlength=len(wanted))
-    share = 1 / (n[row] * (n > 0).sum()).to(norm2)  # mean over a class's pixels, then over classes
-    return torch.stack([(share * contrast).sum(), (share * consistency).sum()])
+
+def path_loss(path, rows, heads, pixels, G, tau, clip=False):
+    """Return the means of L_contra_j and L_consis_j over one path's foreground classes present.
+
+        L_consis_j = mean over pixels and channels of (f - Gbar[p][j])^2
+
+    G: {class: (K, D)}, the path's global prototypes. Classes without one are left out; with no class
+    left both are 0. Source: paper and released code.
+    """
+    if len(pixels.index) == 0:
+        return rows[3].x.new_zeros(2)
+    cos, positive, error, number = compare(path, rows, heads, pixels, G)
+    n = number.bincount()
+    share = 1 / (n[number] * (n > 0).sum()).to(cos)  # mean over a class's pixels, then over classes
+    contrast = contrastive_loss(cos, positive, tau, clip)
+    return torch.stack([(share * contrast).sum(), (share * error).sum()])
 
 
 def alignment_loss(rows, fusion, pixels, G, tau, clip=False):

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from nibabel.orientations import axcodes2ornt, ornt_transform
 from PIL import Image
 from torch import nn
 from torch.nn import functional
@@ -36,7 +38,7 @@ import prototypes
 import readers
 import train
 from config import KEYS, BadInput, as_yaml, load_config
-from datasets import Site, batches, load_sites, seeded
+from datasets import Site, batches, load_sites, seeded, splits_of
 from eval import load_checkpoint
 from fft_style import StyleRecalibration, recalibrate, recalibrate_fourier
 from prototypes import PATHS
@@ -229,13 +231,14 @@ def test_alignment_equals_literal(width, levels, classes):
 
 def test_alignment_without_some_classes():
     """A class without prototype or without pixels is left out; a path without any counts as 0."""
-    model, maps, labels, G = random_problem(2, [0, 1, 2], 4, missing=(2,))
-    labels = torch.where(labels == 3, 0, labels)
+    model, maps, whole, G = random_problem(2, [0, 1, 2], 4, missing=(2,))
     G["decoder"] = {0: G["decoder"][0]}
-    for a, b in zip(efficient_alignment(maps, model.fusion, labels, G, 0.3),
-                    literal_alignment(maps, model.fusion, labels, G, 0.3)):
-        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
-        assert a > 0
+    for absent in (1, 3):
+        labels = torch.where(whole == absent, 0, whole)
+        for a, b in zip(efficient_alignment(maps, model.fusion, labels, G, 0.3),
+                        literal_alignment(maps, model.fusion, labels, G, 0.3)):
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
+            assert a > 0
     terms = efficient_alignment(maps, model.fusion, torch.zeros_like(labels), G, 0.3)
     assert terms.tolist() == [0, 0]
 
@@ -460,6 +463,426 @@ def test_state_dict_holds_no_statistics():
     model.features(torch.rand(2, 3, 32, 32))
     assert model.state_dict().keys() == {name for name, _ in model.named_parameters()}
     assert not any("running" in name or "num_batches" in name for name in model.state_dict())
+
+
+# ---- Folders of data to test with ----
+
+def write_nuclei(folder, sites=("a", "b"), cases=5, size=32, seed=0):
+    """A data folder of bright discs on noise, the sites of different brightness; returns it."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size]
+    for number, site in enumerate(sites):
+        for kind in ("images", "masks"):
+            (folder / site / kind).mkdir(parents=True)
+        for case in range(cases):
+            cy, cx = rng.uniform(10, size - 10, 2)
+            mask = (y - cy) ** 2 + (x - cx) ** 2 < 64
+            image = 40 * number + 60 * mask[..., None] + rng.integers(0, 60, (size, size, 3))
+            Image.fromarray(image.astype(np.uint8)).save(folder / site / "images" / f"{case}.png")
+            Image.fromarray(np.uint8(255) * mask).save(folder / site / "masks" / f"{case}.png")
+    return folder
+
+
+def write_prostate(folder, sites=("a", "b"), cases=3):
+    """A data folder of volumes (4 slices, 2 with organ) for the prostate task; returns it."""
+    rng = np.random.default_rng(0)
+    for site in sites:
+        (folder / site).mkdir(parents=True)
+        for case in range(cases):
+            mask = np.zeros((32, 32, 4), np.uint8)
+            mask[8:20, 10:22, 1:3] = 1
+            volume = (50 * mask + rng.integers(0, 30, mask.shape)).astype(np.int16)
+            for name, array in ((f"Case{case}", volume), (f"Case{case}_segmentation", mask)):
+                nibabel.save(nibabel.Nifti1Image(array, np.diag([-.5, -.5, 3, 1])),
+                             folder / site / f"{name}.nii.gz")
+    return folder
+
+
+# ---- Data ----
+
+def nuclei_config(folder, *overrides):
+    return load_config({"task": "nuclei", "data": str(folder), "out": "unused", "image_size": 32}, overrides)
+
+
+def prostate_config(folder, *overrides):
+    return load_config({"task": "prostate", "data": str(folder), "out": "unused", "image_size": 32},
+                       overrides)
+
+
+def one_sample(folder, task="nuclei", size=32):
+    """The first sample of the folder's only site, read alone."""
+    entries, problems = datasets.list_files(folder, task)
+    assert not problems
+    (site, found), = entries.items()
+    return readers.read_sample(found[0], site, task, size)
+
+
+RAMP = np.arange(40 * 48, dtype=np.float64).reshape(40, 48) / (40 * 48 - 1)
+
+
+@pytest.mark.parametrize("mode, name", [
+    ("L", "x.png"), ("RGB", "x.png"), ("RGBA", "x.png"), ("P", "x.png"), ("LA", "x.png"), ("I;16", "x.png"),
+    ("L", "x.tif"), ("F", "x.tiff"), ("RGB", "x.BMP"), ("RGB", "x.jpg"), ("CMYK", "x.jpeg")])
+def test_pixel_formats(tmp_path, mode, name):
+    """Every format gives the same picture, scaled to [0, 1] over all its channels; alpha is dropped."""
+    for kind in ("images", "masks"):
+        (tmp_path / "a" / kind).mkdir(parents=True)
+    byte = (255 * RAMP).round().astype(np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray((60000 * RAMP + 100).astype(np.uint16))
+    elif mode == "F":
+        image = Image.fromarray((3 * RAMP - 1).astype(np.float32))
+    else:
+        image = Image.fromarray(byte).convert("RGB" if mode == "CMYK" else "L").convert(mode)
+        if mode in ("RGBA", "LA"):
+            image.putalpha(77)
+    image.save(tmp_path / "a" / "images" / name)
+    Image.fromarray(np.uint8(RAMP > 0.5)).convert("RGBA").save(tmp_path / "a" / "masks" / "X.png")
+    sample = one_sample(tmp_path, size=48)
+    assert sample.images.shape == (1, 3, 48, 48) and sample.images.dtype == torch.float32
+    assert (sample.truth == (RAMP > 0.5)).all() and sample.spacing == (1, 1, 1)
+    expected = functional.interpolate(torch.tensor(RAMP)[None, None].float(), (48, 48), mode="bilinear")
+    lossy = 0.06 if name.endswith(("jpg", "jpeg")) else 0.012
+    assert (sample.images - expected).abs().max() < lossy
+    assert sample.images.min() >= 0 and sample.images.max() <= 1
+
+
+def test_masks_are_above_zero_and_jpeg_masks_above_half(tmp_path):
+    folder = write_nuclei(tmp_path, ("a",), cases=1)
+    file = folder / "a" / "masks" / "0.png"
+    disc = np.asarray(Image.open(file)) > 0
+    labels = disc * np.uint8(1)
+    labels[16:] *= 2  # labels 1 and 2 are merged
+    palette = Image.fromarray(labels).convert("P")
+    palette.putpalette([0, 0, 0, 0, 0, 0, 9, 9, 9])  # label 1 is painted black
+    palette.putdata(labels.ravel().tolist())
+    for mask in (Image.fromarray(labels), palette):
+        mask.save(file)
+        assert (one_sample(folder).truth == disc).all()
+    file.unlink()
+    Image.fromarray(np.uint8(255) * disc).save(file.with_suffix(".jpg"), quality=30)
+    assert (one_sample(folder).truth ^ disc).mean() < 0.01  # its noise above 0 is not foreground
+
+
+def test_resizing_keeps_areas_and_does_not_alias(tmp_path):
+    folder = write_nuclei(tmp_path, ("a",), cases=1, size=256)
+    stripes = np.tile(np.uint8([[0], [255]]), (128, 256))
+    Image.fromarray(stripes).save(folder / "a" / "images" / "0.png")
+    mask = np.zeros((256, 256), np.uint8)
+    mask[8:120, 16:200] = 255
+    Image.fromarray(mask).save(folder / "a" / "masks" / "0.png")
+    sample = one_sample(folder, size=64)
+    assert (sample.images[:, :, 4:-4] - 0.5).abs().max() < 0.02  # stripes become grey
+    assert sample.masks.float().mean() == pytest.approx((mask > 0).mean(), rel=0.02)
+    rows = sample.masks[0].any(1).nonzero()
+    assert (rows.min(), rows.max()) == (2, 29)
+
+
+def test_a_constant_image_is_zero(tmp_path):
+    folder = write_nuclei(tmp_path, ("a",), cases=1)
+    Image.new("RGB", (32, 32), (9, 9, 9)).save(folder / "a" / "images" / "0.png")
+    assert not one_sample(folder).images.any()
+
+
+def test_volumes_follow_their_header(tmp_path):
+    """A volume stored in another axis order and direction gives the same sample and spacing."""
+    rng, samples = np.random.default_rng(0), []
+    volume = rng.integers(0, 1000, (20, 24, 6)).astype(np.int16)
+    volume[0, 0, 0] = 30000  # above the 99 % quantile
+    mask = np.zeros(volume.shape, np.uint8)
+    mask[4:10, 5:20, 1:3], mask[5:8, 6:9, 2] = 1, 2  # two labels are merged
+    for number, codes in enumerate(("LPS", "RAS", "SLA", "PIR")):
+        site = tmp_path / str(number) / "a"
+        site.mkdir(parents=True)
+        for name, array in (("case00.NII.GZ", volume), ("Case00_Segmentation.nii.gz", mask)):
+            image = nibabel.Nifti1Image(array, np.diag([-0.5, -0.6, 3.0, 1.0]))  # x to left, y to back
+            turn = ornt_transform(axcodes2ornt("LPS"), axcodes2ornt(codes))
+            (site / name).write_bytes(gzip.compress(image.as_reoriented(turn).to_bytes()))
+        samples.append(one_sample(tmp_path / str(number), "prostate", 24))
+    for sample in samples:
+        assert sample.spacing == pytest.approx((3, 0.6, 0.5))
+        assert (sample.truth == (mask > 0).transpose(2, 1, 0)).all()
+        torch.testing.assert_close(sample.images, samples[0].images)
+    clipped = np.minimum(volume, np.quantile(volume, 0.99)).transpose(2, 1, 0)
+    own = functional.interpolate(torch.tensor(clipped / clipped.max()).float()[:, None], (24, 24),
+                                 mode="bilinear", antialias=True)
+    torch.testing.assert_close(samples[0].images[:, 1], own[:, 0], atol=1e-4, rtol=0)
+
+
+def test_three_slice_stacks_repeat_the_edge():
+    slices = torch.arange(4.0).view(4, 1, 1).expand(4, 2, 2)
+    found = readers.three_slice_stacks(slices)
+    assert found[:, :, 0, 0].tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 3]]
+    assert readers.three_slice_stacks(slices[:1])[:, :, 0, 0].tolist() == [[0, 0, 0]]
+    assert found.untyped_storage().nbytes() == 6 * 4 * 4  # a view of six slices, not twelve
+
+
+def test_training_takes_slices_with_foreground_and_scoring_whole_volumes(tmp_path):
+    site = load_sites(prostate_config(write_prostate(tmp_path / "d")))[0]
+    assert [(sample.name, s) for sample, s in site.train_slices] == [
+        (site.train[0].name, 1), (site.train[0].name, 2)]
+    assert all(len(sample.truth) == 4 for sample in site.test)
+
+
+def test_layouts(tmp_path):
+    """images/ + masks/, list.txt, and the TNBC download, whose slides are the cases."""
+    plain = write_nuclei(tmp_path / "d", ("a",))
+    listed = plain / "listed"
+    listed.mkdir()
+    (listed / "list.txt").write_text("# image mask\n\n" + "".join(
+        f"../a/images/{i}.png ../a/masks/{i}.png\n" for i in range(5)))
+    for slide in ("01", "02", "03"):
+        for kind in ("Slide", "GT"):
+            (plain / "tnbc" / f"{kind}_{slide}").mkdir(parents=True)
+            for i in (1, 2):
+                source = plain / "a" / ("images" if kind == "Slide" else "masks") / f"{i}.png"
+                (plain / "tnbc" / f"{kind}_{slide}" / f"{i}.png").write_bytes(source.read_bytes())
+    (plain / "a" / "images" / ".DS_Store").write_text("")
+    (plain / ".hidden").mkdir()
+    a, l, t = load_sites(nuclei_config(plain))
+    assert [site.name for site in (a, l, t)] == ["a", "listed", "tnbc"]
+    assert len(a.train) == len(l.train) == 3 and len(t.train) == 2  # one slide of two images
+    assert {sample.case for sample in datasets.samples_of(t)} == {"Slide_01", "Slide_02", "Slide_03"}
+
+
+def cut(file, size=None):
+    file.write_bytes(file.read_bytes()[:size or file.stat().st_size // 2])
+
+
+def save_array(file, array):
+    Image.fromarray(array).save(file)
+
+
+NUCLEI_FAULTS = [
+    (lambda a: cut(a / "images" / "1.png"), "images/1.png: cannot be read"),
+    (lambda a: cut(a / "masks" / "1.png", 10), "masks/1.png: cannot be read"),
+    (lambda a: (a / "images" / "1.png").write_text("no"), "images/1.png: cannot be read"),
+    (lambda a: (a / "masks" / "1.png").unlink(), "images/1.png: has no mask"),
+    (lambda a: (a / "images" / "1.png").unlink(), "masks/1.png: has no image"),
+    (lambda a: save_array(a / "masks" / "1.png", np.zeros((31, 32), np.uint8)), "masks/1.png: .*31 x 32"),
+    (lambda a: save_array(a / "images" / "1.jpg", np.zeros((32, 32), np.uint8)), "1.png: 1.jpg is a second"),
+    (lambda a: [save_array(f, np.zeros((32, 32), np.uint8)) for f in (a / "masks").iterdir()],
+     "masks: the masks of all of site a"),
+    (lambda a: (a / "list.txt").write_text("images/0.png\n"), "list.txt: line 1: expected"),
+    (lambda a: (a / "list.txt").write_text("\nimages/0.png masks/7.png\n"), "list.txt: line 2: .*7.png"),
+    (lambda a: (a / "list.txt").write_text("images/0.png masks/0.png\n" * 2), "list.txt: line 2: .*twice"),
+    (lambda a: (a / "list.txt").write_bytes(b"\xff\xfe\xff"), "list.txt: "),
+    (lambda a: (a / "images").rename(a / "pictures"), "a/masks/0.png: has no image"),
+    (lambda a: [shutil.rmtree(a / kind) for kind in ("images", "masks")], "a: has no images"),
+    (lambda a: [f.unlink() for i in range(1, 5) for f in a.glob(f"*/{i}.png")], "a: has 1 case,"),
+    (lambda a: [(a / "images" / "1.png").unlink(), Image.fromarray(
+        np.full((32, 32), np.nan, np.float32)).save(a / "images" / "1.tif")], "images/1.tif: has NaN"),
+    (lambda a: [(a / "images" / "1.png").unlink(), Image.new("L", (32, 32)).save(
+        a / "images" / "1.tif", save_all=True, append_images=[Image.new("L", (32, 32))])],
+     "images/1.tif: has 2 pages"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(NUCLEI_FAULTS)))
+def test_bad_images(tmp_path, number):
+    spoil, words = NUCLEI_FAULTS[number]
+    folder = write_nuclei(tmp_path / "d")
+    spoil(folder / "a")
+    with pytest.raises(BadInput, match=words) as problem:
+        load_sites(nuclei_config(folder))
+    assert "\n" not in str(problem.value) and str(problem.value).count(", ") + str(problem.value).count(
+        ";") >= 1  # it says what to do
+
+
+def save_volume(file, array, affine=None):
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([-.5, -.5, 3, 1]) if affine is None else affine), file)
+
+
+VOLUME = np.arange(32 * 32 * 4, dtype=np.float32).reshape(32, 32, 4)
+MASK = np.ones((32, 32, 4), np.uint8)
+PROSTATE_FAULTS = [
+    (lambda a: cut(a / "Case0.nii.gz"), "Case0.nii.gz: cannot be read"),
+    (lambda a: cut(a / "Case0_segmentation.nii.gz", 30), "Case0_segmentation.nii.gz: cannot be read"),
+    (lambda a: (a / "Case0.nii.gz").write_text("no"), "Case0.nii.gz: cannot be read"),
+    (lambda a: save_volume(a / "Case0.nii.gz", VOLUME[..., None]), "Case0.nii.gz: is 4-D"),
+    (lambda a: save_volume(a / "Case0.nii.gz", VOLUME[..., 0]), "Case0.nii.gz: is 2-D"),
+    (lambda a: save_volume(a / "Case0.nii.gz", np.where(VOLUME == 5, np.nan, VOLUME)), "Case0.nii.gz: has NaN"),
+    (lambda a: save_volume(a / "Case0.nii.gz", np.where(VOLUME == 5, np.inf, VOLUME)), "infinite"),
+    (lambda a: save_volume(a / "Case0_segmentation.nii.gz", MASK[:-1]), "Case0_segmentation.nii.gz: its size"),
+    (lambda a: save_volume(a / "Case0_segmentation.nii.gz", MASK, np.diag([.5, -.5, 3, 1])),
+     "Case0_segmentation.nii.gz: its header"),
+    (lambda a: (a / "Case0_segmentation.nii.gz").unlink(), "Case0.nii.gz: has no mask"),
+    (lambda a: (a / "Case0.nii.gz").unlink(), "Case0_segmentation.nii.gz: has no image"),
+    (lambda a: save_volume(a / "case0.nii", VOLUME), "case0.nii: Case0.nii.gz is a second image"),
+    (lambda a: [save_volume(f, 0 * MASK) for f in a.glob("*_seg*")], "a: the masks of all of site a"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(PROSTATE_FAULTS)))
+def test_bad_volumes(tmp_path, number):
+    spoil, words = PROSTATE_FAULTS[number]
+    folder = write_prostate(tmp_path / "d")
+    spoil(folder / "a")
+    with pytest.raises(BadInput, match=words) as problem:
+        load_sites(prostate_config(folder))
+    assert "\n" not in str(problem.value)
+
+
+def test_a_site_without_a_training_slice_is_an_error(tmp_path):
+    folder = write_prostate(tmp_path / "d", ("a",))
+    train_case, = splits_of(load_sites(prostate_config(folder)))["a"]["train"]
+    save_volume(folder / "a" / f"{train_case}_segmentation.nii.gz", 0 * MASK)
+    with pytest.raises(BadInput, match="no slice of site a's training cases has foreground"):
+        load_sites(prostate_config(folder))
+
+
+# ---- Splits ----
+
+@pytest.mark.parametrize("n, counts", [(2, (1, 0, 1)), (3, (1, 1, 1)), (5, (3, 1, 1)), (7, (5, 1, 1)),
+                                       (8, (4, 2, 2)), (12, (8, 2, 2)), (13, (7, 3, 3)), (50, (30, 10, 10))])
+def test_split_counts(n, counts, capsys):
+    cases = [f"c{i}" for i in range(n)]
+    split = datasets.split_cases("a", cases, nuclei_config("unused"))
+    assert tuple(len(split[part]) for part in ("train", "val", "test")) == counts
+    assert sorted(itertools.chain(*split.values())) == sorted(cases)  # nobody twice, nobody left out
+    assert ("no validation" in capsys.readouterr().out) == (n == 2)
+    assert split == datasets.split_cases("a", cases[::-1], nuclei_config("unused"))
+    if n > 7:
+        assert split != datasets.split_cases("a", cases, nuclei_config("unused", "seed=1"))
+        assert split != datasets.split_cases("b", cases, nuclei_config("unused"))
+
+
+@pytest.mark.parametrize("K, n", [(3, 3), (4, 11), (5, 20)])
+def test_folds_partition_the_cases(K, n):
+    cases = [f"c{i}" for i in range(n)]
+    folds = [datasets.split_cases("a", cases, nuclei_config("unused", f"folds={K}", f"fold={k}"))
+             for k in range(K)]
+    assert sorted(itertools.chain(*(fold["test"] for fold in folds))) == sorted(cases)
+    for k, fold in enumerate(folds):
+        assert sorted(itertools.chain(*fold.values())) == sorted(cases)
+        assert fold["val"] == folds[(k + 1) % K]["test"]
+    with pytest.raises(BadInput, match=f"a: has {K - 1} cases"):
+        datasets.split_cases("a", cases[:K - 1], nuclei_config("unused", f"folds={K}"))
+
+
+def test_patients_stay_on_one_side(tmp_path):
+    """Several files of a patient share a split; a file that does not match is an error."""
+    folder = write_nuclei(tmp_path / "d", ("a",), cases=12)
+    for kind in ("images", "masks"):
+        for i in range(12):
+            (folder / "a" / kind / f"{i}.png").rename(folder / "a" / kind / f"p{i // 3}_{i}.png")
+    site, = load_sites(nuclei_config(folder, r"case_pattern=^(p\d+)_"))
+    groups = [{sample.case for sample in part} for part in (site.train, site.val, site.test)]
+    assert [len(group) for group in groups] == [2, 1, 1] and len(set.union(*groups)) == 4
+    assert [len(part) for part in (site.train, site.val, site.test)] == [6, 3, 3]
+    for kind in ("images", "masks"):
+        (folder / "a" / kind / "p0_0.png").rename(folder / "a" / kind / "q.png")
+    with pytest.raises(BadInput, match="q.png: its name does not match case_pattern"):
+        load_sites(nuclei_config(folder, r"case_pattern=^(p\d+)_"))
+
+
+def test_splits_file(tmp_path, capsys):
+    folder, file = write_nuclei(tmp_path / "d"), tmp_path / "splits.json"
+    splits = {site: {"train": ["0", "1"], "val": [], "test": ["3"]} for site in "ab"}
+
+    def load(changed):
+        file.write_text(json.dumps(changed))
+        return load_sites(nuclei_config(folder, f"splits={file}"))
+
+    assert splits_of(load(splits)) == splits
+    assert "a: 2 cases in no split are not used: 2, 4" in capsys.readouterr().out
+    a = splits["a"]
+    for changed, words in (
+            ({"a": a}, "does not mention the site b"), (splits | {"c": a}, "lacks the site c"),
+            (splits | {"b": a | {"val": ["9"]}}, "case 9 of site b is not in the data"),
+            (splits | {"b": a | {"val": ["3"]}}, "case 3 of site b is listed twice"),
+            (splits | {"b": a | {"test": []}}, "site b has no test case"),
+            ([1], "is not of the form"), ({"a": {"training": []}}, "is not of the form"),
+            ({"a": {"train": [1]}}, "is not of the form")):
+        with pytest.raises(BadInput, match=words):
+            load(changed)
+    file.write_text("{")
+    with pytest.raises(BadInput, match="splits.json: cannot be read"):
+        load_sites(nuclei_config(folder, f"splits={file}"))
+
+
+def test_other_data_counts_as_test_unless_the_splits_know_it(tmp_path):
+    folder = write_nuclei(tmp_path / "d", ("a", "new"))
+    splits = {"a": {"train": ["0", "1"], "val": ["2"], "test": ["3", "gone"]}, "away": {"train": ["1"]}}
+    a, new = load_sites(nuclei_config(folder), splits, strict=False)
+    assert splits_of([a])["a"] == {"train": ["0", "1"], "val": ["2"], "test": ["3", "4"]}
+    assert not new.train and not new.val and len(new.test) == 5
+
+
+# ---- Batches ----
+
+def test_augmentation_is_one_of_eight_symmetries_of_image_and_mask_alike():
+    x = torch.arange(16.0).view(4, 4)
+    seen = {tuple(datasets.turned(x, turn).flatten().tolist()) for turn in range(8)}
+    assert len(seen) == 8
+    sample = Sample("a", "c", "c.png", x.expand(1, 3, 4, 4), x[None].to(torch.uint8), None, (1, 1, 1))
+    found, y = datasets.stack([(sample, 0)] * 200, seeded(0))
+    assert torch.equal(found[:, 0], y.float()) and torch.equal(found[:, 0], found[:, 2])
+    assert {tuple(image.flatten().tolist()) for image in found[:, 0]} == seen
+    plain, _ = datasets.stack([(sample, 0)])
+    assert torch.equal(plain[0, 0], x)
+
+
+def test_batches_cover_every_slice_once_in_a_seeded_order():
+    samples = [Sample("a", str(i), "", torch.full((1, 3, 2, 2), float(i)),
+                      torch.zeros(1, 2, 2, dtype=torch.uint8), None, (1, 1, 1)) for i in range(11)]
+    slices = [(sample, 0) for sample in samples]
+
+    def order(*words):
+        found = [x[:, 0, 0, 0].tolist() for x, _ in batches(slices, 4, seeded(*words))]
+        assert [len(part) for part in found] == [4, 4, 3]
+        return list(itertools.chain(*found))
+
+    assert sorted(order(0, "a", 1)) == list(range(11)) != order(0, "a", 1)
+    assert order(0, "a", 1) == order(0, "a", 1) != order(0, "a", 2)
+
+
+# ---- Generated sites and the report ----
+
+def test_demo_is_written_whole_and_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo_data, "write_nuclei", lambda part: [part.mkdir(parents=True), 1 / 0])
+    with pytest.raises(ZeroDivisionError):
+        demo_data.ensure("nuclei")
+    assert list((tmp_path / "data").iterdir()) == []  # nothing half-written
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    for task, sites in (("nuclei", 4), ("prostate", 6)):
+        folder = demo_data.ensure(task)
+        entries, problems = datasets.list_files(folder, task)
+        assert folder == Path("data") / f"demo_{task}" and len(entries) == sites and not problems
+        before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+        demo_data.ensure(task)
+        assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+
+
+def test_report_names_everything_that_is_wrong(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = write_nuclei(tmp_path / "d")
+    cut(folder / "a" / "images" / "1.png")
+    (folder / "b" / "masks" / "2.png").unlink()
+    save_array(folder / "b" / "masks" / "4.png", np.zeros((9, 9), np.uint8))
+    (folder / "b" / "images" / "notes.txt").write_text("")
+    assert check_data.check(nuclei_config(folder), "sheet.png") == 3
+    out = capsys.readouterr().out
+    for words in ("a/images/1.png: cannot", "b/images/2.png: has no mask", "b/masks/4.png: its size",
+                  "3 problems", "32 x 32 (4)", "labels    0, 255", "train 3, val 1, test 1",
+                  "1 pixel", "ignored   1 files"):
+        assert words in out
+    assert Image.open("sheet.png").width > 500
+    done = subprocess.run([sys.executable, HERE / "check_data.py", "d", "--task", "nuclei", "image_size=64"],
+                          cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr == "" and "3 problems" in done.stdout
+    done = subprocess.run([sys.executable, HERE / "check_data.py", "nowhere", "--task", "nuclei"],
+                          cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and re.fullmatch("error: nowhere: .*\n", done.stderr)
+
+
+def test_report_on_volumes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert check_data.check(prostate_config(write_prostate(tmp_path / "d")), "sheet.png") == 0
+    out = capsys.readouterr().out
+    assert "32 x 32 x 4 slices (3)" in out and "0.5 x 0.5 x 3 mm (3)" in out and "0 problems" in out
 
 
 # ---- Metrics ----
@@ -854,15 +1277,18 @@ def test_picture_shows_two_cases_a_site_with_their_errors(tmp_path, monkeypatch)
     monkeypatch.setattr(evaluation, "contact_sheet",
                         lambda rows, titles: shown.extend(rows) or sheet(rows, titles))
     sites[0].test.append(a_sample("a", "c9"))
-    evaluation.draw_predictions(tmp_path, sites, config, CPU)
-    assert (tmp_path / "predictions.png").stat().st_size > 1000
-    assert [label for label, _ in shown] == ["a c4", "a c5", "b c4", "b c5"]
+    assert evaluation.draw_predictions(tmp_path, sites, config, CPU).width > 6 * 192
+    assert [label for label, _ in shown] == ["a: c4, c5", "b: c4, c5"]
     for _, tiles in shown:
-        assert len(tiles) == 3 and all(t.dtype == np.uint8 and t.shape[2] == 3 for t in tiles)
+        assert len(tiles) == 6 and all(t.dtype == np.uint8 and t.shape == (192, 192, 3) for t in tiles)
+        image, truth, both = (t.astype(int) for t in tiles[:3])
+        assert ((image != truth).any(2) == (truth == (0, 255, 0)).all(2)).all()
+        assert (truth == (0, 255, 0)).all(2).any() and (both == (255, 0, 0)).all(2).any()
     volume = a_sample("v", "c", slices=5)
     volume.truth[2, 2:38, 2:48] = True
     evaluation.draw_predictions(tmp_path, [Site("a", train=[], val=[], test=[volume])], config, CPU)
-    assert (shown[-1][1][0] == (volume.images[2, 1] * 255).round().byte().numpy()[..., None]).all()
+    assert (shown[-1][1][0] == check_data.image_tile(volume, 2)).all()
+    assert evaluation.draw_predictions(tmp_path, [], config, CPU) is None
 
 
 def run_eval(*arguments, folder):
@@ -923,38 +1349,8 @@ def test_half_a_run_and_an_edited_one(small_run, tmp_path):
     assert done.returncode == 2 and "image_size (32, now 64)" in done.stderr
 
 
+
 # ---- The round ----
-
-def write_nuclei(folder, sites=("a", "b"), cases=5, size=32, seed=0):
-    """A data folder of bright discs on noise, the sites of different brightness; returns it."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:size, :size]
-    for number, site in enumerate(sites):
-        for kind in ("images", "masks"):
-            (folder / site / kind).mkdir(parents=True)
-        for case in range(cases):
-            cy, cx = rng.uniform(10, size - 10, 2)
-            mask = (y - cy) ** 2 + (x - cx) ** 2 < 64
-            image = 40 * number + 60 * mask[..., None] + rng.integers(0, 60, (size, size, 3))
-            Image.fromarray(image.astype(np.uint8)).save(folder / site / "images" / f"{case}.png")
-            Image.fromarray(np.uint8(255) * mask).save(folder / site / "masks" / f"{case}.png")
-    return folder
-
-
-def write_prostate(folder, sites=("a", "b"), cases=3):
-    """A data folder of volumes (4 slices, 2 with organ) for the prostate task; returns it."""
-    rng = np.random.default_rng(0)
-    for site in sites:
-        (folder / site).mkdir(parents=True)
-        for case in range(cases):
-            mask = np.zeros((32, 32, 4), np.uint8)
-            mask[8:20, 10:22, 1:3] = 1
-            volume = (50 * mask + rng.integers(0, 30, mask.shape)).astype(np.int16)
-            for name, array in ((f"Case{case}", volume), (f"Case{case}_segmentation", mask)):
-                nibabel.save(nibabel.Nifti1Image(array, np.diag([-.5, -.5, 3, 1])),
-                             folder / site / f"{name}.nii.gz")
-    return folder
-
 
 def tiny_config(data, out, *overrides):
     """Settings of a run of about a second."""
@@ -1039,11 +1435,13 @@ def test_a_site_sends_no_statistics_and_no_data(tmp_path):
     config = tiny_config(write_nuclei(tmp_path / "d"), "unused")
     model, sites, w = first_state(config)
     names = {name for name, _ in model.named_parameters()}
+    G = {}
     for t in (1, 2):
-        w, G, updates = federated.federated_round(model, sites, w, {} if t == 1 else G, {}, t, config)
+        w, G, updates = federated.federated_round(model, sites, w, G, {}, t, config)
         for update in updates:
             assert update.weights.keys() == names
-            assert {p: sorted(c) for p, c in update.prototypes.items()} == dict.fromkeys(PATHS, [0, 1])
+            assert {p: sorted(c) for p, c in update.prototypes.items()} == {
+                p: [0, 1] for p in PATHS}
             assert all(v.shape == (3 * 16,) for c in update.prototypes.values() for v in c.values())
             assert set(update.losses) == {"dice", "contrast", "consistency"}
             assert (update.losses["contrast"] > 0) == (t == 2)  # no L_MP without global prototypes
@@ -1058,6 +1456,20 @@ def test_server_work_for_a_hundred_sites_is_under_a_second():
     federated.average_weights(weights, list(range(1, 101)))
     federated.aggregate_prototypes(vectors)
     assert time.perf_counter() - start < 1
+
+
+def test_optimizer_state_stays_at_its_site(tmp_path):
+    """Adam counts on over the rounds, for each site its own steps; only the weights come anew."""
+    config = tiny_config(write_nuclei(tmp_path / "d"), "unused", "optimizer=adam", "lr=1e-3")
+    model, sites, w = first_state(config)
+    optimizers, G = {}, {}
+    for t in (1, 2):
+        before = optimizers.copy()
+        w, G, updates = federated.federated_round(model, sites, w, G, optimizers, t, config)
+        assert [optimizers[u.site]["state"][0]["step"].item() for u in updates] == [2 * t, 2 * t]
+        assert all(optimizers[site] is not before.get(site) for site in optimizers)
+    a, b = (optimizers[site]["state"][0]["exp_avg"] for site in "ab")
+    assert not torch.equal(a, b)
 
 
 def test_one_site_and_a_class_of_one_site_alone(tmp_path):
@@ -1087,8 +1499,9 @@ def test_run_folder(tmp_path):
         "splits.json"]
     assert vars(load_config(run / "config.yaml")) == vars(config)
     rows = rows_of(run)
-    assert list(rows[0]) == ("round,split,site,dice,loss_dice,loss_contrast,loss_consistency,seconds,"
-                             "weight_bytes,prototype_bytes").split(",")
+    assert (run / "metrics.csv").read_text().splitlines()[0] == (
+        "round,split,site,dice,loss_dice,loss_contrast,loss_consistency,seconds,weight_bytes,"
+        "prototype_bytes")
     order = [(row["round"], row["split"], row["site"]) for row in rows]
     assert order == [("1", "train", "a"), ("1", "train", "b"), ("2", "train", "a"), ("2", "train", "b"),
                      ("2", "val", "a"), ("2", "val", "b"), ("3", "train", "a"), ("3", "train", "b"),
@@ -1098,8 +1511,7 @@ def test_run_folder(tmp_path):
     assert {row["prototype_bytes"] for row in rows if row["split"] == "train"} == {str(4 * 4 * 48)}
     assert rows[0]["dice"] == rows[4]["loss_dice"] == rows[4]["weight_bytes"] == "null"
     splits = json.loads((run / "splits.json").read_text())
-    assert {site: {k: len(v) for k, v in split.items()} for site, split in splits.items()} == dict.fromkeys(
-        "ab", {"train": 3, "val": 1, "test": 1})
+    assert [[len(cases) for cases in split.values()] for split in splits.values()] == [[3, 1, 1]] * 2
     result = json.loads((run / "result.json").read_text())
     assert result["last"]["round"] == 3 and result["best"]["round"] in (2, 3)
     scores = {row["round"]: float(row["dice"]) for row in rows if row["split"] == "val"

@@ -207,7 +207,10 @@ def finish(out, sites, config, device, seconds):
     """Score test data once, with the best and the last round; write result.json and predictions.png."""
     result = evaluation.score_run(out, sites, config, device, seconds)
     save(out / "result.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-    evaluation.draw_predictions(out, sites, config, device)
+    picture, content = evaluation.draw_predictions(out, sites, config, device), io.BytesIO()
+    if picture:
+        picture.save(content, "png")
+        save(out / "predictions.png", content.getvalue())
     print(f"written to {out}: result.json, metrics.csv, predictions.png, best.pt, last.pt")
 
 

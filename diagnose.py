@@ -1,0 +1,131 @@
+"""Ask a finished run why it is as it is: python diagnose.py --run FOLDER
+
+On training images of each site, with the weights and prototypes after the last round, it prints
+  - the share that each term of the loss has in the gradient, and whether the terms agree;
+  - the cosines of pixels and prototypes, and which pixels keep a gradient at a tau, with and
+    without the clip;
+  - what FSR does to its input, and how much of that the next convolution and batch norm leave.
+"""
+
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from config import Parser, load_config, run_program
+from datasets import load_sites, read_splits, stack
+from eval import load_checkpoint, model_of
+from federated import site_losses
+from fft_style import EPS
+from prototypes import PATHS, aligned_pixels, compare, contrastive_loss, keep_rows
+
+IMAGES = 12  # of each site, at most
+TAUS = (0.005, 0.02, 0.1, 0.4)
+
+
+def print_gradients(model, batches, G, config):
+    """Print the norm of each term's gradient on the U-Net's own weights, averaged over the batches."""
+    shared = [p for name, p in model.named_parameters() if not name.startswith("fusion")]
+    total = {}
+    for x, y in batches:
+        for name, term in site_losses(model, x, y, G, config).items():
+            if term.requires_grad:
+                parts = torch.autograd.grad(term, shared, retain_graph=True, allow_unused=True,
+                                            materialize_grads=True)
+                mu = 1 if name == "dice" else config.prototype_weight
+                total[name] = total.get(name, 0) + mu * torch.cat([g.flatten() for g in parts])
+    norms = {name: g.norm().item() for name, g in total.items()}
+    for name, norm in norms.items():
+        cosine = torch.cosine_similarity(total[name], total["dice"], dim=0).item()
+        print(f"gradient of {name:12}{norm:11.3e}  share {norm / sum(norms.values()):6.1%}  "
+              f"cosine with dice {cosine:+.2f}")
+
+
+def print_cosines(model, batches, G):
+    """Print the pixels' cosines with prototypes of their own and of other classes, per path, and the
+    share of pixels whose contrastive loss has a gradient of more than 1e-3 / tau on some cosine."""
+    found = {path: [] for path in PATHS}
+    for x, y in batches:
+        pixels = aligned_pixels(y, model.fusion, G)
+        with torch.no_grad():
+            rows = model.features(x, keep_rows(pixels, model.fusion))[2]
+            for path in PATHS:
+                found[path].append(compare(path, rows[path], model.fusion[path], pixels[path],
+                                           G[path])[:2])
+    for path in PATHS:
+        cos, positive = (torch.cat(parts) for parts in zip(*found[path]))
+        own = cos.masked_fill(~positive, -1).max(1)[0]
+        other = cos.masked_fill(positive, -1).max(1)[0]
+        print(f"{path}: cosine with own class {own.mean():.3f}, with others {other.mean():.3f}; "
+              f"own is nearer at {(own > other).float().mean():.1%} of the foreground pixels")
+        shares = [f"tau {tau}: {live(cos, positive, tau, False):6.1%}, clipped "
+                  f"{live(cos, positive, tau, True):6.1%}" for tau in TAUS]
+        print("  pixels with a gradient  " + "   ".join(shares))
+
+
+def live(cos, positive, tau, clip):
+    """Return the share of pixels at which tau |d loss / d cos| exceeds 1e-3 for some prototype."""
+    cos = cos.clone().requires_grad_()
+    contrastive_loss(cos, positive, tau, clip).sum().backward()
+    return (tau * cos.grad.abs().max(1)[0] > 1e-3).float().mean().item()
+
+
+@torch.no_grad()
+def print_recalibration(model, batches):
+    """Print each FSR layer's weights, how much its gain varies, and what is left behind the next norm.
+
+    An affine map per channel is undone by the next convolution's weights and batch norm. So the layer
+    is compared with the map that has the batch's mean gain and shift per channel instead of each
+    image's own: left = |next(FSR) - next(mean map)| / |next(FSR)|, next = pooling, conv, batch norm.
+    """
+    rows = {k: [] for k in (1, 2, 3)}
+    for x, _ in batches:
+        for k in range(4):
+            z = model.encoder[k](x)
+            x = z
+            if k > 0:
+                layer = model.fsr[k - 1]
+                x = layer(z)
+                rows[k].append(effect(model, k, layer, z, x))
+            x = functional.max_pool2d(x, 2)
+    for k, values in rows.items():
+        l_norm, l_org, spread, left = torch.tensor(values).mean(0).tolist()
+        print(f"FSR at level {k}: l_norm {l_norm:.2f}, l_org {l_org:.2f}; its gain varies by "
+              f"{spread:.1%} between images of a batch; left behind the next norm {left:.1%}")
+
+
+def effect(model, k, layer, z, out):
+    """Return mean l_norm, mean l_org, the gain's relative spread over images, and what is left."""
+    l_norm, l_org = (l.expand(*z.shape[:2], 1, 1) for l in layer.weights(z))
+    var, mean = torch.var_mean(z, (2, 3), correction=0, keepdim=True)
+    gain = l_norm * torch.rsqrt(var + EPS) + l_org
+    shift = -l_norm * torch.rsqrt(var + EPS) * mean
+    common = layer.scale * (gain.mean(0) * z + shift.mean(0)) + layer.shift
+    following = (model.encoder[k + 1] if k < 3 else model.bottleneck)[:2]
+    a, b = (following(functional.max_pool2d(maps, 2)) for maps in (out, common))
+    live = var.mean(0, keepdim=True) > 1e-4  # channels that are not dead
+    spread = (gain.std(0) / gain.mean(0))[live[0]].mean()
+    return l_norm.mean().item(), l_org.mean().item(), spread.item(), ((a - b).norm() / a.norm()).item()
+
+
+def main():
+    parser = Parser(description=__doc__)
+    parser.add_argument("--run", required=True, metavar="FOLDER", help="run folder of train.py")
+    folder = Path(parser.parse_args().run)
+    config, checkpoint = load_config(folder / "config.yaml"), load_checkpoint(folder / "last.pt")
+    model = model_of(checkpoint, folder / "last.pt", torch.device("cpu")).train()
+    sites = load_sites(config, read_splits(folder / "splits.json"))
+    G = checkpoint["prototypes"]
+    for site in sites:
+        slices = site.train_slices[:IMAGES]
+        batches = [stack(slices[i:i + config.batch_size]) for i in range(0, len(slices), config.batch_size)]
+        print(f"\n{site.name}")
+        print_gradients(model, batches, G, config)
+        if G:
+            print_cosines(model, batches, G)
+        if model.fsr:
+            print_recalibration(model, batches)
+
+
+if __name__ == "__main__":
+    run_program(main)
