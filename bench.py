@@ -28,7 +28,7 @@ SETTING = {"task": "nuclei", "data": "demo", "out": "unused", "width": 32, "batc
 
 
 def blobs(batch, size, foreground, generator):
-    """Return images (B, 3, H, W) and labels (B, H, W) of smooth blobs that cover a share `foreground`."""
+    """Return images (B, 3, H, W) and labels (B, H, W) of blobs that cover a share `foreground`."""
     coarse = torch.randn(batch, 1, size // 8, size // 8, generator=generator)
     height = functional.interpolate(coarse, size=size, mode="bicubic")[:, 0]
     cut = height.flatten().sort().values[int((1 - foreground) * height.numel())]
@@ -36,7 +36,7 @@ def blobs(batch, size, foreground, generator):
 
 
 def training_step(method):
-    """Return step(), one training step of a method: batch 6, 3x256x256, width 32, 20 % foreground."""
+    """Return step(), a method's training step: batch 6, 3x256x256, width 32, 20 % foreground."""
     config = load_config(SETTING, METHODS[method])
     model, generator = build_model(config), torch.Generator().manual_seed(0)
     optimizer, w = make_optimizer(model, config), model.state_dict()
@@ -86,7 +86,7 @@ def median_seconds(calls):
 
 
 def peak_mb(method):
-    """Return the peak resident MB of three steps, less what was resident before; in a fresh process."""
+    """Return the peak resident MB of three steps, less what was before; for a fresh process."""
     step = training_step(method)
     unit = 1 if sys.platform == "darwin" else 1024
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -108,11 +108,13 @@ def main():
               "fsr_ratio": fsr["rfft2"] / fsr["spatial"], "demo_round_s": demo_round(),
               "threads": torch.get_num_threads()}
     print(f"{'':24}{'FedAvg':>10}{'FedBCS':>10}{'ratio':>8}")
-    for label, a, b, ratio in (("training step, s", "fedavg_step_s", "fedbcs_step_s", "step_ratio"),
-                               ("its peak memory, MB", "fedavg_peak_mb", "fedbcs_peak_mb", "memory_ratio")):
-        print(f"{label:24}{result[a]:10.3f}{result[b]:10.3f}{result[ratio]:8.2f}")
+    for label, kind, ratio in (("training step, s", "step_s", "step_ratio"),
+                               ("its peak memory, MB", "peak_mb", "memory_ratio")):
+        a, b = result[f"fedavg_{kind}"], result[f"fedbcs_{kind}"]
+        print(f"{label:24}{a:10.3f}{b:10.3f}{result[ratio]:8.2f}")
     print(f"{'':24}{'spatial':>10}{'rfft2':>10}{'ratio':>8}")
-    print(f"{'FSR layer, s':24}{fsr['spatial']:10.3f}{fsr['rfft2']:10.3f}{result['fsr_ratio']:8.2f}")
+    a, b = fsr["spatial"], fsr["rfft2"]
+    print(f"{'FSR layer, s':24}{a:10.3f}{b:10.3f}{b / a:8.2f}")
     print(f"{'round on the demo, s':24}{result['demo_round_s']:20.3f}")
     print(json.dumps({name: round(value, 4) for name, value in result.items()}))
 

@@ -20,7 +20,7 @@ GAP = 4      # between them
 
 
 def check(config, sheet):
-    """Print the report on config.data, write the contact sheet, and return the number of problems."""
+    """Print the report on config.data, write the contact sheet, return the number of problems."""
     folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
     entries, problems = list_files(folder, config.task, config.case_pattern)
     splits = read_splits(config.splits) if config.splits else None
@@ -28,7 +28,7 @@ def check(config, sheet):
     for site in entries:
         facts, samples = read_all(site, entries[site], config, problems)
         if samples and not any(sample.truth.any() for sample in samples):
-            problems.append(f"{folder / site}: all its masks are empty, nucleus or organ has to be > 0")
+            problems.append(f"{folder / site}: all its masks are empty, foreground has to be > 0")
         try:
             parts = split_of(site, {entry.case for entry in entries[site]}, splits, config)
         except BadInput as problem:
@@ -47,7 +47,7 @@ def check(config, sheet):
 
 
 def read_all(site, entries, config, problems):
-    """Return the facts and the Samples of all files that can be read; the others go to `problems`."""
+    """Return the facts and Samples of all files that can be read; others go to `problems`."""
     facts, samples = [], []
     for entry in entries:
         try:
@@ -66,10 +66,11 @@ def report(site, task, entries, facts, samples, parts, ignored):
     if facts:
         share = np.mean([sample.truth.mean() for sample in samples]) if samples else 0
         labels = sorted(set().union(*(fact["labels"] for fact in facts)))
+        low, high = min(fact["low"] for fact in facts), max(fact["high"] for fact in facts)
         listed = ", ".join(f"{label:g}" for label in labels[:8]) + " ..." * (len(labels) > 8)
         lines += [f"  size      {distinct(fact['size'] for fact in facts)}",
                   f"  channels  {distinct(fact['channels'] for fact in facts)}",
-                  f"  values    {min(f['low'] for f in facts):g} to {max(f['high'] for f in facts):g}",
+                  f"  values    {low:g} to {high:g}",
                   f"  labels    {listed}; foreground is > 0, {100 * share:.1f} % of the pixels",
                   f"  spacing   {distinct(fact['spacing'] for fact in facts)}"]
     if parts:
@@ -91,8 +92,8 @@ def distinct(values, at_most=4):
 def other_files(site, task):
     """Return how many files of a site's folders are no images or volumes and therefore not read."""
     kinds = (*IMAGE_KINDS, "list.txt") if task == "nuclei" else (".nii", ".nii.gz")
-    files = [path for path in (*visible(site), *(p for d in visible(site) if d.is_dir() for p in visible(d)))
-             if path.is_file()]
+    inside = [path for folder in visible(site) if folder.is_dir() for path in visible(folder)]
+    files = [path for path in (*visible(site), *inside) if path.is_file()]
     return sum(not path.name.lower().endswith(kinds) for path in files)
 
 
@@ -106,14 +107,14 @@ def shown(samples):
 
 
 def tiles(sample):
-    """Return the slice with most foreground twice, uint8 tiles: plain, and with its mask's outline."""
+    """Return two tiles of the slice with most foreground: plain, and with its mask's outline."""
     s = int(sample.truth.sum((1, 2)).argmax())
     image = image_tile(sample, s)
     return [image, draw_outline(image, sample.truth[s], (0, 255, 0))]
 
 
 def image_tile(sample, s):
-    """Return slice s of a sample as a tile (TILE, TILE, 3) uint8; of a 3-slice stack the middle one."""
+    """Return slice s of a sample, not its neighbours, as a tile (TILE, TILE, 3) uint8."""
     image = (sample.images[s] * 255).round().byte()
     image = image if len(sample.truth) == 1 else image[1:2].expand(3, -1, -1)
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
@@ -121,7 +122,7 @@ def image_tile(sample, s):
 
 
 def draw_outline(tile, mask, colour):
-    """Return a copy of a tile with the outline of a mask (H, W) of any size in a colour (r, g, b)."""
+    """Return a copy of a tile with the outline of a mask (H, W), of any size, in a colour."""
     inside = np.asarray(Image.fromarray(mask).resize((TILE, TILE), Image.Resampling.NEAREST))
     padded = np.pad(inside, 1)
     core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
@@ -134,7 +135,8 @@ def contact_sheet(rows, titles=()):
     """Return a picture of rows (label, [tiles]); titles: captions over the tiles."""
     head, label_height = (18 if titles else 0), 18
     wide = max(len(images) for _, images in rows)
-    sheet = Image.new("RGB", (wide * (TILE + GAP), head + len(rows) * (TILE + label_height)), "white")
+    size = wide * (TILE + GAP), head + len(rows) * (TILE + label_height)
+    sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for i, title in enumerate(titles):
         draw.text((i * (TILE + GAP) + 4, 3), title, "black", font)
@@ -151,18 +153,19 @@ def save_sheet(rows, file):
     try:
         contact_sheet(rows).save(file)
     except (OSError, ValueError) as problem:
-        raise BadInput(f"{file}: cannot be written ({problem}), give another --sheet FILE.png") from None
+        raise BadInput(f"{file}: cannot be written ({problem}), give another --sheet") from None
     print(f"\ncontact sheet with outlines of the masks: {file}")
 
 
 def main():
     parser = Parser(description=__doc__)
-    parser.add_argument("folder", metavar="FOLDER", help="data folder with one folder a site, or demo")
+    parser.add_argument("folder", metavar="FOLDER", help="data folder, one folder a site; or demo")
     parser.add_argument("--task", required=True, choices=("nuclei", "prostate"))
     parser.add_argument("--sheet", metavar="FILE", help="contact sheet; default: check_TASK.png")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as case_pattern=...")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="case_pattern=...")
     given = parser.parse_intermixed_args()
-    config = load_config({"task": given.task, "data": given.folder, "out": "unused"}, given.overrides)
+    settings = {"task": given.task, "data": given.folder, "out": "unused"}
+    config = load_config(settings, given.overrides)
     sys.exit(1 if check(config, given.sheet or f"check_{given.task}.png") else 0)
 
 

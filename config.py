@@ -91,13 +91,13 @@ def device_name(value):
 
 
 KEYS = {  # key: (kind, default, help)
-    "task": (choice("nuclei", "prostate"), REQUIRED, "nuclei (2-D images) or prostate (MRI volumes)"),
+    "task": (choice("nuclei", "prostate"), REQUIRED, "nuclei: 2-D images; prostate: MRI volumes"),
     "data": (text, REQUIRED, "folder with one folder a site, or demo: sites that are generated"),
     "out": (or_none(text), None, "run folder; none: runs/ + the name of the config file"),
     "rounds": (whole(1), 400, "communication rounds"),
     "local_epochs": (whole(1), 1, "passes over its own images that a site makes in a round"),
     "batch_size": (whole(1), 6, "images in a training step"),
-    "optimizer": (choice("sgd", "adam"), "sgd", "sgd (momentum 0) or adam; its state stays at the site"),
+    "optimizer": (choice("sgd", "adam"), "sgd", "sgd (momentum 0) or adam, state kept at the site"),
     "lr": (number(above=0), 0.01, "learning rate, without a schedule"),
     "weight_decay": (number(least=0), 1e-4, "weight decay of the optimizer"),
     "image_size": (whole(32, multiple=16), 256, "side in pixels of the square network input"),
@@ -111,14 +111,14 @@ KEYS = {  # key: (kind, default, help)
     "weights": (choice("samples", "equal"), "samples", "a site's share in the average of weights"),
     "seed": (whole(0), 0, "seed of initial weights, splits, shuffling and augmentation"),
     "device": (device_name, "auto", "auto (a GPU if there is one), cpu, cuda or cuda:N"),
-    "amp": (or_none(choice("bf16")), None, "bf16: mixed precision in the network; losses stay float32"),
+    "amp": (or_none(choice("bf16")), None, "bf16: mixed precision; losses stay float32"),
     "resume": (flag, False, "true: go on from the run folder's last checkpoint"),
     "splits": (or_none(text), None, "splits.json to use; none: split by cases with the seed"),
     "folds": (or_none(whole(3)), None, "K of K-fold cross-validation; none: one 60/20/20 split"),
     "fold": (whole(0), 0, "with folds: this fold (from 0) tests, the next one validates"),
-    "case_pattern": (or_none(pattern), None, "regular expression on file names; group 1 is the case"),
+    "case_pattern": (or_none(pattern), None, "regular expression on file names, group 1: case"),
     "eval_every": (whole(1), 1, "validate every so many rounds, and after the last"),
-    "eval_slices": (choice("all", "foreground"), "all", "prostate: whole volumes, or slices with organ"),
+    "eval_slices": (choice("all", "foreground"), "all", "score volumes, or slices with organ"),
     "test_stats": (choice("site", "case"), "site", "whose batch-norm statistics a prediction uses"),
 }
 
@@ -142,7 +142,7 @@ def read_override(argument):
     key, equals, value = argument.partition("=")
     if not equals:
         raise BadInput(f"{argument}: not of the form key=value, write for example rounds=10")
-    if key in ("data", "out", "splits", "case_pattern"):  # [a-z] is a regular expression, not a list
+    if key in ("data", "out", "splits", "case_pattern"):  # there [a-z] is not a list
         return key, value
     try:
         return key, yaml.safe_load(value)
@@ -155,7 +155,7 @@ def read_yaml(file):
     try:
         settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except OSError as problem:
-        raise BadInput(f"{file}: cannot be read ({problem.strerror}), give an existing file") from None
+        raise BadInput(f"{file}: cannot be read ({problem.strerror}), name another") from None
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
         reason = " ".join(str(problem).split())
         raise BadInput(f"{file}: is not YAML, mend it: {reason}") from None
@@ -167,8 +167,8 @@ def read_yaml(file):
 def load_config(file, overrides=()):
     """Return all settings, typed and resolved, as attributes (`config.lr`).
 
-    file: YAML file, or a mapping (then `out` has to be in it); overrides: `key=value` texts, which win.
-    Raises BadInput for an unreadable file and for an unknown, missing, ill-typed or contradictory key.
+    file: YAML file, or a mapping that has `out`; overrides: `key=value` texts, which win.
+    Raises BadInput for an unreadable file, an unknown, missing, ill-typed or contradictory key.
     """
     given = file if isinstance(file, dict) else read_yaml(file)
     given = given | dict(read_override(argument) for argument in overrides)
@@ -180,7 +180,8 @@ def load_config(file, overrides=()):
     if values["out"] is None:
         values["out"] = str(Path("runs") / Path(file).stem)
     if values["folds"] and values["fold"] >= values["folds"]:
-        raise BadInput(f"fold: {values['fold']} is not below folds: {values['folds']}, folds count from 0")
+        raise BadInput(f"fold: {values['fold']} is not below folds: {values['folds']}; "
+                       "folds count from 0")
     if values["folds"] and values["splits"]:
         raise BadInput("folds: contradicts splits, which already says who tests; set one to none")
     if values["eval_slices"] == "foreground" and values["task"] == "nuclei":

@@ -35,10 +35,10 @@ class Site:
 
 
 def load_sites(config, splits=None, strict=True):
-    """Return the Sites of config.data, sorted by name, decoded and split; says how many and how large.
+    """Return the Sites of config.data, sorted by name, decoded and split; prints their size.
 
     splits: {site: {split: [case]}}; None: the file in config.splits, or else made from the seed.
-    strict=False is for other data than a run's own: a case that splits does not know counts as test.
+    strict=False is for other data than a run's own: a case unknown to splits counts as test.
     Raises BadInput for the first problem with a file, a case or a split.
     """
     folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
@@ -53,11 +53,12 @@ def load_sites(config, splits=None, strict=True):
         split = split_of(name, cases, splits, config, strict)
         sites.append(load_site(name, entries[name], split, config))
     if strict and splits is not None and splits.keys() - entries.keys():
-        raise BadInput(f"{folder}: lacks the site {min(splits.keys() - entries.keys())} of the splits, "
-                       "restore it")
+        missing = min(splits.keys() - entries.keys())
+        raise BadInput(f"{folder}: lacks the site {missing} of the splits, restore it")
     images = sum(len(sample.images) for site in sites for sample in samples_of(site))
     unit = "images" if config.task == "nuclei" else "slices"
-    print(f"{folder}: {len(sites)} sites, {images} {unit}, {memory_mb(sites):.0f} MB kept in memory")
+    size = memory_mb(sites)
+    print(f"{folder}: {len(sites)} sites, {images} {unit}, {size:.0f} MB kept in memory")
     return sites
 
 
@@ -82,9 +83,10 @@ def samples_of(site):
 
 def memory_mb(sites):
     """Return the MB (2**20 bytes) that the decoded samples of all sites occupy."""
-    tensors = [t for site in sites for sample in samples_of(site) for t in (sample.images, sample.masks)]
-    truths = sum(sample.truth.nbytes for site in sites for sample in samples_of(site))
-    return (sum(t.untyped_storage().nbytes() for t in tensors) + truths) / 2**20
+    samples = [sample for site in sites for sample in samples_of(site)]
+    tensors = [tensor for sample in samples for tensor in (sample.images, sample.masks)]
+    truths = sum(sample.truth.nbytes for sample in samples)
+    return (sum(tensor.untyped_storage().nbytes() for tensor in tensors) + truths) / 2**20
 
 
 # ---- Files ----
@@ -92,7 +94,7 @@ def memory_mb(sites):
 def list_files(folder, task, case_pattern=None):
     """Return {site: [Entry]} and a list of everything wrong with the files found, as texts."""
     if not Path(folder).is_dir():
-        raise BadInput(f"{folder}: there is no such data folder; set data to one that exists, or to demo")
+        raise BadInput(f"{folder}: there is no such data folder; set data to one, or to demo")
     entries, problems = {}, []
     for site in visible(folder):
         if site.is_dir():
@@ -167,23 +169,22 @@ def images_in(folder):
 
 
 def list_volumes(site):
-    """Return the entries and problems of one site of NIfTI volumes, CaseNN and CaseNN_segmentation."""
+    """Return entries and problems of one site of volumes, CaseNN and CaseNN_segmentation."""
     files = [(re.sub(r"(?i)\.nii(\.gz)?$", "", path.name), path) for path in visible(site)
              if re.search(r"(?i)\.nii(\.gz)?$", path.name)]
-    masks = [(re.sub(r"(?i)_segmentation$", "", stem), path) for stem, path in files
-             if stem.lower().endswith("_segmentation")]
-    return pair([(stem, path) for stem, path in files if not stem.lower().endswith("_segmentation")],
-                masks)
+    ending = re.compile(r"(?i)_segmentation$")
+    masks = [(ending.sub("", stem), path) for stem, path in files if ending.search(stem)]
+    return pair([(stem, path) for stem, path in files if not ending.search(stem)], masks)
 
 
 def pair(images, masks, case=None):
-    """Return entries of the images and masks [(stem, path)] that match in any capitals, and problems."""
+    """Return entries of images and masks [(stem, path)] that match in any case, and problems."""
     problems, by_stem = [], ({}, {})
     for files, known, what in ((images, by_stem[0], "image"), (masks, by_stem[1], "mask")):
         for stem, path in files:
             if stem.lower() in known:
-                problems.append(f"{path}: {known[stem.lower()].name} is a second {what} of that name, "
-                                "keep one of them")
+                other = known[stem.lower()].name
+                problems.append(f"{path}: {other} is a second {what} of that name, keep one")
             known[stem.lower()] = path
     stems, truths = by_stem
     problems += [f"{stems[stem]}: has no mask of that name, add it or remove the image"
@@ -197,7 +198,7 @@ def pair(images, masks, case=None):
 # ---- Splits ----
 
 def split_of(site, cases, splits, config, strict=True):
-    """Return {train, val, test: [case]} of one site: as `splits` has it, or made if that is None."""
+    """Return {train, val, test: [case]} of a site: as `splits` has it, or made if that is None."""
     if splits is None:
         return split_cases(site, cases, config)
     return known_split(site, cases, splits, strict)
@@ -227,7 +228,7 @@ def split_cases(site, cases, config):
 
 
 def known_split(site, cases, splits, strict):
-    """Return one site's split as given by `splits`; raises BadInput where the data contradict it."""
+    """Return a site's split as given by `splits`; raises BadInput where the data contradict it."""
     split = {part: list(splits.get(site, {}).get(part, [])) for part in SPLITS}
     listed = [case for part in SPLITS for case in split[part]]
     unlisted = sorted(set(cases) - set(listed))
@@ -237,7 +238,8 @@ def known_split(site, cases, splits, strict):
     if site not in splits:
         raise BadInput(f"splits: does not mention the site {site}, add it or remove its folder")
     if set(listed) - set(cases):
-        raise BadInput(f"splits: case {min(set(listed) - set(cases))} of site {site} is not in the data, "
+        missing = min(set(listed) - set(cases))
+        raise BadInput(f"splits: case {missing} of site {site} is not in the data, "
                        "restore the file or mend the splits")
     if not split["test"]:
         raise BadInput(f"splits: site {site} has no test case, add one")
@@ -247,17 +249,18 @@ def known_split(site, cases, splits, strict):
 
 
 def read_splits(file):
-    """Return {site: {train|val|test: [case]}} from a splits.json; raises BadInput if it is not one."""
+    """Return {site: {train|val|test: [case]}} of a splits.json; raises BadInput if it is none."""
     try:
         splits = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
-        raise BadInput(f"{file}: cannot be read as splits ({problem}), give a splits.json") from None
+        raise BadInput(f"{file}: cannot be read ({problem}), give a splits.json") from None
     parts = list(splits.items()) if isinstance(splits, dict) else [("", None)]
     for site, split in parts:
         if not (isinstance(split, dict) and split.keys() <= set(SPLITS) and all(
                 isinstance(cases, list) and all(isinstance(c, str) for c in cases)
                 for cases in split.values())):
-            raise BadInput(f"{file}: is not of the form {{SITE: {{train|val|test: [CASE]}}}}, mend it")
+            raise BadInput(f"{file}: is not of the form {{SITE: {{train|val|test: [CASE]}}}}, "
+                           "mend it")
         listed = [case for cases in split.values() for case in cases]
         if len(set(listed)) < len(listed):
             twice = next(case for case in listed if listed.count(case) > 1)

@@ -91,13 +91,13 @@ def write_nuclei(folder):
         for case in range(stain.cases):
             rng = np.random.default_rng([1, number, case])
             scene = nuclei_scene(rng)
-            image, mask = render_nuclei(scene, stain, rng), scene[0] > 0
+            image, mask = render_nuclei(scene, stain, rng), np.uint8(255) * (scene[0] > 0)
             Image.fromarray(image).save(folder / site / "images" / f"{site}_{case:02}.png")
-            Image.fromarray(np.uint8(255) * mask).save(folder / site / "masks" / f"{site}_{case:02}.png")
+            Image.fromarray(mask).save(folder / site / "masks" / f"{site}_{case:02}.png")
 
 
 def nuclei_scene(rng, size=SIZE):
-    """Return two density maps (size, size): of nuclei, 0 outside them, and of the tissue between."""
+    """Return two density maps (size, size): of nuclei, 0 elsewhere, and of the tissue between."""
     y, x = np.mgrid[:size, :size]
     nuclei = np.zeros((size, size))
     for _ in range(rng.integers(18, 40)):
@@ -108,7 +108,8 @@ def nuclei_scene(rng, size=SIZE):
         inside = (u / long) ** 2 + (v / (long * ratio)) ** 2 < 1
         nuclei[inside] = rng.uniform(0.45, 1)
     chromatin = 1 + 0.35 * smooth_noise(rng, (size, size), 1.2)
-    tissue = 0.5 + 0.3 * smooth_noise(rng, (size, size), 6) + 0.15 * smooth_noise(rng, (size, size), 1.5)
+    tissue = 0.5 + 0.3 * smooth_noise(rng, (size, size), 6)
+    tissue += 0.15 * smooth_noise(rng, (size, size), 1.5)
     return nuclei * chromatin.clip(0.3), tissue.clip(0.05)
 
 
@@ -119,10 +120,12 @@ def render_nuclei(scene, stain, rng):
     """
     nuclei, tissue = (density[:, :, None] for density in scene)
     # A section's thickness varies; dark tissue looks like pale nuclei, as in a real slide.
-    density = np.array(stain.hematoxylin) * (nuclei + 0.35 * (tissue > 0.85)) + np.array(stain.eosin) * tissue
+    density = np.array(stain.hematoxylin) * (nuclei + 0.35 * (tissue > 0.85))
+    density += np.array(stain.eosin) * tissue
     light = stain.light * np.exp(-stain.contrast * density * rng.uniform(0.8, 1.2))
     light = blurred(light.transpose(2, 0, 1), stain.blur).transpose(1, 2, 0)
-    return (255 * light + stain.noise * rng.standard_normal(light.shape)).clip(0, 255).astype(np.uint8)
+    noisy = 255 * light + stain.noise * rng.standard_normal(light.shape)
+    return noisy.clip(0, 255).astype(np.uint8)
 
 
 # ---- Prostate ----
@@ -165,7 +168,7 @@ def prostate_scene(rng, spacing, size=96, slices=12):
 
 
 def render_prostate(scene, scanner, rng):
-    """Return a scene as a site's scanner shows it, int16 (S, H, W): bias field, gamma, blur, noise."""
+    """Return a scene as a scanner shows it, int16 (S, H, W): gamma, bias field, blur, noise."""
     field = np.exp(scanner.bias * smooth_noise(rng, scene.shape[1:], 20))
     image = blurred(scene.clip(0) ** scanner.gamma * field, scanner.blur)
     image = image + scanner.noise * rng.standard_normal(scene.shape)
@@ -188,6 +191,6 @@ def smooth_noise(rng, shape, scale):
     """Return noise of unit deviation that varies over `scale` pixels in the last two axes."""
     *_, h, w = shape
     frequency = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w)[None])
-    spectrum = np.fft.rfft2(rng.standard_normal(shape)) * np.exp(-2 * (np.pi * scale * frequency) ** 2)
-    noise = np.fft.irfft2(spectrum, s=(h, w))
+    low_pass = np.exp(-2 * (np.pi * scale * frequency) ** 2)
+    noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal(shape)) * low_pass, s=(h, w))
     return noise / noise.std()

@@ -24,7 +24,7 @@ TAUS = (0.005, 0.02, 0.1, 0.4)
 
 
 def print_gradients(model, batches, G, config):
-    """Print the norm of each term's gradient on the U-Net's own weights, averaged over the batches."""
+    """Print the norm of each term's gradient on the U-Net's own weights, summed over batches."""
     shared = [p for name, p in model.named_parameters() if not name.startswith("fusion")]
     total = {}
     for x, y in batches:
@@ -42,8 +42,8 @@ def print_gradients(model, batches, G, config):
 
 
 def print_cosines(model, batches, G):
-    """Print the pixels' cosines with prototypes of their own and of other classes, per path, and the
-    share of pixels whose contrastive loss has a gradient of more than 1e-3 / tau on some cosine."""
+    """Print per path the pixels' cosines with the nearest prototype of their own and of other
+    classes, and the share of pixels whose contrastive loss has a gradient."""
     found = {path: [] for path in PATHS}
     for x, y in batches:
         pixels = aligned_pixels(y, model.fusion, G)
@@ -72,11 +72,11 @@ def live(cos, positive, tau, clip):
 
 @torch.no_grad()
 def print_recalibration(model, batches):
-    """Print each FSR layer's weights, how much its gain varies, and what is left behind the next norm.
+    """Print each FSR layer's weights, its gain's variation, and what is left behind the next norm.
 
-    An affine map per channel is undone by the next convolution's weights and batch norm. So the layer
-    is compared with the map that has the batch's mean gain and shift per channel instead of each
-    image's own: left = |next(FSR) - next(mean map)| / |next(FSR)|, next = pooling, conv, batch norm.
+    The next convolution and batch norm can undo an affine map per channel. So the layer is compared
+    with the map that has the batch's mean gain and shift per channel instead of each image's own:
+    left = |next(FSR) - next(mean map)| / |next(FSR)|, next = pooling, convolution, batch norm.
     """
     rows = {k: [] for k in (1, 2, 3)}
     for x, _ in batches:
@@ -105,7 +105,8 @@ def effect(model, k, layer, z, out):
     a, b = (following(functional.max_pool2d(maps, 2)) for maps in (out, common))
     live = var.mean(0, keepdim=True) > 1e-4  # channels that are not dead
     spread = (gain.std(0) / gain.mean(0))[live[0]].mean()
-    return l_norm.mean().item(), l_org.mean().item(), spread.item(), ((a - b).norm() / a.norm()).item()
+    left = (a - b).norm() / a.norm()
+    return l_norm.mean().item(), l_org.mean().item(), spread.item(), left.item()
 
 
 def main():
@@ -117,8 +118,8 @@ def main():
     sites = load_sites(config, read_splits(folder / "splits.json"))
     G = checkpoint["prototypes"]
     for site in sites:
-        slices = site.train_slices[:IMAGES]
-        batches = [stack(slices[i:i + config.batch_size]) for i in range(0, len(slices), config.batch_size)]
+        slices, B = site.train_slices[:IMAGES], config.batch_size
+        batches = [stack(slices[i:i + B]) for i in range(0, len(slices), B)]
         print(f"\n{site.name}")
         print_gradients(model, batches, G, config)
         if G:

@@ -184,7 +184,7 @@ def peak_mb():
 
 
 def draw_predictions(folder, sites, config, device):
-    """Return the picture of the best round, a row a site: image, truth, prediction of two test cases.
+    """Return a picture of the best round, a row a site: two test cases' image, truth, prediction.
 
     Of a volume it shows the slice with most organ. None if no site has test cases.
     """
@@ -195,8 +195,9 @@ def draw_predictions(folder, sites, config, device):
         local = with_statistics(model, statistics.get(site.name, {}))
         samples = list({sample.case: sample for sample in site.test}.values())[:2]
         if samples:
-            tiles = [tile for sample in samples for tile in prediction_tiles(local, sample, config, device)]
-            rows.append((f"{site.name}: {', '.join(sample.case for sample in samples)}", tiles))
+            tiles = [prediction_tiles(local, sample, config, device) for sample in samples]
+            rows.append((f"{site.name}: {', '.join(sample.case for sample in samples)}",
+                         [tile for row in tiles for tile in row]))
     titles = ["image", "truth: green", "prediction: red, truth: green"]
     return contact_sheet(rows, 2 * titles) if rows else None
 

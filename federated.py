@@ -62,9 +62,9 @@ def federated_round(model, sites, w, G, optimizers, t, config, progress=lambda *
 def local_update(model, site, w, G, optimizer_state, t, config, progress=lambda *_: None):
     """Train the global weights w on one site's images for its local epochs and return its Update.
 
-    The loss is `objective`; L_MP enters once there are global prototypes G. The local prototypes are gathered in the last
-    local epoch from the features that the step computes anyway. progress(site, step, steps) is
-    called before every step. Raises Diverged.
+    The loss is `objective`; L_MP enters once there are global prototypes G. The local prototypes
+    are gathered in the last local epoch from the features that the step computes anyway.
+    progress(site, step, steps) is called before every step. Raises Diverged.
     """
     start, total, history = time.perf_counter(), {}, []
     model.load_state_dict(w)
@@ -94,7 +94,7 @@ def local_update(model, site, w, G, optimizer_state, t, config, progress=lambda 
 
 
 def objective(terms, model, w, config):
-    """Return L = L_dice + mu (L_contra + L_consis) + fedprox_mu / 2 |w_m - w|^2, w the global weights."""
+    """L = L_dice + mu (L_contra + L_consis) + fedprox_mu / 2 |w_m - w|^2, w the global weights."""
     L = terms["dice"] + config.prototype_weight * (terms["contrast"] + terms["consistency"])
     if config.fedprox_mu > 0:
         distance = sum((p - w[name]).square().sum() for name, p in model.named_parameters())
@@ -105,8 +105,8 @@ def objective(terms, model, w, config):
 def site_losses(model, x, y, G, config, gather=None):
     """Return the terms {dice, contrast, consistency} of one batch, x (B, 3, H, W) and y (B, H, W).
 
-    With a dictionary `gather`, the batch's class sums are added to it. Without global prototypes the
-    two terms of L_MP are 0. The network may run in bfloat16, the losses are float32.
+    With a dictionary `gather`, the batch's class sums are added to it. Without global prototypes
+    the two terms of L_MP are 0. The network may run in bfloat16, the losses are float32.
     """
     device = next(model.parameters()).device
     x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
@@ -141,14 +141,15 @@ def segmentation_loss(logits, y):
 def make_optimizer(model, config, state=None):
     """Return the config's optimizer, with the state that the site kept from its last round."""
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
-    optimizer = kinds[config.optimizer](model.parameters(), config.lr, weight_decay=config.weight_decay)
+    optimizer = kinds[config.optimizer](model.parameters(), config.lr,
+                                        weight_decay=config.weight_decay)
     if state is not None:
         optimizer.load_state_dict(state)
     return optimizer
 
 
 def average_weights(weights, n):
-    """Weights: return w = sum_m n_m / n w_m of the sites' state dicts; n: their shares, any scale."""
+    """Weights: return w = sum_m n_m / n w_m of the sites' state dicts; n: shares, any scale."""
     share = [m / sum(n) for m in n]
     return {name: sum(a * w[name] for a, w in zip(share, weights)) for name in weights[0]}
 
@@ -161,6 +162,7 @@ def aggregate_prototypes(prototypes):
     G = {}
     for path in PATHS if any(prototypes) else ():
         classes = sorted({j for c in prototypes for j in c[path]})
-        vectors = {j: torch.stack([c[path][j] for c in prototypes if j in c[path]]) for j in classes}
+        vectors = {j: torch.stack([c[path][j] for c in prototypes if j in c[path]])
+                   for j in classes}
         G[path] = {j: cluster_means(x, finch(x)[-1]) for j, x in vectors.items()}
     return G

@@ -22,11 +22,11 @@ PATHS = ("encoder", "decoder")
 # ---- Context fusion: which pixels of which maps ----
 
 def on_grid(path, levels, k, x):
-    """Return a level-k map or the labels (k = 0), sampled so that it is no finer than the path's grid.
+    """Return a level-k map or the labels (k = 0), sampled to be no finer than the path's grid.
 
-    The encoder's grid is that of its finest chosen level, where coarser maps stand for their nearest
-    upsampling; the decoder's is that of its coarsest, where finer maps and labels are sampled by
-    nearest, the top-left pixel of each block. x: (..., H, W). Source: released code.
+    The encoder's grid is that of its finest chosen level, where coarser maps stand for their
+    nearest upsampling; the decoder's is that of its coarsest, where finer maps and labels are
+    sampled by nearest, the top-left pixel of each block. x: (..., H, W). Source: released code.
     """
     grid = min(levels) if path == "encoder" else max(levels)
     step = max(1, 2 ** (grid - k))
@@ -34,7 +34,7 @@ def on_grid(path, levels, k, x):
 
 
 def level_order(path, heads):
-    """Return the levels in the order of concatenation: encoder 0, 1, 2; decoder 2, 1, 0 (released)."""
+    """Return the levels as they are concatenated: encoder 0, 1, 2; decoder 2, 1, 0 (released)."""
     return sorted((int(k) for k in heads), reverse=path == "decoder")
 
 
@@ -91,8 +91,8 @@ def local_prototypes(total):
     """Local prototypes: c_m[p][j] = mean over the pixels of class j of the fused feature of path p.
 
     total: what `add_class_sums` gathered. Returns {path: {class: (D,) float32}}; a class that the
-    site does not have gives none. Exact means over pixels; the released code takes the mean of batch
-    means. Source: paper.
+    site does not have gives none. Exact means over pixels; the released code takes the mean of
+    batch means. Source: paper.
     """
     return {path: {j: (sums[j] / n[j]).float() for j in range(len(n)) if n[j] > 0}
             for path, (sums, n) in total.items()}
@@ -160,8 +160,8 @@ class Rows(NamedTuple):
 def covering_pixels(index, fine, coarse, batch):
     """Return the pixels of a coarse grid that cover the given ones of a fine grid.
 
-    index: (N,) into a flattened (batch, *fine); returns sorted indices (M,) into (batch, *coarse), and
-    for each of the N its position (N,) among them.
+    index: (N,) into a flattened (batch, *fine); returns sorted indices (M,) into (batch, *coarse),
+    and for each of the N its position (N,) among them.
     """
     (H, W), (h, w) = fine, coarse
     image, row, column = index // (H * W), index // W % H, index % W
@@ -206,9 +206,9 @@ def pixel_products(path, rows, heads, pixels, g):
         |f|^2 = |D x_3 + b|^2  +  sum_k x_k' S_k'S_k x_k + 2 x_k' S_k'(D_k x_3 + b_k)
         f.g   = g'(D x_3 + b)  +  sum_k x_k' S_k' g_k
 
-    D and b without index: the levels stacked. rows: [Rows of x_0 .. x_3]; g: (K, D), g_k its part for
-    level k. A map's scalars are computed once for each of its own pixels and only then taken to the
-    grid, because the coarse maps have 4 to 64 times fewer. Source: ours.
+    D and b without index: the levels stacked. rows: [Rows of x_0 .. x_3]; g: (K, D), g_k its part
+    for level k. A map's scalars are computed once for each of its own pixels and only then taken to
+    the grid, because the coarse maps have 4 to 64 times fewer. Source: ours.
     """
     y, index = pixels
     deep, x_3 = rows[3], rows[3].x
@@ -249,10 +249,10 @@ def contrastive_loss(cos, positive, tau, clip=False):
 def compare(path, rows, heads, pixels, G):
     """Return, for the N pixels of a path and its K global prototypes, cosines and errors.
 
-    cos (N, K); positive (N, K), whether a prototype is of the pixel's class; error (N,), the mean over
-    channels of (f - Gbar[p][j])^2, Gbar the mean of G's rows; number (N,), which of G's foreground
-    classes. (f - Gbar)^2 is expanded, which cancels when f is close to Gbar: in float32 good to 1e-3
-    relative at a relative distance of 1e-2.
+    cos (N, K); positive (N, K), whether a prototype is of the pixel's class; error (N,), the mean
+    over channels of (f - Gbar[p][j])^2, Gbar the mean of G's rows; number (N,), which of G's
+    foreground classes. (f - Gbar)^2 is expanded, which cancels when f is close to Gbar: in float32
+    good to 1e-3 relative at a relative distance of 1e-2.
     """
     wanted = [j for j in sorted(G) if j > 0]
     g, Gbar = torch.cat([G[j] for j in sorted(G)]), torch.stack([G[j].mean(0) for j in wanted])
@@ -273,8 +273,8 @@ def path_loss(path, rows, heads, pixels, G, tau, clip=False):
 
         L_consis_j = mean over pixels and channels of (f - Gbar[p][j])^2
 
-    G: {class: (K, D)}, the path's global prototypes. Classes without one are left out; with no class
-    left both are 0. Source: paper and released code.
+    G: {class: (K, D)}, the path's global prototypes. Classes without one are left out; with no
+    class left both are 0. Source: paper and released code.
     """
     if len(pixels.index) == 0:
         return rows[3].x.new_zeros(2)

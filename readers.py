@@ -48,7 +48,7 @@ def read_sample(entry, site, task, size):
 
 
 def three_slice_stacks(slices):
-    """Return slices i-1, i, i+1 as channels: (S, h, w) -> (S, 3, h, w), a view without a copy of each.
+    """Return slices i-1, i, i+1 as channels: (S, h, w) -> (S, 3, h, w), a view that copies nothing.
 
     The first and the last slice stand in for their missing neighbour.
     """
@@ -73,7 +73,7 @@ def look_at(entry, task):
 # ---- Images ----
 
 def read_image_pair(image_file, mask_file):
-    """Return image (1, 3, H, W) float32, scaled to [0, 1] over all its channels, and mask (1, H, W) bool."""
+    """Return image (1, 3, H, W) float32, scaled to [0, 1] over all channels, and mask (1, H, W)."""
     pixels, mask = decode(image_file), decode(mask_file, is_mask=True)
     if not np.isfinite(pixels).all():
         raise BadInput(f"{image_file}: has NaN or infinite pixels, replace them")
@@ -88,11 +88,11 @@ def read_image_pair(image_file, mask_file):
 
 
 def decode(file, is_mask=False):
-    """Return the pixels of an image file, float32 (H, W, 1 or 3), alpha dropped; raises BadInput."""
+    """Return an image file's pixels, float32 (H, W, 1 or 3), alpha dropped; raises BadInput."""
     try:
         with Image.open(file) as image:
             if getattr(image, "n_frames", 1) > 1:
-                raise BadInput(f"{file}: has {image.n_frames} pages, save the one that counts alone")
+                raise BadInput(f"{file}: has {image.n_frames} pages, save one alone")
             if image.mode == "P":  # a mask's palette index is its label, whatever its colour
                 image = image if is_mask else image.convert("RGB")
             elif image.mode in ("1", "LA", "PA", "La"):
@@ -124,10 +124,11 @@ def read_volume_pair(image_file, mask_file):
     Both are turned as their headers say; slices lie along the third axis (foot to head).
     Source: paper; orientation: ours.
     """
-    (voxels, affine, spacing), (labels, mask_affine, _) = read_nifti(image_file), read_nifti(mask_file)
+    voxels, affine, spacing = read_nifti(image_file)
+    labels, mask_affine, _ = read_nifti(mask_file)
     if labels.shape != voxels.shape:
-        raise BadInput(f"{mask_file}: its size {labels.shape} differs from its image's {voxels.shape}, "
-                       "export the mask again on the image's grid")
+        raise BadInput(f"{mask_file}: its size {labels.shape} differs from its image's "
+                       f"{voxels.shape}, export the mask again on the image's grid")
     if not np.allclose(affine, mask_affine, rtol=0, atol=0.1 * min(spacing)):
         raise BadInput(f"{mask_file}: its header places it elsewhere than its image's, "
                        "copy the image's header (affine) to the mask")
@@ -139,7 +140,7 @@ def read_volume_pair(image_file, mask_file):
 
 
 def read_nifti(file):
-    """Return voxels (X, Y, Z), affine and voxel sizes in mm, axes turned to left, posterior, superior.
+    """Return voxels (X, Y, Z), affine and voxel sizes in mm, turned to left, posterior, superior.
 
     So rows run from front to back and columns to the patient's left, as radiologists look at it.
     """

@@ -34,8 +34,9 @@ def train(config):
     print(header(sites))
     for t in range(state["round"] + 1, config.rounds + 1):
         start = time.perf_counter()
-        w, G, updates = federated_round(model, training_sites, state["weights"], state["prototypes"],
-                                        state["optimizers"], t, config, show_step(t))
+        w, G, updates = federated_round(model, training_sites, state["weights"],
+                                        state["prototypes"], state["optimizers"], t, config,
+                                        show_step(t))
         state |= {"round": t, "weights": w, "prototypes": G, "statistics": {}}
         scores = {}
         if t % config.eval_every == 0 or t == config.rounds:
@@ -74,8 +75,8 @@ def start_or_resume(model, sites, config, device):
 def check_same_splits(file, splits):
     """Raise BadInput if the data folder no longer gives the splits that the run began with."""
     if file.exists() and json.loads(file.read_text()) != splits:
-        raise BadInput(f"{file}: differs from the splits of the data now, the data folder has changed; "
-                       "restore it, or train into another folder with out=FOLDER")
+        raise BadInput(f"{file}: differs from the splits of the data now, the data have changed; "
+                       "restore them, or train into another folder with out=FOLDER")
 
 
 def check_run_folder(out, config):
@@ -90,13 +91,14 @@ def prepare_run_folder(out, sites, config):
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise BadInput(f"{out}: cannot be made ({problem.strerror}), choose another out=FOLDER") from None
+        raise BadInput(f"{out}: cannot be made ({problem.strerror}), "
+                       "choose another out=FOLDER") from None
     save(out / "config.yaml", as_yaml(config).encode())
     save(out / "splits.json", (json.dumps(splits_of(sites), indent=1) + "\n").encode())
 
 
 def validate(model, state, sites, config, device):
-    """Return the validation scores of the global weights; puts the sites' statistics into `state`."""
+    """Return validation scores of the global weights; puts the sites' statistics into `state`."""
     model.load_state_dict(state["weights"])
     if config.test_stats == "site":
         state["statistics"] = {site.name: site_statistics(model, site, config, device)
@@ -131,7 +133,8 @@ def save_round(out, state, is_best):
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(["null" if value is None else value for value in row] for row in state["history"])
+    writer.writerows(["null" if value is None else value for value in row]
+                     for row in state["history"])
     save(out / "metrics.csv", table.getvalue().encode())
 
 
@@ -153,14 +156,14 @@ def save(file, content):
         os.replace(part, file)
     except OSError as problem:
         part.unlink(missing_ok=True)
-        raise BadInput(f"{file}: cannot be written ({problem.strerror}); make room or choose another "
-                       "out=FOLDER, then go on with resume=true") from None
+        raise BadInput(f"{file}: cannot be written ({problem.strerror}); make room, "
+                       "then go on with resume=true") from None
 
 
 # ---- What is reported ----
 
 def history_rows(t, updates, scores):
-    """Return round t's rows of metrics.csv: one a site for train, and one for val if it was scored."""
+    """Return round t's rows of metrics.csv: a train row a site, and a val row if it was scored."""
     rows = [(t, "train", u.site, None, *u.losses.values(), u.seconds, size_in_bytes(u.weights),
              size_in_bytes(u.prototypes)) for u in updates]
     for name, score in (scores["sites"] if scores else {}).items():
@@ -187,8 +190,8 @@ def show_step(t):
 def header(sites):
     """Return the titles over `round_line`."""
     names = "".join(f"{site.name[:12]:>13}" for site in sites)
-    return (f"{'':32}validation Dice\n{'round':>5}{'L_dice':>8}{'contrast':>10}{'consist':>9}{names}"
-            f"{'mean':>7}{'s':>8}{'left':>17}")
+    return (f"{'':32}validation Dice\n{'round':>5}{'L_dice':>8}{'contrast':>10}{'consist':>9}"
+            f"{names}{'mean':>7}{'s':>8}{'left':>17}")
 
 
 def round_line(t, updates, scores, sites, rounds, seconds):
@@ -204,7 +207,7 @@ def round_line(t, updates, scores, sites, rounds, seconds):
 
 
 def finish(out, sites, config, device, seconds):
-    """Score test data once, with the best and the last round; write result.json and predictions.png."""
+    """Score test data once, with best and last round; write result.json and predictions.png."""
     result = evaluation.score_run(out, sites, config, device, seconds)
     save(out / "result.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     picture, content = evaluation.draw_predictions(out, sites, config, device), io.BytesIO()

@@ -41,8 +41,8 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(c[0], classes, 1)
         recalibrated = [] if fsr == "none" else c[1:4]
         self.fsr = nn.ModuleList(StyleRecalibration(channels, fsr) for channels in recalibrated)
-        self.fusion = nn.ModuleDict({path: fusion_heads(c, levels) for path in ("encoder", "decoder")}
-                                    if levels else {})
+        paths = ("encoder", "decoder") if levels else ()
+        self.fusion = nn.ModuleDict({path: fusion_heads(c, levels) for path in paths})
 
     def features(self, x, keep=lambda path, k, x: None):
         """Return logits, the maps {"encoder": [e_0 .. e_3], "decoder": [d_0 .. d_3]}, and kept.
