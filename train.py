@@ -31,7 +31,7 @@ def train(config):
     state = start_or_resume(model, sites, config, device)
     prepare_run_folder(out, sites, config)
     training_sites = [site for site in sites if site.train_slices]
-    print(header(sites))
+    print(header(sites), flush=True)
     for t in range(state["round"] + 1, config.rounds + 1):
         start = time.perf_counter()
         w, G, updates = federated_round(model, training_sites, state["weights"],
@@ -44,7 +44,8 @@ def train(config):
         state["seconds"] += time.perf_counter() - start
         state["history"] += history_rows(t, updates, scores)
         save_round(out, state, is_best=note_best(state, scores))
-        print(round_line(t, updates, scores, sites, config.rounds, time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        print(round_line(t, updates, scores, sites, config.rounds, seconds), flush=True)
     finish(out, sites, config, device, state["seconds"])
 
 
