@@ -103,7 +103,7 @@ KEYS = {  # key: (kind, default, help)
     "image_size": (whole(32, multiple=16), 256, "side in pixels of the square network input"),
     "width": (whole(1), 32, "channels of the first level; they double at each deeper one"),
     "levels": (level_list, [0, 1, 2], "shallow levels whose features are fused and aligned"),
-    "fsr": (choice("none", "global", "adaptive"), "adaptive", "style recalibration weights"),
+    "fsr": (choice("none", "global", "adaptive"), "global", "style recalibration weights"),
     "prototype_weight": (number(least=0), 1.0, "mu, the weight of L_MP; 0: no prototypes at all"),
     "tau": (number(above=0), 0.1, "temperature of the contrastive loss"),
     "contrast_clip": (flag, False, "clip the contrastive loss as the released code does"),
