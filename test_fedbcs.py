@@ -47,6 +47,8 @@ from site_statistics import collect_statistics, site_statistics, with_statistics
 from unet import UNet, build_model
 
 HERE = Path(__file__).parent
+torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"  # and so in the programs that tests start
 GOLDEN = Path(os.environ.get("FEDBCS_GOLDEN") or HERE / "golden")
 CPU = torch.device("cpu")
 
@@ -1446,6 +1448,17 @@ def test_a_site_sends_no_statistics_and_no_data(tmp_path):
             assert set(update.losses) == {"dice", "contrast", "consistency"}
             assert (update.losses["contrast"] > 0) == (t == 2)  # no L_MP without global prototypes
     assert w.keys() == names
+
+
+@pytest.mark.parametrize("width, levels", [(1, [2]), (3, [0, 2]), (2, [1])])
+def test_any_width_and_levels_train(tmp_path, width, levels):
+    config = tiny_config(write_nuclei(tmp_path / "d"), "unused", f"width={width}", f"levels={levels}")
+    model, sites, w = first_state(config)
+    G = {}
+    for t in (1, 2):
+        w, G, updates = federated.federated_round(model, sites, w, G, {}, t, config)
+    assert {g.shape[1] for path in PATHS for g in G[path].values()} == {8 * width * len(levels)}
+    assert all(update.losses["contrast"] > 0 for update in updates)
 
 
 def test_server_work_for_a_hundred_sites_is_under_a_second():
