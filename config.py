@@ -43,7 +43,7 @@ def number(least=-math.inf, above=-math.inf):
     def read(value):
         try:  # YAML 1.1 reads 1e-4 as text, so text that is a number counts as one
             result = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             result = math.nan
         if not math.isfinite(result) or result < least or result <= above:
             bound = f" above {above:g}" if above > -math.inf else f" of at least {least:g}"
@@ -54,7 +54,7 @@ def number(least=-math.inf, above=-math.inf):
 
 def whole(least, multiple=1):
     def read(value):
-        if type(value) is not int or value < least or value % multiple:
+        if type(value) is not int or not least <= value < 2**63 or value % multiple:
             rule = f" and a multiple of {multiple}" if multiple > 1 else ""
             raise ValueError(f"expected a whole number of at least {least}{rule}")
         return value
@@ -146,7 +146,7 @@ def read_override(argument):
         return key, value
     try:
         return key, yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise BadInput(f"{key}: cannot read {value!r}, write for example levels=[0,2]") from None
 
 
@@ -156,7 +156,7 @@ def read_yaml(file):
         settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except OSError as problem:
         raise BadInput(f"{file}: cannot be read ({problem.strerror}), name another") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+    except (yaml.YAMLError, ValueError) as problem:
         reason = " ".join(str(problem).split())
         raise BadInput(f"{file}: is not YAML, mend it: {reason}") from None
     if not isinstance(settings, dict):
@@ -203,11 +203,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_program(main):
-    """Run `main` as a program: BadInput becomes one line on stderr and exit code 2."""
+    """Run `main` as a program: what a user can mend becomes one line on stderr and exit code 2."""
     try:
         main()
     except BadInput as problem:
-        print(f"error: {problem}", file=sys.stderr)
+        print("error:", " ".join(str(problem).split()), file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # whoever read the output has enough
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as problem:
+        print(f"error: {problem.filename}: {problem.strerror}; check the path and its permissions",
+              file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

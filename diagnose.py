@@ -104,7 +104,7 @@ def effect(model, k, layer, z, out):
     following = (model.encoder[k + 1] if k < 3 else model.bottleneck)[:2]
     a, b = (following(functional.max_pool2d(maps, 2)) for maps in (out, common))
     live = var.mean(0, keepdim=True) > 1e-4  # channels that are not dead
-    spread = (gain.std(0) / gain.mean(0))[live[0]].mean()
+    spread = (gain.std(0, correction=0) / gain.mean(0))[live[0]].mean()
     left = (a - b).norm() / a.norm()
     return l_norm.mean().item(), l_org.mean().item(), spread.item(), left.item()
 
@@ -117,9 +117,10 @@ def main():
     model = model_of(checkpoint, folder / "last.pt", torch.device("cpu")).train()
     sites = load_sites(config, read_splits(folder / "splits.json"))
     G = checkpoint["prototypes"]
-    for site in sites:
+    for site in (site for site in sites if site.train_slices):
         slices, B = site.train_slices[:IMAGES], config.batch_size
-        batches = [stack(slices[i:i + B]) for i in range(0, len(slices), B)]
+        batches = [stack(slices[i:i + B]) for i in range(0, len(slices), B)
+                   if len(slices[i:i + B]) > 1 or len(slices) == 1]
         print(f"\n{site.name}")
         print_gradients(model, batches, G, config)
         if G:

@@ -28,7 +28,7 @@ class Diverged(Exception):
 
 
 class Update(NamedTuple):
-    """What one site has after its round; only weights, prototypes, n and losses leave the site."""
+    """What one site has after its round; all of it but the optimizer state goes to the server."""
 
     site: str
     n: int             # training images

@@ -60,7 +60,7 @@ def class_sums(path, maps, heads, labels, classes):
         sum_j f_k = S_k sum_j x_k + D_k sum_j up(x_3) + n_j b_k
 
     where a sum over an upsampled map is a sum over the map with the number of class-j pixels under
-    each of its pixels as weight. float64, so that batches add up. J = classes.
+    each of its pixels as weight. J = classes. float64, so that many batches add up.
     """
     levels = level_order(path, heads)
     y = on_grid(path, levels, 0, labels)

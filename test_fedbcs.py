@@ -611,6 +611,16 @@ def test_volumes_follow_their_header(tmp_path):
     torch.testing.assert_close(samples[0].images[:, 1], own[:, 0], atol=1e-4, rtol=0)
 
 
+def test_spacing_in_another_unit(tmp_path):
+    folder = write_prostate(tmp_path / "d", ("a",), cases=1)
+    for file in (folder / "a").iterdir():
+        image = nibabel.load(file)
+        image = nibabel.Nifti1Image(np.asarray(image.dataobj), np.diag([-5e-4, -5e-4, 3e-3, 1]))
+        image.header.set_xyzt_units("meter")
+        nibabel.save(image, file)
+    assert one_sample(folder, "prostate").spacing == pytest.approx((3, 0.5, 0.5))
+
+
 def test_three_slice_stacks_repeat_the_edge():
     slices = torch.arange(4.0).view(4, 1, 1).expand(4, 2, 2)
     found = readers.three_slice_stacks(slices)
@@ -667,8 +677,11 @@ NUCLEI_FAULTS = [
      "masks: the masks of all of site a"),
     (lambda a: (a / "list.txt").write_text("images/0.png\n"), "list.txt: line 1: expected"),
     (lambda a: (a / "list.txt").write_text("\nimages/0.png masks/7.png\n"), "list.txt: line 2: .*7.png"),
-    (lambda a: (a / "list.txt").write_text("images/0.png masks/0.png\n" * 2), "list.txt: line 2: .*twice"),
+    (lambda a: (a / "list.txt").write_text("images/0.png masks/0.png\n" * 2), "list.txt: line 2: .*second image"),
     (lambda a: (a / "list.txt").write_bytes(b"\xff\xfe\xff"), "list.txt: "),
+    (lambda a: (a / "list.txt").write_text("images/0.png images/0.png\n"), "line 1: image and mask"),
+    (lambda a: [(a / "masks" / "1.png").unlink(), Image.fromarray(
+        np.full((32, 32), np.nan, np.float32)).save(a / "masks" / "1.tif")], "masks/1.tif: has NaN"),
     (lambda a: (a / "images").rename(a / "pictures"), "a/masks/0.png: has no image"),
     (lambda a: [shutil.rmtree(a / kind) for kind in ("images", "masks")], "a: has no images"),
     (lambda a: [f.unlink() for i in range(1, 5) for f in a.glob(f"*/{i}.png")], "a: has 1 case,"),
@@ -701,6 +714,7 @@ PROSTATE_FAULTS = [
     (lambda a: cut(a / "Case0.nii.gz"), "Case0.nii.gz: cannot be read"),
     (lambda a: cut(a / "Case0_segmentation.nii.gz", 30), "Case0_segmentation.nii.gz: cannot be read"),
     (lambda a: (a / "Case0.nii.gz").write_text("no"), "Case0.nii.gz: cannot be read"),
+    (lambda a: save_volume(a / "Case0.nii.gz", VOLUME.astype(np.complex64)), "Case0.nii.gz: .*complex"),
     (lambda a: save_volume(a / "Case0.nii.gz", VOLUME[..., None]), "Case0.nii.gz: is 4-D"),
     (lambda a: save_volume(a / "Case0.nii.gz", VOLUME[..., 0]), "Case0.nii.gz: is 2-D"),
     (lambda a: save_volume(a / "Case0.nii.gz", np.where(VOLUME == 5, np.nan, VOLUME)), "Case0.nii.gz: has NaN"),
@@ -803,12 +817,14 @@ def test_splits_file(tmp_path, capsys):
         load_sites(nuclei_config(folder, f"splits={file}"))
 
 
-def test_other_data_counts_as_test_unless_the_splits_know_it(tmp_path):
+def test_other_data_counts_as_test_unless_the_splits_know_it(tmp_path, capsys):
     folder = write_nuclei(tmp_path / "d", ("a", "new"))
     splits = {"a": {"train": ["0", "1"], "val": ["2"], "test": ["3", "gone"]}, "away": {"train": ["1"]}}
     a, new = load_sites(nuclei_config(folder), splits, strict=False)
     assert splits_of([a])["a"] == {"train": ["0", "1"], "val": ["2"], "test": ["3", "4"]}
     assert not new.train and not new.val and len(new.test) == 5
+    assert "a: taken for the run's site of that name: 3 of its cases trained or validated, 1 are " \
+        "new and test, 1 of the run's are missing" in capsys.readouterr().out
 
 
 # ---- Batches ----
@@ -1717,6 +1733,7 @@ def test_a_small_run_learns(tmp_path, monkeypatch, optimizer, fsr):
     ("levels=0", "levels: "), ("case_pattern=tnbc_.+", "case_pattern: .*group 1"),
     ("case_pattern=(", "case_pattern: .*regular expression"), ("amp=fp16", "amp: .*or none"),
     ("folds=2", "folds: "), ("device=gpu", "device: "), ("width", "width: not of the form key=value"),
+    ("seed=2020-13-45", "seed: "), ("seed=9999999999999999999999", "seed: "), ("lr=1" + "0" * 400, "lr: "),
     ("eval_slices=foreground", "eval_slices: "), ("data=", "data: "),
 ])
 def test_bad_settings(override, words):
@@ -1746,6 +1763,28 @@ def test_messages_of_train_are_one_line(tmp_path, text, words):
     code, out, err = finished(start_training(tmp_path))
     assert (code, out) == (2, "") and re.fullmatch(rf"error: {words}.*\n", err)
     assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]  # nothing half-written
+
+
+def test_a_folder_that_is_no_run_is_left_alone(workplace):
+    before = (workplace / "c.yaml").read_text()
+    (workplace / "config.yaml").write_text("precious")
+    code, _, err = finished(start_training(workplace, "out=.", "resume=true"))
+    assert code == 2 and err.startswith("error: .: is no run folder")
+    assert (workplace / "config.yaml").read_text() == "precious"
+    assert (workplace / "c.yaml").read_text() == before
+    code, _, err = finished(start_training(workplace, "out=" + 300 * "x"))
+    assert code == 2 and err.count("\n") == 1 and "too long" in err
+    splits = {site: {"test": ["0"]} for site in "ab"}
+    (workplace / "splits.json").write_text(json.dumps(splits))
+    code, _, err = finished(start_training(workplace, "splits=splits.json"))
+    assert code == 2 and "no site has a training case" in err
+
+
+def test_a_new_term_stays_out_of_the_columns():
+    """A forker's fourth loss term does not shift the columns of metrics.csv."""
+    losses = {"dice": 1.0, "mine": 9.0, "contrast": 2.0, "consistency": 3.0}
+    update = federated.Update("a", 1, {"w": torch.zeros(2)}, {}, losses, {}, 0.5)
+    assert train.history_rows(1, [update], {}) == [(1, "train", "a", None, 1.0, 2.0, 3.0, 0.5, 8, 0)]
 
 
 def test_unwritable_run_folder(workplace):

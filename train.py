@@ -13,7 +13,7 @@ import torch
 
 import eval as evaluation
 from config import BadInput, Parser, as_yaml, load_config, run_program
-from datasets import load_sites, splits_of
+from datasets import load_sites, read_splits, splits_of
 from federated import Diverged, federated_round
 from site_statistics import site_statistics
 from unet import build_model
@@ -27,10 +27,12 @@ def train(config):
     out, device = Path(config.out), evaluation.pick_device(config.device)
     check_run_folder(out, config)
     sites = load_sites(config)
+    training_sites = [site for site in sites if site.train_slices]
+    if not training_sites:
+        raise BadInput(f"{config.splits}: no site has a training case, add some to the splits")
     model = build_model(config).to(device)
     state = start_or_resume(model, sites, config, device)
     prepare_run_folder(out, sites, config)
-    training_sites = [site for site in sites if site.train_slices]
     print(header(sites), flush=True)
     for t in range(state["round"] + 1, config.rounds + 1):
         start = time.perf_counter()
@@ -75,16 +77,18 @@ def start_or_resume(model, sites, config, device):
 
 def check_same_splits(file, splits):
     """Raise BadInput if the data folder no longer gives the splits that the run began with."""
-    if file.exists() and json.loads(file.read_text()) != splits:
+    if file.exists() and read_splits(file) != splits:
         raise BadInput(f"{file}: differs from the splits of the data now, the data have changed; "
                        "restore them, or train into another folder with out=FOLDER")
 
 
 def check_run_folder(out, config):
-    """Raise BadInput if the run folder holds something already and `resume` is not set."""
+    """Raise BadInput if the run folder holds something already that is not to be resumed."""
     if not config.resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out}: exists already; continue that run with resume=true, "
                        "or train into another folder with out=FOLDER")
+    if out.is_dir() and any(out.iterdir()) and not (out / "splits.json").exists():
+        raise BadInput(f"{out}: is no run folder but holds files, choose another out=FOLDER")
 
 
 def prepare_run_folder(out, sites, config):
@@ -165,8 +169,9 @@ def save(file, content):
 
 def history_rows(t, updates, scores):
     """Return round t's rows of metrics.csv: a train row a site, and a val row if it was scored."""
-    rows = [(t, "train", u.site, None, *u.losses.values(), u.seconds, size_in_bytes(u.weights),
-             size_in_bytes(u.prototypes)) for u in updates]
+    terms = [name.removeprefix("loss_") for name in COLUMNS if name.startswith("loss_")]
+    rows = [(t, "train", u.site, None, *(u.losses[name] for name in terms), u.seconds,
+             size_in_bytes(u.weights), size_in_bytes(u.prototypes)) for u in updates]
     for name, score in (scores["sites"] if scores else {}).items():
         if score["cases"]:
             rows.append((t, "val", name, score["dice"], *[None] * 6))
