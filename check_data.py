@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 import demo_data
 from config import BadInput, Parser, load_config, run_program
-from datasets import list_files, missing_sites, read_splits, site_of, split_of
-from readers import IMAGE_KINDS, look_at, read_sample, visible
+from datasets import IMAGE_KINDS, list_files, read_splits, split_of, visible
+from readers import look_at, read_sample
 
 SAMPLES = 4  # on a site, on the contact sheet
 TILE = 192   # pixels, side of a picture on a sheet
@@ -24,46 +24,38 @@ def check(config, sheet):
     folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
     entries, problems = list_files(folder, config.task, config.case_pattern)
     splits = read_splits(config.splits) if config.splits else None
-    problems += missing_sites(folder, entries, splits)
     rows = []
-    for site, found in entries.items():
-        facts, samples = read_all(site, found, config, problems)
-        cases = {entry.case for entry in found}
-        split = cases and tried(problems, split_of, site, cases, splits, config)
-        if samples and len(samples) == len(found):  # else the others may have the foreground
-            parts = split or {"train": [], "val": [], "test": cases}
-            tried(problems, site_of, site, samples, parts, folder / site)
+    for site in entries:
+        facts, samples = read_all(site, entries[site], config, problems)
+        if samples and not any(sample.truth.any() for sample in samples):
+            problems.append(f"{folder / site}: all its masks are empty, foreground has to be > 0")
+        try:
+            cases = {entry.case for entry in entries[site]}
+            parts = split_of(site, cases, splits, config) if cases else {}
+        except BadInput as problem:
+            problems.append(str(problem))
+            parts = {}
         ignored = other_files(folder / site, config.task)
-        print("\n".join(report(site, config.task, found, facts, samples, split, ignored)))
+        print("\n".join(report(site, config.task, entries[site], facts, samples, parts, ignored)))
         if samples:
             rows.append((site, [tile for sample in shown(samples) for tile in tiles(sample)]))
+    if rows:
+        save_sheet(rows, sheet)
     print(f"\n{len(problems)} problem{'s' * (len(problems) != 1)}")
     for problem in problems:
         print(f"  {problem}")
-    if rows:
-        save_sheet(rows, sheet)
     return len(problems)
-
-
-def tried(problems, work, *arguments):
-    """Return what work(*arguments) does, or None, with its BadInput added to `problems`."""
-    try:
-        return work(*arguments)
-    except BadInput as problem:
-        problems.append(str(problem))
-        return None
 
 
 def read_all(site, entries, config, problems):
     """Return the facts and Samples of all files that can be read; others go to `problems`."""
     facts, samples = [], []
     for entry in entries:
-        found = [tried(problems, look_at, entry.image, config.task),
-                 tried(problems, look_at, entry.mask, config.task, True)]
-        if all(found):
-            facts.append(found[0] | found[1])
-            sample = tried(problems, read_sample, entry, site, config.task, config.image_size)
-            samples += [sample] if sample else []
+        try:
+            facts.append(look_at(entry, config.task))
+            samples.append(read_sample(entry, site, config.task, config.image_size))
+        except BadInput as problem:
+            problems.append(str(problem))
     return facts, samples
 
 
@@ -127,20 +119,16 @@ def image_tile(sample, s):
     image = (sample.images[s] * 255).round().byte()
     image = image if len(sample.truth) == 1 else image[1:2].expand(3, -1, -1)
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-    return np.asarray(picture.resize((TILE, TILE), Image.Resampling.BILINEAR))
+    return np.asarray(picture.resize((TILE, TILE), Image.Resampling.BICUBIC))
 
 
 def draw_outline(tile, mask, colour):
-    """Return a copy of a tile with the outline of a mask (H, W), of any size, in a colour.
-
-    It is two pixels wide at the size of the tile: those on either side of the mask's edge.
-    """
+    """Return a copy of a tile with the outline of a mask (H, W), of any size, in a colour."""
     inside = np.asarray(Image.fromarray(mask).resize((TILE, TILE), Image.Resampling.NEAREST))
     padded = np.pad(inside, 1)
-    around = np.stack([inside, padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2],
-                       padded[1:-1, 2:]])
+    core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     drawn = tile.copy()
-    drawn[around.any(0) & ~around.all(0)] = colour
+    drawn[inside & ~core] = colour
     return drawn
 
 
@@ -167,7 +155,7 @@ def save_sheet(rows, file):
         contact_sheet(rows).save(file)
     except (OSError, ValueError) as problem:
         raise BadInput(f"{file}: cannot be written ({problem}), give another --sheet") from None
-    print(f"contact sheet with outlines of the masks: {file}")
+    print(f"\ncontact sheet with outlines of the masks: {file}")
 
 
 def main():

@@ -4,14 +4,24 @@ import json
 import random
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 import demo_data
 from config import BadInput
-from readers import list_images, list_volumes, read_sample, visible
+from readers import read_sample
 
+IMAGE_KINDS = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 SPLITS = ("train", "val", "test")
+
+
+class Entry(NamedTuple):
+    """One image or volume on disk with its mask."""
+
+    case: str
+    image: Path
+    mask: Path
 
 
 class Site:
@@ -37,11 +47,14 @@ def load_sites(config, splits=None, strict=True):
         raise BadInput(problems[0])
     if splits is None and config.splits:
         splits = read_splits(config.splits)
-    if strict and missing_sites(folder, entries, splits):
-        raise BadInput(missing_sites(folder, entries, splits)[0])
-    parts = {name: split_of(name, {entry.case for entry in entries[name]}, splits, config, strict)
-             for name in entries}  # before the files, whose decoding takes long
-    sites = [load_site(name, entries[name], parts[name], config) for name in entries]
+    sites = []
+    for name in entries:
+        cases = {entry.case for entry in entries[name]}
+        split = split_of(name, cases, splits, config, strict)
+        sites.append(load_site(name, entries[name], split, config))
+    if strict and splits is not None and splits.keys() - entries.keys():
+        missing = min(splits.keys() - entries.keys())
+        raise BadInput(f"{folder}: lacks the site {missing} of the splits, restore it")
     images = sum(len(sample.images) for site in sites for sample in samples_of(site))
     unit = "images" if config.task == "nuclei" else "slices"
     size = memory_mb(sites)
@@ -50,24 +63,16 @@ def load_sites(config, splits=None, strict=True):
 
 
 def load_site(name, entries, split, config):
-    """Return one Site with the samples of its split decoded; raises BadInput as `site_of` does."""
-    used = {case for part in SPLITS for case in split[part]}
-    samples = [read_sample(entry, name, config.task, config.image_size) for entry in entries
-               if entry.case in used]
-    return site_of(name, samples, split, entries[0].mask.parent)
-
-
-def site_of(name, samples, split, folder):
-    """Return a Site of decoded samples; raises BadInput, naming `folder`, if its masks are empty,
-    or those of all volumes that it would train on."""
-    if not any(sample.truth.any() for sample in samples):
-        raise BadInput(f"{folder}: the masks of all of site {name} are empty, nucleus or organ has "
-                       "to be > 0")
-    site = Site(name, *([sample for sample in samples if sample.case in split[part]]
-                        for part in SPLITS))
+    """Return one Site with its samples decoded; raises BadInput if its masks are empty."""
+    samples = {part: [read_sample(entry, name, config.task, config.image_size) for entry in entries
+                      if entry.case in split[part]] for part in SPLITS}
+    if not any(sample.truth.any() for part in SPLITS for sample in samples[part]):
+        raise BadInput(f"{entries[0].mask.parent}: the masks of all of site {name} are empty, "
+                       "nucleus or organ has to be > 0")
+    site = Site(name, **samples)
     if site.train and not site.train_slices:
-        raise BadInput(f"{folder}: no slice of site {name}'s training cases has foreground, choose "
-                       "another seed or splits")
+        raise BadInput(f"{entries[0].mask.parent}: no slice of site {name}'s training cases has "
+                       "foreground, choose another seed or splits")
     return site
 
 
@@ -88,25 +93,27 @@ def memory_mb(sites):
 
 def list_files(folder, task, case_pattern=None):
     """Return {site: [Entry]} and a list of everything wrong with the files found, as texts."""
-    try:
-        if not Path(folder).is_dir():
-            raise BadInput(f"{folder}: there is no such data folder; set data to one, or to demo")
-        find = list_images if task == "nuclei" else list_volumes
-        listed = {site: find(site) for site in visible(folder) if site.is_dir()}
-    except OSError as problem:
-        raise BadInput(f"{problem.filename or folder}: cannot be read ({problem.strerror}), "
-                       "set data to a folder that you may read") from None
+    if not Path(folder).is_dir():
+        raise BadInput(f"{folder}: there is no such data folder; set data to one, or to demo")
     entries, problems = {}, []
-    for site, (found, wrong) in listed.items():
-        cased = [with_case(entry, case_pattern, problems) for entry in found]
-        entries[site.name] = [entry for entry in cased if entry]
-        problems += wrong
-        if not found and not wrong:
-            problems.append(f"{site}: has no images of task {task}; lay it out as README says "
-                            "or remove the folder")
+    for site in visible(folder):
+        if site.is_dir():
+            find = list_images if task == "nuclei" else list_volumes
+            found, wrong = find(site)
+            cased = [with_case(entry, case_pattern, problems) for entry in found]
+            entries[site.name] = [entry for entry in cased if entry]
+            problems += wrong
+            if not found and not wrong:
+                problems.append(f"{site}: has no images of task {task}; lay it out as README says "
+                                "or remove the folder")
     if not entries:
         problems.append(f"{folder}: has no site folders; give one folder a site")
     return entries, problems
+
+
+def visible(folder):
+    """Return what is in a folder, sorted by name, without hidden names."""
+    return sorted(path for path in Path(folder).iterdir() if not path.name.startswith("."))
 
 
 def with_case(entry, case_pattern, problems):
@@ -119,6 +126,76 @@ def with_case(entry, case_pattern, problems):
     problems.append(f"{entry.image}: its name does not match case_pattern {case_pattern!r}, "
                     "mend the pattern or rename the file")
     return None
+
+
+def list_images(site):
+    """Return the entries and the problems of one site of 2-D images, in any of three layouts."""
+    if (site / "list.txt").is_file():
+        return list_text(site / "list.txt")
+    slides = [path for path in visible(site) if re.fullmatch(r"(?i)slide_.+", path.name)]
+    if not slides:
+        return pair(images_in(site / "images"), images_in(site / "masks"))
+    entries, problems = [], []
+    for slide in slides:
+        truth = slide.with_name("GT_" + slide.name[6:])
+        found, wrong = pair(images_in(slide), images_in(truth), case=slide.name)
+        entries, problems = entries + found, problems + wrong
+    return entries, problems
+
+
+def list_text(file):
+    """Return the entries and problems of a list.txt: lines 'image mask', relative to its folder."""
+    entries, problems = [], []
+    for number, line in enumerate(file.read_text("utf-8-sig", "replace").splitlines(), 1):
+        words = line.split("\t") if "\t" in line else line.split()  # tabs allow names with spaces
+        if not words or words[0].startswith("#"):
+            continue
+        paths = [file.parent / word for word in words]
+        missing = [path for path in paths if not path.is_file()]
+        if len(words) != 2 or missing:
+            wrong = f"{missing[0]} does not exist" if len(words) == 2 else "expected 'image mask'"
+            problems.append(f"{file}: line {number}: {wrong}, mend the line")
+        elif paths[0] == paths[1]:
+            problems.append(f"{file}: line {number}: image and mask are one file, name its mask")
+        elif any(paths[0].stem == entry.image.stem for entry in entries):
+            problems.append(f"{file}: line {number}: {words[0]} is a second image of that name, "
+                            "keep or rename one")
+        else:
+            entries.append(Entry(paths[0].stem, *paths))
+    return entries, problems
+
+
+def images_in(folder):
+    """Return [(stem, path)] of the images in a folder, none if there is no such folder."""
+    return [(path.stem, path) for path in (visible(folder) if folder.is_dir() else [])
+            if path.suffix.lower() in IMAGE_KINDS]
+
+
+def list_volumes(site):
+    """Return entries and problems of one site of volumes, CaseNN and CaseNN_segmentation."""
+    files = [(re.sub(r"(?i)\.nii(\.gz)?$", "", path.name), path) for path in visible(site)
+             if re.search(r"(?i)\.nii(\.gz)?$", path.name)]
+    ending = re.compile(r"(?i)_segmentation$")
+    masks = [(ending.sub("", stem), path) for stem, path in files if ending.search(stem)]
+    return pair([(stem, path) for stem, path in files if not ending.search(stem)], masks)
+
+
+def pair(images, masks, case=None):
+    """Return entries of images and masks [(stem, path)] that match in any case, and problems."""
+    problems, by_stem = [], ({}, {})
+    for files, known, what in ((images, by_stem[0], "image"), (masks, by_stem[1], "mask")):
+        for stem, path in files:
+            if stem.lower() in known:
+                other = known[stem.lower()].name
+                problems.append(f"{path}: {other} is a second {what} of that name, keep one")
+            known[stem.lower()] = path
+    stems, truths = by_stem
+    problems += [f"{stems[stem]}: has no mask of that name, add it or remove the image"
+                 for stem in stems.keys() - truths.keys()]
+    problems += [f"{truths[stem]}: has no image of that name, add it or remove the mask"
+                 for stem in truths.keys() - stems.keys()]
+    return [Entry(case or original, stems[original.lower()], truths[original.lower()])
+            for original, _ in images if original.lower() in truths], sorted(problems)
 
 
 # ---- Splits ----
@@ -159,6 +236,12 @@ def known_split(site, cases, splits, strict):
     listed = [case for part in SPLITS for case in split[part]]
     unlisted = sorted(set(cases) - set(listed))
     if not strict:
+        if site in splits:
+            trained = len(set(cases) & {*split["train"], *split["val"]})
+            missing = len(set(listed) - set(cases))
+            print(f"{site}: taken for the run's site of that name: {trained} of its cases trained "
+                  f"or validated, {len(unlisted)} are new and test, {missing} of the run's are "
+                  "missing")
         return {part: [c for c in split[part] if c in cases] for part in SPLITS} | {
             "test": [c for c in cases if c in split["test"] or c in unlisted]}
     if site not in splits:
@@ -172,12 +255,6 @@ def known_split(site, cases, splits, strict):
     if unlisted:
         print(f"{site}: {len(unlisted)} cases in no split are not used: {', '.join(unlisted)}")
     return split
-
-
-def missing_sites(folder, entries, splits):
-    """Return a text for each site that `splits` (None: no splits) has and the data have not."""
-    return [f"{folder}: lacks the site {site} of the splits, restore it"
-            for site in sorted((splits or {}).keys() - entries.keys())]
 
 
 def read_splits(file):

@@ -74,9 +74,10 @@ def ensure(task):
         (write_nuclei if task == "nuclei" else write_prostate)(part)
         part.rename(folder)
     except OSError as problem:
-        if not folder.is_dir():  # else another program has just written it
-            raise BadInput(f"{folder}: cannot be written ({problem.strerror}), make room or set "
-                           "data to a folder of your own") from None
+        if folder.exists():  # another run was quicker
+            return folder
+        raise BadInput(f"{folder}: cannot be written ({problem.strerror}), make room or set data "
+                       "to a folder of your own") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder

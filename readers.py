@@ -1,30 +1,27 @@
-"""One image or one volume with its mask: find the files, decode, check, scale, resize."""
+"""Reading one image or one volume with its mask: decode, check, scale, resize."""
 
-import re
-import warnings
+import struct
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel
 import numpy as np
 import torch
+from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
 from torch.nn import functional
 
 from config import BadInput
 
-IMAGE_KINDS = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 Image.MAX_IMAGE_PIXELS = None  # slides are large; the memory they take is reported
-warnings.filterwarnings("ignore", module="PIL")  # a broken file is one error, not warnings too
 
 
-class Entry(NamedTuple):
-    """One image or volume on disk with its mask."""
-
-    case: str
-    image: Path
-    mask: Path
+# What Pillow and nibabel raise on files that are truncated or foreign.
+UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError, MemoryError,
+              struct.error, zlib.error, ImageFileError, nibabel.spatialimages.HeaderDataError)
+MM = {"meter": 1000.0, "micron": 0.001}  # what a header's unit of length is, else 1
 
 
 class Sample(NamedTuple):
@@ -66,20 +63,18 @@ def three_slice_stacks(slices):
     return padded.unfold(0, 3, 1).permute(0, 3, 1, 2)
 
 
-def look_at(file, task, is_mask=False):
-    """Return what a file holds before any preparation: of an image its size, channels,
-    low, high and spacing, of a mask its labels (a set). Raises BadInput, naming the file."""
+def look_at(entry, task):
+    """Return what the files of an entry hold before any preparation: size, channels, low, high,
+    labels (a set) and spacing, for a report. Raises BadInput, naming the file."""
     if task == "nuclei":
-        pixels = decode(file, is_mask)
+        pixels, labels = decode(entry.image), decode(entry.mask, is_mask=True)
         size, channels, spacing = sides(pixels.shape), pixels.shape[2], "1 pixel"
     else:
-        pixels, _, zooms = read_nifti(file)
+        (pixels, _, zooms), (labels, _, _) = read_nifti(entry.image), read_nifti(entry.mask)
         size, channels = f"{sides(pixels.shape)} x {pixels.shape[2]} slices", 1
         spacing = " x ".join(f"{step:.3g}" for step in zooms) + " mm"
-    if is_mask:
-        return {"labels": set(np.unique(pixels).tolist())}
     return {"size": size, "channels": channels, "low": pixels.min(), "high": pixels.max(),
-            "spacing": spacing}
+            "labels": set(np.unique(labels).tolist()), "spacing": spacing}
 
 
 # ---- Images ----
@@ -87,8 +82,12 @@ def look_at(file, task, is_mask=False):
 def read_image_pair(image_file, mask_file):
     """Return image (1, 3, H, W) float32, scaled to [0, 1] over all channels, and mask (1, H, W)."""
     pixels, mask = decode(image_file), decode(mask_file, is_mask=True)
+    if not np.isfinite(pixels).all():
+        raise BadInput(f"{image_file}: has NaN or infinite pixels, replace them")
     # JPEG invents small values around edges: there a mask is what lies above half its maximum.
     limit = mask.max() / 2 if Path(mask_file).suffix.lower() in (".jpg", ".jpeg") else 0
+    if not np.isfinite(mask).all():
+        raise BadInput(f"{mask_file}: has NaN or infinite pixels, replace them")
     mask = (mask > limit).any(2)
     if mask.shape != pixels.shape[:2]:
         raise BadInput(f"{mask_file}: its size {sides(mask.shape)} differs from its image's "
@@ -101,7 +100,8 @@ def decode(file, is_mask=False):
     """Return an image file's pixels, float32 (H, W, 1 or 3), alpha dropped; raises BadInput."""
     try:
         with Image.open(file) as image:
-            pages = getattr(image, "n_frames", 1)
+            if getattr(image, "n_frames", 1) > 1:
+                raise BadInput(f"{file}: has {image.n_frames} pages, save one alone")
             if image.mode == "P":  # a mask's palette index is its label, whatever its colour
                 image = image if is_mask else image.convert("RGB")
             elif image.mode in ("1", "LA", "PA", "La"):
@@ -109,19 +109,9 @@ def decode(file, is_mask=False):
             elif image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
                 image = image.convert("RGB")
             pixels = np.asarray(image, dtype=np.float32)
-    except Exception as problem:  # noqa: BLE001 - what a broken file raises has no common type
-        raise BadInput(f"{file}: cannot be read as an image ({reason(problem)}), "
-                       "export it again") from None
-    if pages > 1:
-        raise BadInput(f"{file}: has {pages} pages, save one alone")
-    if not np.isfinite(pixels).all():
-        raise BadInput(f"{file}: has NaN or infinite pixels, replace them")
+    except UNREADABLE as problem:
+        raise BadInput(f"{file}: cannot be read as an image ({problem}), export it again") from None
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
-
-
-def reason(problem):
-    """Return the text of an exception on one line; its type where it has none."""
-    return " ".join(str(problem).split()) or type(problem).__name__
 
 
 def scale(values):
@@ -165,93 +155,17 @@ def read_nifti(file):
     """
     try:
         volume = nibabel.load(file)
-        if len(volume.shape) == 3:  # a series may not fit into memory, it is not decoded
-            turn = ornt_transform(io_orientation(volume.affine), axcodes2ornt("LPS"))
-            volume = volume.as_reoriented(turn)
-            voxels = np.asarray(volume.dataobj, dtype=np.float32)
-    except Exception as problem:  # noqa: BLE001 - what a broken file raises has no common type
-        raise BadInput(f"{file}: cannot be read as NIfTI ({reason(problem)}), "
-                       "export it again") from None
-    if len(volume.shape) != 3 or not voxels.size:
-        raise BadInput(f"{file}: is {len(volume.shape)}-D with shape {volume.shape}, "
+        turn = ornt_transform(io_orientation(volume.affine), axcodes2ornt("LPS"))
+        volume = volume.as_reoriented(turn) if len(volume.shape) == 3 else volume
+        if volume.get_data_dtype().kind not in "iuf":
+            raise ValueError(f"voxels of type {volume.get_data_dtype()}")
+        voxels = np.asarray(volume.dataobj, dtype=np.float32)
+    except UNREADABLE as problem:
+        raise BadInput(f"{file}: cannot be read as NIfTI ({problem}), export it again") from None
+    if voxels.ndim != 3:
+        raise BadInput(f"{file}: is {voxels.ndim}-D with shape {voxels.shape}, "
                        "give one 3-D volume a file")
     if not np.isfinite(voxels).all():
         raise BadInput(f"{file}: has NaN or infinite voxels, replace them")
-    return voxels, volume.affine, volume.header.get_zooms()
-
-
-# ---- Layouts ----
-
-def visible(folder):
-    """Return what is in a folder, sorted by name, without hidden names."""
-    return sorted(path for path in Path(folder).iterdir() if not path.name.startswith("."))
-
-
-def list_images(site):
-    """Return the entries and the problems of one site of 2-D images, in any of three layouts."""
-    if (site / "list.txt").is_file():
-        return list_text(site / "list.txt")
-    slides = {path.name[6:]: path.name for path in visible(site)
-              if re.match(r"(?i)slide_.", path.name) and path.is_dir()}
-    if not slides:
-        return pair(images_in(site / "images"), images_in(site / "masks"))
-    truths = {path.name[3:] for path in visible(site) if path.name.startswith("GT_")}
-    entries, problems = [], []
-    for number in sorted(slides.keys() | truths):
-        slide = slides.get(number, f"Slide_{number}")
-        found, wrong = pair(images_in(site / slide), images_in(site / f"GT_{number}"), slide)
-        entries, problems = entries + found, problems + wrong
-    return entries, problems
-
-
-def list_text(file):
-    """Return the entries and problems of a list.txt: lines 'image mask', relative to its folder."""
-    entries, problems = {}, []
-    for number, line in enumerate(file.read_text("utf-8-sig", "replace").splitlines(), 1):
-        words = line.split()
-        if not words or words[0].startswith("#"):
-            continue
-        paths = [file.parent / word for word in words]
-        wrong = "" if len(words) == 2 else "expected 'image mask'"
-        for path in paths if not wrong else []:
-            wrong = wrong or ("" if path.is_file() else f"{path} does not exist")
-        if not wrong and paths[0].stem.lower() in entries:
-            wrong = f"the image name {paths[0].stem} is listed twice, keep or rename one"
-        if wrong:
-            problems.append(f"{file}: line {number}: {wrong}, mend the line")
-        else:
-            entries[paths[0].stem.lower()] = Entry(paths[0].stem, *paths)
-    return list(entries.values()), problems
-
-
-def images_in(folder):
-    """Return [(stem, path)] of the images in a folder, none if there is no such folder."""
-    return [(path.stem, path) for path in (visible(folder) if folder.is_dir() else [])
-            if path.suffix.lower() in IMAGE_KINDS]
-
-
-def list_volumes(site):
-    """Return entries and problems of one site of volumes, CaseNN and CaseNN_segmentation."""
-    files = [(re.sub(r"(?i)\.nii(\.gz)?$", "", path.name), path) for path in visible(site)
-             if re.search(r"(?i)\.nii(\.gz)?$", path.name)]
-    ending = re.compile(r"(?i)_segmentation$")
-    masks = [(ending.sub("", stem), path) for stem, path in files if ending.search(stem)]
-    return pair([(stem, path) for stem, path in files if not ending.search(stem)], masks)
-
-
-def pair(images, masks, case=None):
-    """Return entries of images and masks [(stem, path)] that match in any case, and problems."""
-    problems, by_stem = [], ({}, {})
-    for files, known, what in ((images, by_stem[0], "image"), (masks, by_stem[1], "mask")):
-        for stem, path in files:
-            if stem.lower() in known:
-                other = known[stem.lower()].name
-                problems.append(f"{path}: {other} is a second {what} of that name, keep one")
-            known[stem.lower()] = path
-    stems, truths = by_stem
-    problems += [f"{stems[stem]}: has no mask of that name, add it or remove the image"
-                 for stem in stems.keys() - truths.keys()]
-    problems += [f"{truths[stem]}: has no image of that name, add it or remove the mask"
-                 for stem in truths.keys() - stems.keys()]
-    return [Entry(case or original, stems[original.lower()], truths[original.lower()])
-            for original, _ in images if original.lower() in truths], sorted(problems)
+    unit = MM.get(volume.header.get_xyzt_units()[0], 1.0)
+    return voxels, volume.affine * unit, tuple(unit * step for step in volume.header.get_zooms())
