@@ -568,16 +568,16 @@ def test_masks_are_above_zero_and_jpeg_masks_above_half(tmp_path):
 
 def test_resizing_keeps_areas_and_does_not_alias(tmp_path):
     folder = write_nuclei(tmp_path, ("a",), cases=1, size=256)
-    stripes = np.tile(np.uint8([[0], [255]]), (128, 256))
+    stripes = np.tile(np.uint8([[255], [0], [0], [0]]), (64, 256))
     Image.fromarray(stripes).save(folder / "a" / "images" / "0.png")
     mask = np.zeros((256, 256), np.uint8)
-    mask[8:120, 16:200] = 255
+    mask[10:118, 16:200] = 255
     Image.fromarray(mask).save(folder / "a" / "masks" / "0.png")
     sample = one_sample(folder, size=64)
-    assert (sample.images[:, :, 4:-4] - 0.5).abs().max() < 0.02  # stripes become grey
+    assert (sample.images[:, :, 4:-4] - 0.25).abs().max() < 0.05  # stripes become grey
     assert sample.masks.float().mean() == pytest.approx((mask > 0).mean(), rel=0.02)
     rows = sample.masks[0].any(1).nonzero()
-    assert (rows.min(), rows.max()) == (2, 29)
+    assert (rows.min(), rows.max()) == (2, 28)  # rows 10, 14, .., 114
 
 
 def test_a_constant_image_is_zero(tmp_path):
