@@ -140,6 +140,10 @@ def list_images(site):
         truth = slide.with_name("GT_" + slide.name[6:])
         found, wrong = pair(images_in(slide), images_in(truth), case=slide.name)
         entries, problems = entries + found, problems + wrong
+    numbers = {slide.name[6:] for slide in slides}
+    problems += [f"{path}: has no Slide_{path.name[3:]} beside it, add it or remove the masks"
+                 for path in visible(site) if path.name.startswith("GT_")
+                 and path.name[3:] not in numbers]
     return entries, problems
 
 

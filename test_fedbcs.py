@@ -655,6 +655,9 @@ def test_layouts(tmp_path):
     assert [site.name for site in (a, l, t)] == ["a", "listed", "tnbc"]
     assert len(a.train) == len(l.train) == 3 and len(t.train) == 2  # one slide of two images
     assert {sample.case for sample in datasets.samples_of(t)} == {"Slide_01", "Slide_02", "Slide_03"}
+    shutil.rmtree(plain / "tnbc" / "Slide_02")
+    with pytest.raises(BadInput, match="tnbc/GT_02: has no Slide_02 beside it"):
+        load_sites(nuclei_config(plain))
 
 
 def cut(file, size=None):
