@@ -15,15 +15,14 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from baselines import METHODS, method_of
 from config import load_config, run_program
 from datasets import load_sites
-from federated import federated_round, make_optimizer, objective, site_losses
+from federated import federated_round, make_optimizer, objective
 from fft_style import recalibrate, recalibrate_fourier
-from prototypes import PATHS
 from unet import build_model
 
 REPEATS = 5
-METHODS = {"fedavg": ["fsr=none", "prototype_weight=0"], "fedbcs": []}
 SETTING = {"task": "nuclei", "data": "demo", "out": "unused", "width": 32, "batch_size": 6}
 
 
@@ -36,22 +35,27 @@ def blobs(batch, size, foreground, generator):
 
 
 def training_step(method):
-    """Return step(), a method's training step: batch 6, 3x256x256, width 32, 20 % foreground."""
-    config = load_config(SETTING, METHODS[method])
-    model, generator = build_model(config), torch.Generator().manual_seed(0)
-    optimizer, w = make_optimizer(model, config), model.state_dict()
-    x, y = blobs(config.batch_size, 256, 0.2, generator)
-    D = 3 * 8 * config.width
-    G = {path: {j: torch.randn(2, D, generator=generator) for j in (0, 1)} for path in PATHS}
-    uses_prototypes = config.prototype_weight > 0
+    """Return step(), a method's training step: batch 6, 3x256x256, width 32, 20 % foreground.
 
-    def step():
-        terms = site_losses(model, x, y, G if uses_prototypes else {}, config,
-                            {} if uses_prototypes else None)
+    It is a step of a last local epoch in a later round: with prototypes, 2 a class, and gathering.
+    """
+    config = load_config(SETTING, [f"method={method}"])
+    rules, generator = method_of(config), torch.Generator().manual_seed(0)
+    model = build_model(config, rules.front)
+    optimizer = make_optimizer(model, config)
+    w = {name: value.clone() for name, value in model.state_dict().items()}
+    x, y = blobs(config.batch_size, 256, 0.2, generator)
+    x, total = x.to(memory_format=torch.channels_last), {}
+    rules.losses(model, x, y, {}, total)
+    G = rules.aggregate([rules.send(model, total)])
+    G = {path: {j: P[:1].repeat(2, 1) for j, P in G[path].items()} for path in G}
+
+    def gradient():
+        terms = rules.losses(model, x, y, G, {})
         optimizer.zero_grad()
         objective(terms, model, w, config).backward()
-        optimizer.step()
-    return step
+        return terms
+    return lambda: rules.step(optimizer, gradient)
 
 
 def fsr_passes():
@@ -100,22 +104,21 @@ def main():
         peak = {method: pool.apply(peak_mb, (method,)) for method in METHODS}
     step = median_seconds({method: training_step(method) for method in METHODS})
     fsr = median_seconds(fsr_passes())
-    result = {"fedavg_step_s": step["fedavg"], "fedbcs_step_s": step["fedbcs"],
-              "step_ratio": step["fedbcs"] / step["fedavg"],
-              "fedavg_peak_mb": peak["fedavg"], "fedbcs_peak_mb": peak["fedbcs"],
-              "memory_ratio": peak["fedbcs"] / peak["fedavg"],
-              "fsr_spatial_s": fsr["spatial"], "fsr_rfft2_s": fsr["rfft2"],
-              "fsr_ratio": fsr["rfft2"] / fsr["spatial"], "demo_round_s": demo_round(),
-              "threads": torch.get_num_threads()}
-    print(f"{'':24}{'FedAvg':>10}{'FedBCS':>10}{'ratio':>8}")
-    for label, kind, ratio in (("training step, s", "step_s", "step_ratio"),
-                               ("its peak memory, MB", "peak_mb", "memory_ratio")):
-        a, b = result[f"fedavg_{kind}"], result[f"fedbcs_{kind}"]
-        print(f"{label:24}{a:10.3f}{b:10.3f}{result[ratio]:8.2f}")
-    print(f"{'':24}{'spatial':>10}{'rfft2':>10}{'ratio':>8}")
-    a, b = fsr["spatial"], fsr["rfft2"]
-    print(f"{'FSR layer, s':24}{a:10.3f}{b:10.3f}{b / a:8.2f}")
-    print(f"{'round on the demo, s':24}{result['demo_round_s']:20.3f}")
+    result, base = {"threads": torch.get_num_threads()}, "fedavg"
+    print(f"{'training step':14}{'s':>8}{'ratio':>8}{'peak MB':>10}{'ratio':>8}")
+    for name in METHODS:
+        print(f"{name:14}{step[name]:8.3f}{step[name] / step[base]:8.2f}"
+              f"{peak[name]:10.0f}{peak[name] / peak[base]:8.2f}")
+        result |= {f"{name}_step_s": step[name], f"{name}_peak_mb": peak[name],
+                   f"{name}_step_ratio": step[name] / step[base],
+                   f"{name}_memory_ratio": peak[name] / peak[base]}
+    result |= {"step_ratio": result["fedbcs_step_ratio"],
+               "memory_ratio": result["fedbcs_memory_ratio"],
+               "fsr_spatial_s": fsr["spatial"], "fsr_rfft2_s": fsr["rfft2"],
+               "fsr_ratio": fsr["rfft2"] / fsr["spatial"], "demo_round_s": demo_round()}
+    print(f"FSR layer, s: spatial {fsr['spatial']:.3f}, rfft2 {fsr['rfft2']:.3f}, "
+          f"ratio {result['fsr_ratio']:.2f}")
+    print(f"round on the demo, s: {result['demo_round_s']:.3f}")
     print(json.dumps({name: round(value, 4) for name, value in result.items()}))
 
 

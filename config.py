@@ -84,16 +84,36 @@ def pattern(value):
     return value
 
 
+def method_name(value):
+    if value not in PRESETS and not re.fullmatch(r".+\.py:[A-Za-z_]\w*", str(value)):
+        raise ValueError("expected " + " or ".join(PRESETS) + " or FILE.py:FUNCTION")
+    return value
+
+
 def device_name(value):
     if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
         raise ValueError("expected auto, cpu, cuda or cuda:0")
     return value
 
 
+PLAIN = {"fsr": "none", "prototype_weight": 0.0}
+PRESETS = {  # method: what it sets; a key of its own name, such as fedprox_mu, can be set otherwise
+    "fedbcs": {},
+    "fedavg": PLAIN,
+    "fedprox": PLAIN | {"fedprox_mu": 0.01},
+    "harmofl": PLAIN | {"weights": "equal"},
+    "fpl": PLAIN,
+    "fedplvm": PLAIN | {"weights": "equal"},
+    "feduv": PLAIN,
+    "input_norm": PLAIN,
+}
+
 KEYS = {  # key: (kind, default, help)
     "task": (choice("nuclei", "prostate"), REQUIRED, "nuclei: 2-D images; prostate: MRI volumes"),
     "data": (text, REQUIRED, "folder with one folder a site, or demo: sites that are generated"),
     "out": (or_none(text), None, "run folder; none: runs/ + the name of the config file"),
+    "method": (method_name, "fedbcs", "a method of baselines.py, or FILE.py:FUNCTION of your own"),
+    "hold_out": (or_none(text), None, "site that does not train; all of its cases test"),
     "rounds": (whole(1), 400, "communication rounds"),
     "local_epochs": (whole(1), 1, "passes over its own images that a site makes in a round"),
     "batch_size": (whole(1), 6, "images in a training step"),
@@ -108,6 +128,14 @@ KEYS = {  # key: (kind, default, help)
     "tau": (number(above=0), 0.1, "temperature of the contrastive loss"),
     "contrast_clip": (flag, False, "clip the contrastive loss as the released code does"),
     "fedprox_mu": (number(least=0), 0.0, "weight of FedProx's mu/2 |w - w_global|^2; 0: off"),
+    "harmofl_step": (number(above=0), 0.05, "length of HarmoFL's perturbation of the weights"),
+    "fpl_tau": (number(above=0), 0.02, "temperature of FPL"),
+    "fedplvm_tau": (number(above=0), 0.07, "temperature of FedPLVM"),
+    "fedplvm_power": (number(above=0), 0.25, "power of the cosine in FedPLVM"),
+    "fedplvm_weight": (number(least=0), 100.0, "weight of FedPLVM's two losses"),
+    "feduv_variance": (number(least=0), 2.5, "weight of FedUV's V"),
+    "feduv_uniformity": (number(least=0), 0.5, "weight of FedUV's U"),
+    "feduv_pixels": (whole(4), 256, "pixels of a batch that enter V and U, of all classes alike"),
     "weights": (choice("samples", "equal"), "samples", "a site's share in the average of weights"),
     "seed": (whole(0), 0, "seed of initial weights, splits, shuffling and augmentation"),
     "device": (device_name, "auto", "auto (a GPU if there is one), cpu, cuda or cuda:N"),
@@ -121,6 +149,8 @@ KEYS = {  # key: (kind, default, help)
     "eval_slices": (choice("all", "foreground"), "all", "score volumes, or slices with organ"),
     "test_stats": (choice("site", "case"), "site", "whose batch-norm statistics a prediction uses"),
 }
+
+DEFAULTS = {key: default for key, (_, default, _) in KEYS.items()}
 
 
 def read_value(key, value):
@@ -142,7 +172,7 @@ def read_override(argument):
     key, equals, value = argument.partition("=")
     if not equals:
         raise BadInput(f"{argument}: not of the form key=value, write for example rounds=10")
-    if key in ("data", "out", "splits", "case_pattern"):  # there [a-z] is not a list
+    if key in ("data", "out", "splits", "case_pattern", "hold_out"):  # there [a-z] is not a list
         return key, value
     try:
         return key, yaml.safe_load(value)
@@ -167,18 +197,22 @@ def read_yaml(file):
 def load_config(file, overrides=()):
     """Return all settings, typed and resolved, as attributes (`config.lr`).
 
-    file: YAML file, or a mapping that has `out`; overrides: `key=value` texts, which win.
+    file: YAML file, or a mapping that has `out`; overrides: `key=value` texts, which win. A method
+    given there wins over the file's switches too, such as fsr, but not over those given beside it.
     Raises BadInput for an unreadable file, an unknown, missing, ill-typed or contradictory key.
     """
     given = file if isinstance(file, dict) else read_yaml(file)
-    given = given | dict(read_override(argument) for argument in overrides)
-    values = {key: default for key, (_, default, _) in KEYS.items()}
-    values |= {key: read_value(key, value) for key, value in given.items()}
+    given = {key: read_value(key, value) for key, value in given.items()}
+    changed = dict(read_override(argument) for argument in overrides)
+    changed = {key: read_value(key, value) for key, value in changed.items()}
+    preset = PRESETS.get((DEFAULTS | given | changed)["method"], {})
+    values = DEFAULTS | preset | given | (preset if "method" in changed else {}) | changed
     for key, value in values.items():
         if value is REQUIRED:
             raise BadInput(f"{key}: missing, add it to {file}: {KEYS[key][2]}")
     if values["out"] is None:
         values["out"] = str(Path("runs") / Path(file).stem)
+    check_method(values, preset)
     if values["folds"] and values["fold"] >= values["folds"]:
         raise BadInput(f"fold: {values['fold']} is not below folds: {values['folds']}; "
                        "folds count from 0")
@@ -187,6 +221,21 @@ def load_config(file, overrides=()):
     if values["eval_slices"] == "foreground" and values["task"] == "nuclei":
         raise BadInput("eval_slices: foreground is for volumes, set it to all for task: nuclei")
     return SimpleNamespace(**values)
+
+
+def check_method(values, preset):
+    """Raise BadInput for a key that contradicts the method, or that only another method reads."""
+    method = values["method"]
+    for key, value in values.items():
+        owner = key.partition("_")[0]
+        if owner == method or value == preset.get(key, DEFAULTS[key]):
+            continue
+        if key in preset:
+            raise BadInput(f"{key}: {value} contradicts method: {method}, which is {key}: "
+                           f"{preset[key]}; leave {key} out or choose another method")
+        if owner in PRESETS and method in PRESETS and (owner, method) != ("fedprox", "fedbcs"):
+            raise BadInput(f"{key}: is read by method: {owner} only, not by {method}; "
+                           "leave it out or choose that method")
 
 
 def as_yaml(config):

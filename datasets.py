@@ -45,12 +45,18 @@ def load_sites(config, splits=None, strict=True):
     entries, problems = list_files(folder, config.task, config.case_pattern)
     if problems:
         raise BadInput(problems[0])
+    if strict and config.hold_out not in (None, *entries):
+        raise BadInput(f"hold_out: {folder} has no site {config.hold_out}, "
+                       f"name one of {', '.join(entries)}")
     if splits is None and config.splits:
         splits = read_splits(config.splits)
     sites = []
     for name in entries:
         cases = {entry.case for entry in entries[name]}
-        split = split_of(name, cases, splits, config, strict)
+        if strict and name == config.hold_out:
+            split = {"train": [], "val": [], "test": sorted(cases)}
+        else:
+            split = split_of(name, cases, splits, config, strict)
         sites.append(load_site(name, entries[name], split, config))
     if strict and splits is not None and splits.keys() - entries.keys():
         missing = min(splits.keys() - entries.keys())

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from baselines import method_of
 from config import Parser, load_config, run_program
 from datasets import load_sites, read_splits, stack
 from eval import load_checkpoint, model_of
-from federated import site_losses
 from fft_style import EPS
 from prototypes import PATHS, aligned_pixels, compare, contrastive_loss, keep_rows
 
@@ -23,17 +23,16 @@ IMAGES = 12  # of each site, at most
 TAUS = (0.005, 0.02, 0.1, 0.4)
 
 
-def print_gradients(model, batches, G, config):
+def print_gradients(model, batches, G, method):
     """Print the norm of each term's gradient on the U-Net's own weights, summed over batches."""
     shared = [p for name, p in model.named_parameters() if not name.startswith("fusion")]
     total = {}
     for x, y in batches:
-        for name, term in site_losses(model, x, y, G, config).items():
+        for name, term in method.losses(model, x, y, G, None).items():
             if term.requires_grad:
                 parts = torch.autograd.grad(term, shared, retain_graph=True, allow_unused=True,
                                             materialize_grads=True)
-                mu = 1 if name == "dice" else config.prototype_weight
-                total[name] = total.get(name, 0) + mu * torch.cat([g.flatten() for g in parts])
+                total[name] = total.get(name, 0) + torch.cat([g.flatten() for g in parts])
     norms = {name: g.norm().item() for name, g in total.items()}
     for name, norm in norms.items():
         cosine = torch.cosine_similarity(total[name], total["dice"], dim=0).item()
@@ -116,14 +115,14 @@ def main():
     config, checkpoint = load_config(folder / "config.yaml"), load_checkpoint(folder / "last.pt")
     model = model_of(checkpoint, folder / "last.pt", torch.device("cpu")).train()
     sites = load_sites(config, read_splits(folder / "splits.json"))
-    G = checkpoint["prototypes"]
+    G, method = checkpoint["prototypes"], method_of(config)
     for site in (site for site in sites if site.train_slices):
         slices, B = site.train_slices[:IMAGES], config.batch_size
         batches = [stack(slices[i:i + B]) for i in range(0, len(slices), B)
                    if len(slices[i:i + B]) > 1 or len(slices) == 1]
         print(f"\n{site.name}")
-        print_gradients(model, batches, G, config)
-        if G:
+        print_gradients(model, batches, G, method)
+        if model.fusion:
             print_cosines(model, batches, G)
         if model.fsr:
             print_recalibration(model, batches)

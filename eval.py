@@ -15,8 +15,9 @@ import torch
 import yaml
 from torch.nn import functional
 
+from baselines import method_of
 from check_data import contact_sheet, draw_outline, image_tile
-from config import BadInput, Parser, load_config, run_program
+from config import DEFAULTS, BadInput, Parser, load_config, run_program
 from datasets import load_sites, read_splits
 from metrics import definitions, format_table, mean_scores, score, site_scores, units
 from site_statistics import mixed_precision, parts_of, site_statistics, with_statistics
@@ -93,13 +94,14 @@ def load_checkpoint(file, device="cpu"):
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT \
             or not NEEDED <= checkpoint.keys():
         raise BadInput(f"{file}: is no checkpoint of this program (format {FORMAT}); {advice}")
-    return checkpoint
+    return checkpoint | {"config": DEFAULTS | checkpoint["config"]}
 
 
 def model_of(checkpoint, file, device):
     """Return the checkpoint's network; raises BadInput if its weights do not fit its config."""
     try:
-        model = build_model(SimpleNamespace(**checkpoint["config"]))
+        config = SimpleNamespace(**checkpoint["config"])
+        model = build_model(config, method_of(config).front)
         model.load_state_dict(checkpoint["weights"])
     except (AttributeError, KeyError, RuntimeError, TypeError) as problem:
         reason = str(problem).splitlines()[0]

@@ -1,18 +1,20 @@
 """The algorithm box: what a site does in a round, what the server does, and the round itself.
 
-FedAvg is the same loop with `fsr: none` and `prototype_weight: 0`; FedProx adds one term.
+FedAvg is the same loop with `fsr: none` and `prototype_weight: 0`; FedProx adds one term. What
+another method adds to the round is a `Method`; those of baselines.py enter by that alone.
 """
 
 import math
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from datasets import batches, seeded
 from prototypes import (
-    PATHS,
     add_class_sums,
     aligned_pixels,
     alignment_loss,
@@ -34,32 +36,69 @@ class Update(NamedTuple):
     n: int             # training images
     weights: dict      # state dict
     prototypes: dict   # {path: {class: (D,)}}, {} without prototypes
-    losses: dict       # means over the steps: dice, contrast, consistency
+    losses: dict       # means over the steps of the terms: dice, contrast, consistency
     optimizer: dict    # state dict of the optimizer, stays at the site
     seconds: float
 
 
-def federated_round(model, sites, w, G, optimizers, t, config, progress=lambda *_: None):
+def plain_step(optimizer, gradient):
+    """Take one optimizer step and return the loss terms: gradient(), then step."""
+    terms = gradient()
+    optimizer.step()
+    return terms
+
+
+class Method(NamedTuple):
+    """What a method adds to the round. All but the losses have FedAvg's rule as their default.
+
+    A method is a function of the config that returns one of these. What it keeps from round to
+    round is in the weights, in G or in the optimizer, hence in the checkpoint.
+    """
+
+    # (model, x, y, G, total) -> {name: term}, L their sum, one of them "dice". In the last local
+    # epoch `total` is a dictionary to gather in, else None. G is {} in round 1.
+    losses: Callable
+    # (model, total) -> {path: {class: tensor}}, what the site sends besides its weights
+    send: Callable = lambda model, total: {}
+    # [what each site sent] -> G, what every site gets in the next round
+    aggregate: Callable = lambda sent: aggregate_prototypes(sent)
+    # (optimizer, gradient) -> terms; gradient() computes the batch's loss and its gradient
+    step: Callable = plain_step
+    # a change of the input: put before the network, its buffers are sent with the weights
+    front: nn.Module | None = None
+
+
+def fedbcs(config):
+    """Return the method of the paper; with its switches off FedAvg, with fedprox_mu FedProx."""
+    def losses(model, x, y, G, total):
+        return site_losses(model, x, y, G, config, total)
+    return Method(losses, send=lambda model, total: local_prototypes(total))
+
+
+def federated_round(model, sites, w, G, optimizers, t, config, progress=lambda *_: None,
+                    method=None):
     """Run round t and return the new global weights, the new global prototypes and the updates.
 
         for every site m:   w_m, c_m = local_update(w, G)
         server:             w = sum_m n_m / n w_m;   G = FINCH means of the c_m
 
     sites: those with training images; w: state dict; G: {path: {class: (K, D)}}, {} in round 1;
-    optimizers: {site: state}, brought up to date here.
+    optimizers: {site: state}, brought up to date here; method: a Method, FedBCS if None.
     """
-    updates = []
+    method, updates = method or fedbcs(config), []
     for site in sites:
-        update = local_update(model, site, w, G, optimizers.get(site.name), t, config, progress)
+        update = local_update(model, site, w, G, optimizers.get(site.name), t, config, progress,
+                              method)
         optimizers[site.name] = update.optimizer
         updates.append(update)
     n = [update.n if config.weights == "samples" else 1 for update in updates]
     w = average_weights([update.weights for update in updates], n)
-    G = aggregate_prototypes([update.prototypes for update in updates])
+    G = method.aggregate([update.prototypes for update in updates])
     return w, G, updates
 
 
-def local_update(model, site, w, G, optimizer_state, t, config, progress=lambda *_: None):
+def local_update(model, site, w, G, optimizer_state, t, config, progress=lambda *_: None,
+                 method=None):
     """Train the global weights w on one site's images for its local epochs and return its Update.
 
     The loss is `objective`; L_MP enters once there are global prototypes G. The local prototypes
@@ -67,61 +106,77 @@ def local_update(model, site, w, G, optimizer_state, t, config, progress=lambda 
     progress(site, step, steps) is called before every step. Raises Diverged.
     """
     start, total, history = time.perf_counter(), {}, []
+    method, device = method or fedbcs(config), next(model.parameters()).device
     model.load_state_dict(w)
     model.train()
     optimizer = make_optimizer(model, config, optimizer_state)
     steps = config.local_epochs * math.ceil(len(site.train_slices) / config.batch_size)
     for epoch in range(1, config.local_epochs + 1):
-        gather = config.prototype_weight > 0 and epoch == config.local_epochs
+        gather = total if epoch == config.local_epochs else None
         generator = seeded(config.seed, site.name, t, epoch)
         for x, y in batches(site.train_slices, config.batch_size, generator):
             progress(site.name, len(history) + 1, steps)
-            terms = site_losses(model, x, y, G, config, total if gather else None)
-            L = objective(terms, model, w, config)
-            if not torch.isfinite(L):
-                raise Diverged(f"the loss is {L.item()} at site {site.name}, round {t}, "
-                               f"step {len(history) + 1}")
-            optimizer.zero_grad()
-            L.backward()
-            optimizer.step()
+            x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
+
+            def gradient(x=x, y=y, gather=gather):
+                terms = method.losses(model, x, y, G, gather)
+                L = objective(terms, model, w, config)
+                if not torch.isfinite(L):
+                    raise Diverged(f"the loss is {L.item()} at site {site.name}, round {t}, "
+                                   f"step {len(history) + 1}")
+                optimizer.zero_grad()
+                L.backward()
+                return terms
+
+            terms = method.step(optimizer, gradient)
             history.append([term.item() for term in map(torch.detach, terms.values())])
+    prototypes = method.send(model, total)
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     if not all(torch.isfinite(value).all() for value in weights.values()):
         raise Diverged(f"weights are not finite at site {site.name}, round {t}, after step {steps}")
     losses = dict(zip(terms, (sum(term) / len(history) for term in zip(*history))))
-    return Update(site.name, len(site.train_slices), weights, local_prototypes(total), losses,
+    return Update(site.name, len(site.train_slices), weights, prototypes, losses,
                   optimizer.state_dict(), time.perf_counter() - start)
 
 
 def objective(terms, model, w, config):
-    """L = L_dice + mu (L_contra + L_consis) + fedprox_mu / 2 |w_m - w|^2, w the global weights."""
-    L = terms["dice"] + config.prototype_weight * (terms["contrast"] + terms["consistency"])
+    """L = the sum of the terms + fedprox_mu / 2 |w_m - w|^2, w the global weights.
+
+    FedBCS:  L = L_dice + mu (L_contra + L_consis)
+    """
+    L = sum(terms.values())
     if config.fedprox_mu > 0:
         distance = sum((p - w[name]).square().sum() for name, p in model.named_parameters())
         L = L + config.fedprox_mu / 2 * distance
     return L
 
 
-def site_losses(model, x, y, G, config, gather=None):
-    """Return the terms {dice, contrast, consistency} of one batch, x (B, 3, H, W) and y (B, H, W).
+def run_network(model, x, config, **keep):
+    """Return logits (B, C, H, W) in float32, maps and kept, as `features` does of x (B, 3, H, W).
 
-    With a dictionary `gather`, the batch's class sums are added to it. Without global prototypes
-    the two terms of L_MP are 0. The network may run in bfloat16, the losses are float32.
+    The network may run in bfloat16, the losses are float32.
     """
-    device = next(model.parameters()).device
-    x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
+        logits, maps, kept = model.features(x, **keep)
+    return logits.float(), maps, kept
+
+
+def site_losses(model, x, y, G, config, gather=None):
+    """Return the terms {dice, contrast, consistency} of one batch, the last two weighted by mu.
+
+    x (B, 3, H, W), y (B, H, W). With a dictionary `gather`, the batch's class sums are added to it.
+    Without global prototypes the two terms of L_MP are 0.
+    """
     pixels = aligned_pixels(y, model.fusion, G) if G else None
     keep = {"keep": keep_rows(pixels, model.fusion)} if G else {}
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.amp == "bf16"):
-        logits, maps, rows = model.features(x, **keep)
-    if gather is not None:
+    logits, maps, rows = run_network(model, x, config, **keep)
+    if gather is not None and config.prototype_weight > 0:
         add_class_sums(gather, maps, model.fusion, y, model.classes)
     contrast, consistency = logits.new_zeros(2)
     if G:
-        contrast, consistency = alignment_loss(rows, model.fusion, pixels, G, config.tau,
-                                               config.contrast_clip)
-    return {"dice": segmentation_loss(logits.float(), y), "contrast": contrast,
-            "consistency": consistency}
+        contrast, consistency = config.prototype_weight * alignment_loss(
+            rows, model.fusion, pixels, G, config.tau, config.contrast_clip)
+    return {"dice": segmentation_loss(logits, y), "contrast": contrast, "consistency": consistency}
 
 
 def segmentation_loss(logits, y):
@@ -157,12 +212,13 @@ def average_weights(weights, n):
 def aggregate_prototypes(prototypes):
     """Server: return the global prototypes G[p][j] = means of FINCH's clusters, always (K, D).
 
-    prototypes: one {path: {class: (D,)}} a site; a site without a class gives none. {} in, {} out.
+    prototypes: one {path: {class: (D,) or several (k, D)}} a site; a site without a class gives
+    none. {} in, {} out.
     """
     G = {}
-    for path in PATHS if any(prototypes) else ():
-        classes = sorted({j for c in prototypes for j in c[path]})
-        vectors = {j: torch.stack([c[path][j] for c in prototypes if j in c[path]])
-                   for j in classes}
+    for path in dict.fromkeys(path for c in prototypes for path in c):
+        sent = [c.get(path, {}) for c in prototypes]
+        vectors = {j: torch.cat([torch.atleast_2d(c[j]) for c in sent if j in c])
+                   for j in sorted({j for c in sent for j in c})}
         G[path] = {j: cluster_means(x, finch(x)[-1]) for j, x in vectors.items()}
     return G

@@ -37,7 +37,7 @@ import metrics
 import prototypes
 import readers
 import train
-from config import KEYS, BadInput, as_yaml, load_config
+from config import KEYS, PRESETS, BadInput, as_yaml, load_config
 from datasets import Site, batches, load_sites, seeded, splits_of
 from eval import load_checkpoint
 from fft_style import StyleRecalibration, recalibrate, recalibrate_fourier
@@ -1428,15 +1428,23 @@ def test_weights_follow_the_number_of_training_images(tmp_path):
 
 def test_objective_terms(tmp_path):
     """L = L_dice + mu (L_contra + L_consis) + fedprox_mu / 2 |w_m - w|^2."""
-    config = tiny_config("unused", "unused", "prototype_weight=0.5", "fedprox_mu=0.2")
-    model = build_model(config)
+    config = tiny_config(write_nuclei(tmp_path / "d"), "unused", "prototype_weight=0.5",
+                         "fedprox_mu=0.2")
+    model, sites, w = first_state(config)
+    G = federated.federated_round(model, sites, w, {}, {}, 1, config)[1]
+    x, y = next(batches(sites[0].train_slices, 2, seeded(0)))
+    once, half = (federated.site_losses(model, x, y, G, SimpleNamespace(
+        **vars(config) | {"prototype_weight": mu})) for mu in (1.0, 0.5))
+    assert half["dice"] == once["dice"]
+    for name in ("contrast", "consistency"):  # terms are as they enter L: mu is in them
+        assert half[name].item() == pytest.approx(0.5 * once[name].item()) and half[name] > 0
     w = {name: value - 0.1 for name, value in model.state_dict().items()}
     terms = dict(zip(("dice", "contrast", "consistency"), torch.tensor([1.0, 2.0, 4.0])))
     n = sum(p.numel() for p in model.parameters())
     found = federated.objective(terms, model, w, config).item()
-    assert found == pytest.approx(1 + 0.5 * (2 + 4) + 0.1 * n * 0.01, rel=1e-4)
-    off = tiny_config("unused", "unused", "prototype_weight=0.5")
-    assert federated.objective(terms, model, w, off).item() == 4
+    assert found == pytest.approx(1 + 2 + 4 + 0.1 * n * 0.01, rel=1e-4)
+    off = tiny_config("unused", "unused")
+    assert federated.objective(terms, model, w, off).item() == 7
 
 
 def test_local_prototypes_come_from_the_last_local_epoch(tmp_path):
@@ -1575,6 +1583,9 @@ def test_every_config_key_is_read(tmp_path):
     for task, write in (("nuclei", write_nuclei), ("prostate", write_prostate)):
         config = tiny_config(write(tmp_path / task), tmp_path / f"run_{task}", f"task={task}", "rounds=2",
                              "folds=3")
+        train.train(Recorder(**vars(config)))
+    for method in PRESETS:
+        config = tiny_config(tmp_path / "nuclei", tmp_path / method, f"method={method}")
         train.train(Recorder(**vars(config)))
     assert set(KEYS) - seen == set()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import eval as evaluation
+from baselines import method_of
 from config import BadInput, Parser, as_yaml, load_config, run_program
 from datasets import load_sites, read_splits, splits_of
 from federated import Diverged, federated_round
@@ -29,8 +30,11 @@ def train(config):
     sites = load_sites(config)
     training_sites = [site for site in sites if site.train_slices]
     if not training_sites:
-        raise BadInput(f"{config.splits}: no site has a training case, add some to the splits")
-    model = build_model(config).to(device)
+        raise BadInput("hold_out: no other site has a training case, set it to none"
+                       if config.hold_out else
+                       f"{config.splits}: no site has a training case, add some to the splits")
+    method = method_of(config)
+    model = build_model(config, method.front).to(device)
     state = start_or_resume(model, sites, config, device)
     prepare_run_folder(out, sites, config)
     print(header(sites), flush=True)
@@ -38,7 +42,7 @@ def train(config):
         start = time.perf_counter()
         w, G, updates = federated_round(model, training_sites, state["weights"],
                                         state["prototypes"], state["optimizers"], t, config,
-                                        show_step(t))
+                                        show_step(t), method)
         state |= {"round": t, "weights": w, "prototypes": G, "statistics": {}}
         scores = {}
         if t % config.eval_every == 0 or t == config.rounds:
@@ -170,7 +174,7 @@ def save(file, content):
 def history_rows(t, updates, scores):
     """Return round t's rows of metrics.csv: a train row a site, and a val row if it was scored."""
     terms = [name.removeprefix("loss_") for name in COLUMNS if name.startswith("loss_")]
-    rows = [(t, "train", u.site, None, *(u.losses[name] for name in terms), u.seconds,
+    rows = [(t, "train", u.site, None, *(u.losses.get(name, 0.0) for name in terms), u.seconds,
              size_in_bytes(u.weights), size_in_bytes(u.prototypes)) for u in updates]
     for name, score in (scores["sites"] if scores else {}).items():
         if score["cases"]:
@@ -202,7 +206,8 @@ def header(sites):
 
 def round_line(t, updates, scores, sites, rounds, seconds):
     """Return one line on round t: mean loss terms, validation Dice per site, seconds, time left."""
-    loss = {name: sum(u.losses[name] for u in updates) / len(updates) for name in updates[0].losses}
+    loss = {name: sum(u.losses.get(name, 0.0) for u in updates) / len(updates)
+            for name in ("dice", "contrast", "consistency")}
     cells = [scores["sites"][site.name]["dice"] if scores else None for site in sites]
     dice = "".join(f"{'-' if value is None else f'{value:.3f}':>13}" for value in cells)
     mean = scores["mean"]["dice"] if scores else None

@@ -27,10 +27,11 @@ class UNet(nn.Module):
     H and W have to be multiples of 16. fsr: "none", "global" or "adaptive". levels: the shallow
     levels that are fused with the deepest (3); with [] there are no fusion heads at all.
     The U-Net proper is built first, so its initial weights depend on the seed alone.
+    front: a map (B, 3, H, W) -> (B, 3, H, W) of the input, for methods that change it.
     Source: released code; `adaptive`: paper.
     """
 
-    def __init__(self, width=32, classes=2, fsr="adaptive", levels=(0, 1, 2)):
+    def __init__(self, width=32, classes=2, fsr="adaptive", levels=(0, 1, 2), front=None):
         super().__init__()
         c = [width * 2**k for k in range(5)]
         self.classes = classes
@@ -43,6 +44,7 @@ class UNet(nn.Module):
         self.fsr = nn.ModuleList(StyleRecalibration(channels, fsr) for channels in recalibrated)
         paths = ("encoder", "decoder") if levels else ()
         self.fusion = nn.ModuleDict({path: fusion_heads(c, levels) for path in paths})
+        self.front = front or nn.Identity()
 
     def features(self, x, keep=lambda path, k, x: None):
         """Return logits, the maps {"encoder": [e_0 .. e_3], "decoder": [d_0 .. d_3]}, and kept.
@@ -52,6 +54,7 @@ class UNet(nn.Module):
         """
         e, d = [None] * 4, [None] * 4
         kept = {"encoder": [None] * 4, "decoder": [None] * 4}
+        x = self.front(x)
         for k in (0, 1, 2, 3):
             x = self.encoder[k](x)
             if self.fsr and k > 0:
@@ -77,9 +80,12 @@ def fusion_heads(c, levels):
     return nn.ModuleDict({str(k): nn.Conv2d(c[k] + c[3], c[3], 1) for k in sorted(levels)})
 
 
-def build_model(config):
-    """Return the network of `config`, seeded; without prototypes it has no fusion heads."""
+def build_model(config, front=None):
+    """Return the network of `config`, seeded; without prototypes it has no fusion heads.
+
+    front: the method's change of the input, None for none.
+    """
     torch.manual_seed(config.seed)
     levels = config.levels if config.prototype_weight > 0 else []
-    model = UNet(config.width, fsr=config.fsr, levels=levels)
+    model = UNet(config.width, fsr=config.fsr, levels=levels, front=front)
     return model.to(memory_format=torch.channels_last)
