@@ -22,7 +22,6 @@ LAST = "decoder"  # the path under which prototypes of the last decoder map are 
 
 # ---- What several methods use ----
 
-@torch.no_grad()
 def class_sums(f, y, classes):
     """Return the sum of f (B, D, H, W) over each image's pixels of a class (B, J, D), and their
     number (B, J), for labels y (B, H, W)."""
@@ -142,7 +141,7 @@ def fpl(config):
         logits, maps, _ = run_network(model, x, config)
         f = maps["decoder"][0].float()
         if total is not None:
-            for name, value in zip(("sum", "n"), class_sums(f, y, model.classes)):
+            for name, value in zip(("sum", "n"), class_sums(f.detach(), y, model.classes)):
                 total[name] = total.get(name, 0) + value.sum(0).double()
         contrast, consistency = logits.new_zeros(2)
         if G:
@@ -174,7 +173,7 @@ def fedplvm(config):
         logits, maps, _ = run_network(model, x, config)
         f = maps["decoder"][0].float()
         if total is not None:
-            sums, n = class_sums(f, y, model.classes)
+            sums, n = class_sums(f.detach(), y, model.classes)
             for j in range(model.classes):
                 means = sums[:, j][n[:, j] > 0] / n[:, j][n[:, j] > 0, None]
                 total.setdefault(j, []).append(means)

@@ -10,6 +10,7 @@ import resource
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn import functional
 from baselines import METHODS, method_of
 from config import load_config, run_program
 from datasets import load_sites
-from federated import federated_round, make_optimizer, objective
+from federated import batch_gradient, federated_round, make_optimizer
 from fft_style import recalibrate, recalibrate_fourier
 from unet import build_model
 
@@ -50,11 +51,7 @@ def training_step(method):
     G = rules.aggregate([rules.send(model, total)])
     G = {path: {j: P[:1].repeat(2, 1) for j, P in G[path].items()} for path in G}
 
-    def gradient():
-        terms = rules.losses(model, x, y, G, {})
-        optimizer.zero_grad()
-        objective(terms, model, w, config).backward()
-        return terms
+    gradient = partial(batch_gradient, model, optimizer, x, y, w, G, config, rules, {})
     return lambda: rules.step(optimizer, gradient)
 
 

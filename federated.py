@@ -7,6 +7,7 @@ another method adds to the round is a `Method`; those of baselines.py enter by t
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -105,7 +106,7 @@ def local_update(model, site, w, G, optimizer_state, t, config, progress=lambda 
     are gathered in the last local epoch from the features that the step computes anyway.
     progress(site, step, steps) is called before every step. Raises Diverged.
     """
-    start, total, history = time.perf_counter(), {}, []
+    start, total, losses, step = time.perf_counter(), {}, {}, 0
     method, device = method or fedbcs(config), next(model.parameters()).device
     model.load_state_dict(w)
     model.train()
@@ -115,28 +116,32 @@ def local_update(model, site, w, G, optimizer_state, t, config, progress=lambda 
         gather = total if epoch == config.local_epochs else None
         generator = seeded(config.seed, site.name, t, epoch)
         for x, y in batches(site.train_slices, config.batch_size, generator):
-            progress(site.name, len(history) + 1, steps)
+            step += 1
+            progress(site.name, step, steps)
             x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
-
-            def gradient(x=x, y=y, gather=gather):
-                terms = method.losses(model, x, y, G, gather)
-                L = objective(terms, model, w, config)
-                if not torch.isfinite(L):
-                    raise Diverged(f"the loss is {L.item()} at site {site.name}, round {t}, "
-                                   f"step {len(history) + 1}")
-                optimizer.zero_grad()
-                L.backward()
-                return terms
-
-            terms = method.step(optimizer, gradient)
-            history.append([term.item() for term in map(torch.detach, terms.values())])
+            where = f"site {site.name}, round {t}, step {step}"
+            gradient = partial(batch_gradient, model, optimizer, x, y, w, G, config, method,
+                               gather, where)
+            for name, term in method.step(optimizer, gradient).items():
+                losses[name] = losses.get(name, 0) + term.item()
     prototypes = method.send(model, total)
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     if not all(torch.isfinite(value).all() for value in weights.values()):
         raise Diverged(f"weights are not finite at site {site.name}, round {t}, after step {steps}")
-    losses = dict(zip(terms, (sum(term) / len(history) for term in zip(*history))))
+    losses = {name: value / steps for name, value in losses.items()}
     return Update(site.name, len(site.train_slices), weights, prototypes, losses,
                   optimizer.state_dict(), time.perf_counter() - start)
+
+
+def batch_gradient(model, optimizer, x, y, w, G, config, method, gather=None, where="a batch"):
+    """Compute the gradient of a batch's objective and return its terms; raises Diverged."""
+    terms = method.losses(model, x, y, G, gather)
+    L = objective(terms, model, w, config)
+    if not torch.isfinite(L):
+        raise Diverged(f"the loss is {L.item()} at {where}")
+    optimizer.zero_grad()
+    L.backward()
+    return terms
 
 
 def objective(terms, model, w, config):
