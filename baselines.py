@@ -224,8 +224,8 @@ def feduv(config):
     return Method(losses)
 
 
-METHODS = {"fedbcs": fedbcs, "fedavg": fedbcs, "fedprox": fedbcs, "harmofl": harmofl, "fpl": fpl,
-           "fedplvm": fedplvm, "feduv": feduv, "input_norm": input_norm}
+METHODS = {"fedavg": fedbcs, "fedprox": fedbcs, "harmofl": harmofl, "fpl": fpl, "fedplvm": fedplvm,
+           "feduv": feduv, "input_norm": input_norm, "fedbcs": fedbcs}
 
 
 def method_of(config):

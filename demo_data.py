@@ -88,14 +88,18 @@ def ensure(task):
 def write_nuclei(folder):
     """Write every site's images/ and masks/ as png."""
     for number, (site, stain) in enumerate(NUCLEI.items()):
-        for kind in ("images", "masks"):
-            (folder / site / kind).mkdir(parents=True)
         for case in range(stain.cases):
             rng = np.random.default_rng([1, number, case])
             scene = nuclei_scene(rng)
-            image, mask = render_nuclei(scene, stain, rng), np.uint8(255) * (scene[0] > 0)
-            Image.fromarray(image).save(folder / site / "images" / f"{site}_{case:02}.png")
-            Image.fromarray(mask).save(folder / site / "masks" / f"{site}_{case:02}.png")
+            image = render_nuclei(scene, stain, rng)
+            save_nuclei(folder / site, f"{site}_{case:02}", image, scene[0] > 0)
+
+
+def save_nuclei(site, name, image, mask):
+    """Write an image uint8 (H, W, 3) and its mask bool (H, W) to a site's folder."""
+    for kind, array in (("images", image), ("masks", np.uint8(255) * mask)):
+        (site / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(site / kind / f"{name}.png")
 
 
 def nuclei_scene(rng, size=SIZE):
@@ -135,15 +139,19 @@ def render_nuclei(scene, stain, rng):
 def write_prostate(folder):
     """Write every site's CaseNN.nii.gz and CaseNN_segmentation.nii.gz, spacing in the header."""
     for number, (site, scanner) in enumerate(PROSTATE.items()):
-        (folder / site).mkdir(parents=True)
         for case in range(scanner.cases):
             rng = np.random.default_rng([2, number, case])
             scene, mask = prostate_scene(rng, scanner.spacing)
             volume = render_prostate(scene, scanner, rng)
-            affine = np.diag([-scanner.spacing[0], -scanner.spacing[1], scanner.spacing[2], 1])
-            for name, array in ((f"Case{case:02}", volume), (f"Case{case:02}_segmentation", mask)):
-                image = nibabel.Nifti1Image(array.transpose(2, 1, 0), affine)
-                nibabel.save(image, folder / site / f"{name}.nii.gz")
+            save_prostate(folder / site, f"Case{case:02}", volume, mask, scanner.spacing)
+
+
+def save_prostate(site, case, volume, mask, spacing):
+    """Write a volume and its mask (S, H, W) to a site's folder; spacing (x, y, z) in mm."""
+    site.mkdir(parents=True, exist_ok=True)
+    affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1])
+    for name, array in ((case, volume), (f"{case}_segmentation", mask)):
+        nibabel.save(nibabel.Nifti1Image(array.transpose(2, 1, 0), affine), site / f"{name}.nii.gz")
 
 
 def prostate_scene(rng, spacing, size=96, slices=12):

@@ -1,0 +1,120 @@
+"""Many runs, settings x seeds: finished ones are skipped, broken ones resumed, several at once."""
+
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+from config import BadInput
+from eval import load_checkpoint
+
+
+class Run(NamedTuple):
+    """One training: a setting, which is a row of a table, and a seed."""
+
+    setting: str
+    seed: int
+    folder: Path
+    overrides: list
+
+
+# ---- Training them ----
+
+def rounds_done(run):
+    """Return how many rounds the run's metrics.csv holds, and those of a finished run as well."""
+    file = run.folder / "metrics.csv"
+    return max((int(row["round"]) for row in read_rows(file)), default=0) if file.exists() else 0
+
+
+def is_finished(run, rounds):
+    """Return whether the run has its result after so many rounds."""
+    file = run.folder / "result.json"
+    return file.exists() and json.loads(file.read_text())["last"]["round"] >= rounds
+
+
+def start_training(run, base, jobs):
+    """Start train.py on a run, its output in the file FOLDER.log; returns the process."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    command = [sys.executable, str(Path(__file__).with_name("train.py")), "--config", str(base),
+               *run.overrides, f"out={run.folder}", "resume=true"]
+    with open(f"{run.folder}.log", "a") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                                env={"OMP_NUM_THREADS": str(threads)} | os.environ)
+
+
+def train_all(runs, base, rounds, jobs):
+    """Train the runs that are not finished, `jobs` at once; raises BadInput if one fails.
+
+    The others go on when one fails. If this program ends, so do the trainings, to be resumed.
+    """
+    waiting = [run for run in runs if not is_finished(run, rounds)]
+    before = {run.folder: rounds_done(run) for run in waiting}
+    print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished already", flush=True)
+    mine, running, failed, start = list(waiting), [], [], time.perf_counter()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                run = waiting.pop(0)
+                running.append((run, start_training(run, base, jobs)))
+            time.sleep(0.5)
+            ended = [(run, process) for run, process in running if process.poll() is not None]
+            running = [pair for pair in running if pair not in ended]
+            failed += [run for run, process in ended if process.returncode]
+            show_progress(mine, before, rounds, start, ended, len(waiting) + len(running))
+    finally:
+        for _, process in running:
+            process.terminate()
+            process.wait()
+    if failed:
+        log = Path(f"{failed[0].folder}.log")
+        lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+        raise BadInput(f"{log}: {len(failed)} of {len(runs)} runs failed, this one with: "
+                       f"{lines[-1]}; mend that and start again, the others are kept")
+
+
+def show_progress(runs, before, rounds, start, ended, left):
+    """Print a line for every run that ended, and on a terminal how far all of them are."""
+    terminal = sys.stdout.isatty()
+    if not ended and not terminal:
+        return
+    done = sum(rounds_done(run) - before[run.folder] for run in runs)
+    wanted = sum(max(1, rounds - before[run.folder]) for run in runs)
+    spent = time.perf_counter() - start
+    time_left = timedelta(seconds=round(spent * (wanted - done) / done)) if done else "unknown"
+    state = f"{left} of {len(runs)} runs to go, {min(1, done / wanted):.0%} done, left {time_left}"
+    for run, process in ended:
+        what = "failed" if process.returncode else "done"
+        print("\r\033[K" * terminal + f"{run.setting}, seed {run.seed}: {what}; {state}", flush=True)
+    if terminal and left:
+        print(f"\r{state}\033[K", end="", flush=True)
+
+
+# ---- What they found ----
+
+def read_rows(file):
+    """Return the rows of a metrics.csv as dictionaries."""
+    with open(file, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def result_of(run):
+    """Return {sites: {site: test scores}, dice, val, round, what is sent per site and round}.
+
+    Of the best round. Prototypes are counted in vectors, all of one length.
+    """
+    best = json.loads((run.folder / "result.json").read_text())["best"]
+    rows = [row for row in read_rows(run.folder / "metrics.csv") if row["split"] == "train"]
+    sent = {kind: statistics.mean(int(row[f"{kind}_bytes"]) for row in rows)
+            for kind in ("weight", "prototype")}
+    G = load_checkpoint(run.folder / "last.pt")["prototypes"]
+    length = next((P.shape[1] for path in G.values() for P in path.values()), 1)
+    return {"sites": best["test"]["sites"], "dice": best["test"]["mean"]["dice"],
+            "val": best["val"]["mean"]["dice"], "round": best["round"],
+            "weight_bytes": sent["weight"], "prototype_bytes": sent["prototype"],
+            "prototypes": sent["prototype"] / 4 / length}

@@ -1,0 +1,215 @@
+"""The paper's comparisons on your data: python reproduce.py table --config config.yaml [key=value ...]
+
+  table        methods x sites, mean and spread over seeds, what is sent, and one site left out
+  ablation     neither, FSR alone, prototypes alone, both
+  tau          Dice over temperatures, with FedAvg as the base            (needs matplotlib)
+  convergence  validation Dice per round of all methods                   (needs matplotlib)
+  style        does style bias accumulate over layers, who removes it     (needs matplotlib)
+  pictures     image, truth and every method's prediction, errors coloured
+
+What a comparison needs is trained first, settings x seeds, each in a folder of --out: finished runs
+are skipped, broken ones resumed. Then it is drawn, as --out/COMPARISON.md, .csv or .png.
+"""
+
+import argparse
+import csv
+import re
+import statistics
+from pathlib import Path
+
+import yaml
+
+import demo_data
+import figures
+from baselines import METHODS
+from config import BadInput, Parser, as_yaml, load_config, run_program
+from datasets import list_files
+from eval import check_same_config
+from many_runs import Run, result_of, train_all
+
+TAUS = (0.005, 0.02, 0.1, 0.4)
+SET_HERE = {"method": "--methods", "seed": "--seeds", "out": "--out", "resume": "--out",
+            "hold_out": "the comparison table"}
+MEASURES = ("dice", "hd95", "assd", "misses", "cases")
+
+
+# ---- Which runs a comparison needs ----
+
+def settings_of(comparison, config, methods, sites):
+    """Return {setting: overrides} of a comparison. FedBCS is the config as it stands."""
+    by_method = {method: [f"method={method}"] for method in methods}
+    base, ours = {"fedavg": ["method=fedavg"]}, {"fedbcs": ["method=fedbcs"]}
+    fsr, prototypes = {"fsr": ["prototype_weight=0"]}, {"prototypes": ["fsr=none"]}
+    if comparison == "table":
+        return by_method | {f"{method} without {site}": [f"method={method}", f"hold_out={site}"]
+                            for method in ("fedavg", "fedbcs") if method in methods
+                            for site in (sites if len(sites) > 1 else ())}
+    if comparison == "ablation":
+        return base | fsr | prototypes | ours
+    if comparison == "tau":
+        values = {tau: f"tau={tau}" for tau in sorted({*TAUS, config.tau})}
+        return base | {name: [name] for tau, name in values.items() if tau != config.tau} | ours
+    if comparison == "style":
+        return base | {"input_norm": ["method=input_norm"]} | fsr
+    return by_method
+
+
+def runs_of(settings, seeds, out):
+    """Return the Runs of all settings and seeds, seed by seed."""
+    return [Run(name, seed, out / re.sub(r"[^\w.=-]+", "_", f"{name}_seed{seed}"),
+                [*overrides, f"seed={seed}"])
+            for seed in seeds for name, overrides in settings.items()]
+
+
+def check_run(run, base):
+    """Raise BadInput if the settings of a run are wrong, or its folder holds a run of other ones."""
+    config = load_config(base, [*run.overrides, f"out={run.folder}"])
+    saved = run.folder / "config.yaml"
+    if saved.exists():
+        check_same_config(saved, vars(load_config(saved)), vars(config))
+
+
+# ---- Tables ----
+
+def write_table(file, runs, config):
+    """Write the tidy FILE.csv, a row a setting, seed and site, and FILE.md; print the latter."""
+    results = {(run.setting, run.seed): result_of(run) for run in runs}
+    seeds = sorted({run.seed for run in runs})
+    extra = ("val", "round", "weight_bytes", "prototype_bytes", "prototypes")
+    with open(file.with_suffix(".csv"), "w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["setting", "seed", "site", *MEASURES, *extra])
+        for (setting, seed), result in results.items():
+            writer.writerows([setting, seed, site, *(scores[name] for name in MEASURES),
+                              *(result[name] for name in extra)]
+                             for site, scores in result["sites"].items())
+    names = list(dict.fromkeys(run.setting for run in runs if " without " not in run.setting))
+    text = table_of_methods(names, results, seeds)
+    if len(names) < len({run.setting for run in runs}):
+        text += "\n" + table_of_held_out(results, seeds)
+    text += (f"\nTest Dice of the round with the best validation, `test_stats: {config.test_stats}`, "
+             f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}; difference: "
+             "the mean, and that of each seed. Sent: a site, a round.\n")
+    file.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(f"\n{text}\nwritten: {file.with_suffix('.md')}, {file.with_suffix('.csv')}")
+
+
+def table_of_methods(names, results, seeds):
+    """Return the markdown table of settings x sites, the difference being to the first of them."""
+    base = "fedavg" if "fedavg" in names else names[0]
+    sites = list(results[base, seeds[0]]["sites"])
+    lines = [["", *sites, "mean", f"difference to {base}", "val", "weights MB", "prototypes"]]
+    for name in names:
+        found = [results[name, seed] for seed in seeds]
+        cells = [spread([r["sites"][site]["dice"] for r in found]) for site in sites]
+        means = [r["dice"] for r in found]
+        sent = [statistics.mean(r[kind] for r in found) for kind in ("weight_bytes", "prototypes")]
+        lines.append([name, *cells, f"**{spread(means)}**",
+                      "" if name == base else differences(means, [results[base, s]["dice"]
+                                                                  for s in seeds]),
+                      spread([r["val"] for r in found]), f"{sent[0] / 1e6:.2f}", f"{sent[1]:.1f}"])
+    return markdown(lines)
+
+
+def table_of_held_out(results, seeds):
+    """Return the markdown table of what each site scores when it is held out."""
+    sites = [name.removeprefix("fedavg without ") for name, seed in results
+             if seed == seeds[0] and name.startswith("fedavg without ")]
+    dice, lines = {}, [["held out", *sites, "mean", "difference to fedavg"]]
+    for name in ("fedavg", "fedbcs"):
+        for seed in seeds:
+            dice[name, seed] = [results[f"{name} without {site}", seed]["sites"][site]["dice"]
+                                for site in sites]
+        cells = [spread(column) for column in zip(*(dice[name, seed] for seed in seeds))]
+        means, base = ([statistics.mean(dice[who, seed]) for seed in seeds]
+                       for who in (name, "fedavg"))
+        lines.append([name, *cells, f"**{spread(means)}**",
+                      "" if name == "fedavg" else differences(means, base)])
+    return markdown(lines)
+
+
+def spread(values):
+    """Return 'mean ± standard deviation' of the values that are there, '-' if none is."""
+    values = [value for value in values if value is not None]
+    if len(values) < 2:
+        return f"{values[0]:.3f}" if values else "-"
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+
+
+def differences(values, base):
+    """Return 'mean (each)' of the paired differences."""
+    each = [a - b for a, b in zip(values, base)]
+    return f"{statistics.mean(each):+.3f} ({' '.join(f'{d:+.3f}' for d in each)})"
+
+
+def markdown(lines):
+    """Return rows of cells as a markdown table, the first of them its head."""
+    rule = ["---"] * len(lines[0])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [lines[0], rule, *lines[1:]])
+
+
+# ---- The program ----
+
+def draw(comparison, runs, config, out):
+    """Write a comparison's table or figure from its finished runs."""
+    if comparison in ("table", "ablation", "tau"):
+        write_table(out / comparison, runs, config)
+    if comparison in figures.DRAW:
+        file = out / f"{comparison}.png"
+        figures.DRAW[comparison](runs, config, file)
+        print(f"written: {file}")
+
+
+def check_matplotlib(comparison):
+    """Raise BadInput if a comparison's plot needs matplotlib and there is none."""
+    if comparison in ("tau", "convergence", "style"):
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            raise BadInput("matplotlib: is not installed and this plot needs it; "
+                           "pip install -r requirements-extra.txt") from None
+
+
+def base_config(file, overrides, out):
+    """Return the settings that all runs share; raises BadInput for one that this program sets."""
+    for argument in overrides:
+        key = argument.partition("=")[0]
+        if key in SET_HERE:
+            raise BadInput(f"{key}: is set by this program, leave it out; see {SET_HERE[key]}")
+    config = load_config(file, [*overrides, f"out={out}"])
+    if config.method != "fedbcs" or config.hold_out:
+        raise BadInput(f"{file}: has a method or hold_out of its own, which this program sets; "
+                       "remove it")
+    return config
+
+
+def main():
+    comparisons = ("table", "ablation", "tau", "convergence", "style", "pictures")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comparison", choices=comparisons)
+    parser.add_argument("--config", required=True, help="YAML file; its settings are FedBCS's")
+    parser.add_argument("--out", default="runs/reproduce", metavar="FOLDER")
+    parser.add_argument("--seeds", default="0,1,2", help="default 0,1,2")
+    parser.add_argument("--methods", default=",".join(METHODS), help="default: all")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, default 1")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all runs")
+    given = parser.parse_intermixed_args()
+    if given.jobs < 1 or not re.fullmatch(r"\d+(,\d+)*", given.seeds):
+        raise BadInput("command line: write for example --seeds 0,1,2 --jobs 2")
+    check_matplotlib(given.comparison)
+    out = Path(given.out)
+    config = base_config(given.config, given.overrides, out)
+    folder = demo_data.ensure(config.task) if config.data == "demo" else config.data
+    sites = list_files(folder, config.task, config.case_pattern)[0]
+    settings = settings_of(given.comparison, config, given.methods.split(","), list(sites))
+    runs = runs_of(settings, sorted({int(seed) for seed in given.seeds.split(",")}), out)
+    for run in runs:
+        check_run(run, yaml.safe_load(as_yaml(config)))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(as_yaml(config))
+    train_all(runs, out / "config.yaml", config.rounds, given.jobs)
+    draw(given.comparison, runs, config, out)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,309 @@
+"""Tests of the comparisons: which runs, skipping and resuming, the tables' numbers, style, figures."""
+
+import csv
+import itertools
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import figures
+import many_runs
+import reproduce
+import style_bias
+from baselines import METHODS, AmplitudeNorm
+from config import BadInput, as_yaml, load_config
+from eval import load_checkpoint
+from fft_style import StyleRecalibration
+from test_fedbcs import HERE, tiny_config, write_nuclei
+from unet import UNet
+
+
+def run_program(*arguments, folder):
+    command = [sys.executable, HERE / "reproduce.py", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=170,
+                          check=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with data, a config, and a table of two methods, two seeds and two sites in out/."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    write_nuclei(folder / "data")
+    config = as_yaml(tiny_config("data", "unused"))
+    config = re.sub(r"(?m)^(out|seed|method|hold_out|resume): .*\n", "", config)
+    (folder / "c.yaml").write_text(config)
+    ran = run_program("table", "--config", "c.yaml", "--out", "out", "--seeds", "0,1", "--jobs", "2",
+                      "--methods", "fedavg,fedbcs", folder=folder)
+    assert ran.returncode == 0, ran.stderr
+    return folder, ran.stdout
+
+
+def again(folder, *arguments):
+    return run_program(*arguments, "--config", "c.yaml", "--out", "out", "--seeds", "0,1",
+                       folder=folder)
+
+
+def result(folder, name):
+    return json.loads((folder / "out" / name / "result.json").read_text())["best"]
+
+
+def test_table_agrees_with_the_runs(finished):
+    folder, printed = finished
+    rows = list(csv.DictReader((folder / "out" / "table.csv").open()))
+    assert len(rows) == (2 + 4) * 2 * 2  # settings x seeds x sites
+    for row in rows:
+        name = re.sub(r"[^\w.=-]+", "_", f"{row['setting']}_seed{row['seed']}")
+        scores = result(folder, name)["test"]["sites"][row["site"]]
+        assert float(row["dice"]) == scores["dice"] and float(row["hd95"]) == scores["hd95"]
+        assert float(row["prototypes"]) == (4.0 if "fedbcs" in name else 0.0)
+    text = (folder / "out" / "table.md").read_text()
+    assert text in printed
+    line = next(line for line in text.splitlines() if line.startswith("| fedbcs"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    dice = [result(folder, f"fedbcs_seed{s}")["test"]["sites"]["a"]["dice"] for s in (0, 1)]
+    assert cells[1] == f"{statistics.mean(dice):.3f} ± {abs(dice[0] - dice[1]) / 2 ** .5:.3f}"
+    each = [result(folder, f"fedbcs_seed{s}")["test"]["mean"]["dice"]
+            - result(folder, f"fedavg_seed{s}")["test"]["mean"]["dice"] for s in (0, 1)]
+    assert cells[4] == f"{sum(each) / 2:+.3f} ({each[0]:+.3f} {each[1]:+.3f})"
+    held = text.split("held out")[1].splitlines()[3]  # the row of FedBCS
+    dice = [result(folder, f"fedbcs_without_b_seed{s}")["test"]["sites"]["b"]["dice"] for s in (0, 1)]
+    assert held.split("|")[1].strip() == "fedbcs"
+    assert held.split("|")[3].strip().startswith(f"{statistics.mean(dice):.3f}")
+
+
+def test_finished_runs_are_skipped_and_broken_ones_resumed(finished):
+    folder, _ = finished
+    files = sorted((folder / "out").glob("*/result.json"))
+    kept, broken = files[0].stat().st_mtime_ns, folder / "out" / "fedbcs_seed1"
+    before = load_checkpoint(broken / "last.pt")["weights"]
+    (broken / "result.json").unlink()
+    ran = again(folder, "table", "--methods", "fedavg,fedbcs")
+    assert ran.returncode == 0, ran.stderr
+    assert "12 runs, 11 of them finished already" in ran.stdout
+    assert "fedbcs, seed 1: done; 0 of 1 runs to go" in ran.stdout
+    assert files[0].stat().st_mtime_ns == kept
+    assert "resuming after round 2" in (folder / "out" / "fedbcs_seed1.log").read_text()
+    after = load_checkpoint(broken / "last.pt")["weights"]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_more_rounds_go_on(finished, tmp_path):
+    folder, _ = finished
+    ran = run_program("ablation", "--config", "c.yaml", "--out", tmp_path / "o", "--seeds", "0",
+                      "rounds=1", folder=folder)
+    assert ran.returncode == 0, ran.stderr
+    ran = run_program("ablation", "--config", "c.yaml", "--out", tmp_path / "o", "--seeds", "0",
+                      folder=folder)
+    assert ran.returncode == 0 and "4 runs, 0 of them finished" in ran.stdout
+    assert [line.split("|")[1].strip() for line in ran.stdout.splitlines() if line.startswith("|")][2:] \
+        == ["fedavg", "fsr", "prototypes", "fedbcs"]
+    one, two = (json.loads((root / "fedbcs_seed0" / "result.json").read_text())["best"]["test"]
+                for root in (folder / "out", tmp_path / "o"))
+    assert one == two  # the settings as they stand, whichever comparison ran them
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (("table", "lr=0.5"), "out/fedavg_seed0/config.yaml: belongs to another config, differing in lr"),
+    (("table", "method=fpl"), "method: is set by this program, leave it out; see --methods"),
+    (("table", "seed=3"), "seed: is set by this program"),
+    (("table", "--jobs", "0"), "command line: write for example"),
+    (("table", "--methods", "fedavg,fedbsc"), "method: expected fedbcs"),
+    (("nothing",), "command line: argument comparison: invalid choice"),
+    (("table", "data=nowhere"), "nowhere: there is no such data folder"),
+])
+def test_bad_arguments(finished, arguments, words):
+    ran = again(finished[0], *arguments)
+    assert ran.returncode == 2 and ran.stderr.startswith(f"error: {words}"), ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+def test_a_run_that_fails_is_named_and_the_others_kept(finished, tmp_path):
+    folder, _ = finished
+    (tmp_path / "fedavg_seed0").mkdir(parents=True)
+    (tmp_path / "fedavg_seed0" / "foreign").write_text("")
+    ran = run_program("ablation", "--config", "c.yaml", "--out", tmp_path, "--seeds", "0",
+                      "rounds=1", folder=folder)
+    assert ran.returncode == 2 and "1 of 4 runs failed" in ran.stderr
+    assert "is no run folder but holds files" in ran.stderr and "fedavg_seed0.log" in ran.stderr
+    assert len(list(tmp_path.glob("*/result.json"))) == 3
+
+
+def test_settings():
+    config = tiny_config("d", "o")
+    names = list(METHODS)
+    table = reproduce.settings_of("table", config, names, ["a", "b"])
+    assert list(table) == [*names, "fedavg without a", "fedavg without b", "fedbcs without a",
+                           "fedbcs without b"]
+    assert table["fedbcs without b"] == ["method=fedbcs", "hold_out=b"]
+    assert list(reproduce.settings_of("table", config, names, ["a"])) == names
+    tau = reproduce.settings_of("tau", config, names, [])
+    assert list(tau) == ["fedavg", "tau=0.005", "tau=0.02", "tau=0.4", "fedbcs"]
+    for comparison in ("ablation", "tau", "style"):
+        for overrides in reproduce.settings_of(comparison, config, names, []).values():
+            load_config(HERE / "config.yaml", overrides)
+
+
+def test_a_held_out_mean_is_over_the_held_out_sites():
+    results = {}
+    for seed, (name, site) in itertools.product((0, 1), itertools.product(("fedavg", "fedbcs"), "ab")):
+        dice = 0.1 * seed + (0.2 if name == "fedbcs" else 0) + (0.4 if site == "b" else 0)
+        results[f"{name} without {site}", seed] = {"sites": {s: {"dice": dice if s == site else 9.0}
+                                                             for s in "ab"}}
+    lines = reproduce.table_of_held_out(results, [0, 1]).splitlines()
+    assert "0.250 ± 0.071" in lines[2] and "+0.200 (+0.200 +0.200)" in lines[3]
+
+
+# ---- Style ----
+
+def test_the_same_scenes_in_every_style(tmp_path):
+    for task, n in (("nuclei", 24), ("prostate", None)):
+        config = load_config({"task": task, "data": "unused", "out": "unused", "image_size": 32})
+        batches = list(style_bias.scene_batches(tmp_path / task, config))
+        entries, _ = style_bias.list_files(tmp_path / task, task)
+        truths = [[np.asarray(style_bias.load_sites(
+            config_of_scenes(tmp_path / task, task), {s: {"test": [e.case for e in entries[s]]}
+                                                      for s in entries})[i].test[0].truth)]
+                  for i in range(2)]
+        assert np.array_equal(truths[0][0], truths[1][0])
+        assert all(len(sites) == (4 if task == "nuclei" else 6) for sites in batches)
+        assert n is None or sum(len(sites[0]) for sites in batches) == n
+        assert not torch.equal(batches[0][0], batches[0][1])
+
+
+def config_of_scenes(folder, task):
+    return load_config({"task": task, "data": str(folder), "out": "unused", "image_size": 32})
+
+
+def test_variance_against_brute_force():
+    generator = torch.Generator().manual_seed(0)
+    f = torch.randn(3, 10, 2, 4, 5, generator=generator) + torch.arange(3).view(3, 1, 1, 1, 1)
+    f = torch.cat([f, torch.ones(3, 10, 1, 4, 5)], 2)  # a dead channel
+    variance = style_bias.Variance()
+    variance.add(f[:, :6])
+    variance.add(f[:, 6:])
+    x, ratios = f.double().numpy(), []
+    for c in (0, 1):
+        between = total = 0
+        for h, w in itertools.product(range(4), range(5)):
+            between += np.mean([np.var(x[:, i, c, h, w]) for i in range(10)])
+            total += np.var(x[:, :, c, h, w])
+        ratios.append(between / total)
+    assert variance.ratio() == pytest.approx(np.mean(ratios), rel=1e-9)
+
+
+def test_variance_of_style_alone_and_of_content_alone():
+    for view, expected in (((3, 1, 1, 1, 1), 1.0), ((1, 10, 1, 1, 1), 0.0)):
+        variance = style_bias.Variance()
+        variance.add(torch.randn(view).expand(3, 10, 2, 4, 4))
+        assert variance.ratio() == pytest.approx(expected, abs=1e-6)
+
+
+def test_maps_before_and_after_normalisation():
+    torch.manual_seed(0)
+    front = AmplitudeNorm(32)
+    front.amplitude += torch.rand(3, 32, 17)
+    model, x = UNet(2, fsr="global", levels=[], front=front), torch.rand(4, 3, 32, 32)
+    maps = style_bias.level_maps(model, x)
+    assert list(maps) == list(style_bias.LEVELS)
+    assert torch.equal(maps["x"][0], x) and torch.equal(maps["x"][1], front(x))
+    z = model.encoder[0][:4](front(x))
+    assert torch.equal(maps["e0"][0], z) and torch.equal(maps["e0"][1], model.encoder[0][4:](z))
+    z = model.encoder[1][:4](torch.max_pool2d(maps["e0"][1], 2))
+    assert isinstance(model.fsr[0], StyleRecalibration)
+    torch.testing.assert_close(maps["e1"][0], z)
+    torch.testing.assert_close(maps["e1"][1], model.fsr[0](model.encoder[1][4:](z)))
+    torch.testing.assert_close(model.head(maps["d0"][1]), model(x))
+    assert [maps[level][1].shape[1] for level in style_bias.LEVELS] == [3, 2, 4, 8, 16, 32, 16, 8, 4, 2]
+    assert not model.encoder[0]._forward_hooks and not model.encoder[0][3]._forward_hooks
+
+
+def test_instance_normalisation_removes_a_site_and_its_images_gain():
+    """The measure sees what the paper claims for FSR: with l_norm = 1 alone the style is gone."""
+    torch.manual_seed(0)
+    scenes = torch.randn(8, 3, 16, 16)
+    sites = [a * scenes + b for a, b in ((1.0, 0.0), (3.0, 1.0), (0.5, -2.0))]
+    layer, ratios = StyleRecalibration(3, "global"), []
+    for h in ((-9.0, 9.0), (9.0, -9.0)):  # all original, all normalised
+        layer.h.data = torch.tensor(h)
+        variance = style_bias.Variance()
+        with torch.no_grad():
+            variance.add(torch.stack([layer(x) for x in sites]))
+        ratios.append(variance.ratio())
+    assert ratios[0] > 0.5 and ratios[1] < 1e-4
+
+
+# ---- Figures ----
+
+@pytest.mark.parametrize("comparison", ["tau", "convergence", "style"])
+def test_plots_are_drawn(finished, comparison):
+    pytest.importorskip("matplotlib")
+    folder, _ = finished
+    ran = again(folder, comparison, "--methods", "fedavg,fedbcs")
+    assert ran.returncode == 0, ran.stderr
+    picture = np.asarray(figures.Image.open(folder / "out" / f"{comparison}.png").convert("RGB"))
+    colours = {tuple(int(look[0][i:i + 2], 16) for i in (1, 3, 5)) for look in figures.LOOKS[:2]}
+    assert colours <= {tuple(pixel) for pixel in picture.reshape(-1, 3)[::1].tolist()}
+
+
+def test_validation_curve(finished):
+    folder, _ = finished
+    run = many_runs.Run("fedbcs", 0, folder / "out" / "fedbcs_seed0", [])
+    rows = [row for row in many_runs.read_rows(run.folder / "metrics.csv") if row["split"] == "val"]
+    curve = figures.validation_curve(run)
+    assert list(curve) == [1, 2]
+    assert curve[2] == pytest.approx(np.mean([float(r["dice"]) for r in rows if r["round"] == "2"]))
+    assert max(curve.values()) == pytest.approx(result(folder, "fedbcs_seed0")["val"]["mean"]["dice"])
+
+
+def test_pictures_colour_errors(finished):
+    folder, _ = finished
+    ran = again(folder, "pictures", "--methods", "fedavg,fedbcs")
+    assert ran.returncode == 0, ran.stderr
+    sheet = figures.Image.open(folder / "out" / "pictures.png")
+    assert sheet.width > 4 * figures.TILE and sheet.height > 2 * figures.TILE
+    config = tiny_config(folder / "data", "unused")
+    sample = figures.load_sites(config)[0].test[0]
+    truth = sample.truth[0]
+    right = figures.coloured(sample, 0, truth).astype(int)
+    nothing = figures.coloured(sample, 0, np.zeros_like(truth)).astype(int)
+    everything = figures.coloured(sample, 0, np.ones_like(truth)).astype(int)
+    inside = np.asarray(figures.Image.fromarray(truth).resize((figures.TILE,) * 2, 0))
+    assert np.ptp(right, axis=2).max() == 0 and right[inside].min() >= 165  # white: no error
+    assert (nothing[inside][:, 0] - nothing[inside][:, 2] > 50).all()       # orange: missed
+    assert (everything[~inside][:, 2] - everything[~inside][:, 0] > 50).all()  # blue: in excess
+    assert np.ptp(nothing[~inside], axis=1).max() == 0
+
+
+def test_matplotlib_is_asked_for_before_training(finished):
+    folder, _ = finished
+    (folder / "broken").mkdir(exist_ok=True)
+    (folder / "broken" / "matplotlib.py").write_text("raise ImportError")
+    ran = subprocess.run([sys.executable, HERE / "reproduce.py", "tau", "--config", "c.yaml"], cwd=folder,
+                         capture_output=True, text=True, timeout=100,
+                         check=False, env=os.environ | {"PYTHONPATH": str(folder / "broken")})
+    assert ran.returncode == 2
+    assert ran.stderr == ("error: matplotlib: is not installed and this plot needs it; "
+                          "pip install -r requirements-extra.txt\n")
+    assert not (folder / "runs").exists()
+
+
+def test_the_core_imports_five_packages_only():
+    """Of all programs and modules; the plots' matplotlib is imported when a plot is drawn."""
+    modules = [path.stem for path in HERE.glob("*.py") if not path.stem.startswith("test_")]
+    code = f"import sys, {', '.join(modules)}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    out = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True,
+                         timeout=100, check=True).stdout.split()
+    assert not {"matplotlib", "flwr", "pandas", "scipy", "torchvision"} & set(out)
+
+
+def test_contradicting_base(tmp_path):
+    (tmp_path / "c.yaml").write_text("task: nuclei\ndata: demo\nmethod: fpl\n")
+    with pytest.raises(BadInput, match="has a method or hold_out of its own"):
+        reproduce.base_config(tmp_path / "c.yaml", [], tmp_path / "out")
