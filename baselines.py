@@ -1,9 +1,10 @@
 """The methods that FedBCS is compared with: each is one function of the config, its formula first.
 
 They were published for classification or with other networks; a line 'our adaptation' says what was
-decided here to bring one to segmentation. f(p) is a pixel p of d_0, the last decoder map, of width
-`width`; P_j (K, D) are the global prototypes of class j, Pbar_j their mean; L_seg = L_dice of the
-core. The server takes the weighted mean of the weights; `weights: equal` is the plain one.
+decided here to bring one to segmentation. Where a method has a feature f of an image, it is here the
+mean over the image's pixels of a class of the last decoder map d_0, D = `width` numbers; P_j (K, D)
+are the global prototypes of class j, Pbar_j their mean; L_seg = L_dice of the core. The server takes
+the weighted mean of the weights; `weights: equal` is the plain one.
 """
 
 import importlib.util
@@ -29,11 +30,18 @@ def class_sums(f, y, classes):
     return torch.einsum("bjhw,bdhw->bjd", member, f), member.sum((2, 3))
 
 
-def aligned_rows(f, y, G):
-    """Return f's foreground pixels (N, D) whose class has a prototype in G, and classes (N,)."""
-    wanted = torch.tensor([j for j in G if j > 0], device=y.device, dtype=y.dtype)
-    chosen = torch.isin(y, wanted)
-    return f.permute(0, 2, 3, 1)[chosen], y[chosen]
+def class_means(f, y, classes):
+    """Return each image's mean feature of each class it has, f (N, D), and their classes (N,)."""
+    sums, n = class_sums(f, y, classes)
+    image, j = (n > 0).nonzero(as_tuple=True)
+    return sums[image, j] / n[image, j, None], j
+
+
+def aligned(f, j, G):
+    """Return the rows of f (N, D) and j (N,) of foreground classes that have a prototype in G."""
+    wanted = torch.tensor([c for c in G if c > 0], device=j.device, dtype=j.dtype)
+    chosen = torch.isin(j, wanted)
+    return f[chosen], j[chosen]
 
 
 def cosines(f, j, G):
@@ -134,18 +142,19 @@ def fpl(config):
         L_contra = -log( sum_{g in P_j} e^{cos(f,g)/tau} / sum_{all g} e^{cos(f,g)/tau} )
         L_consis = mean over channels of (f - Pbar_j)^2
 
-    tau = `fpl_tau`; mean over a class's pixels, then over the foreground classes. L_seg alone in
-    round 1. Our adaptation to segmentation: f are the foreground pixels of the last decoder map.
+    tau = `fpl_tau`; mean over the f of a class, then over the foreground classes. L_seg alone in
+    round 1. What is sent is the mean over a class's pixels. Our adaptation: f as above, not every
+    pixel, which at small scale drew all foreground to one point and the prediction to background.
     """
     def losses(model, x, y, G, total):
         logits, maps, _ = run_network(model, x, config)
-        f = maps["decoder"][0].float()
+        d_0 = maps["decoder"][0].float()
         if total is not None:
-            for name, value in zip(("sum", "n"), class_sums(f.detach(), y, model.classes)):
+            for name, value in zip(("sum", "n"), class_sums(d_0.detach(), y, model.classes)):
                 total[name] = total.get(name, 0) + value.sum(0).double()
         contrast, consistency = logits.new_zeros(2)
         if G:
-            f, j = aligned_rows(f, y, G[LAST])
+            f, j = aligned(*class_means(d_0, y, model.classes), G[LAST])
             cos, own = cosines(f, j, G[LAST])
             contrast = mean_over_classes(contrastive_loss(cos, own, config.fpl_tau), j)
             consistency = mean_over_classes((f - own_means(j, G[LAST])).square().mean(1), j)
@@ -165,21 +174,19 @@ def fedplvm(config):
         P_j  = FINCH means of all sites' C_mj
         L    = L_seg + weight [ InfoNCE with cos^power / tau + 2 mean (cos(f, Pbar_j) - 1)^2 ]
 
-    cos is clamped at 1e-6 from below; L_seg alone in round 1. Plain mean of the weights. Our
-    adaptation: f are the foreground pixels of the last decoder map, a class feature of an image is
-    its mean over that class's pixels; FINCH's last partition is taken, as at the server.
+    cos is clamped at 1e-6 from below; L_seg alone in round 1; means over the f of a class, then
+    over the foreground classes. Plain mean of the weights. Our adaptation: f as above; FINCH's last
+    partition is taken, as at the server.
     """
     def losses(model, x, y, G, total):
         logits, maps, _ = run_network(model, x, config)
-        f = maps["decoder"][0].float()
+        f, j = class_means(maps["decoder"][0].float(), y, model.classes)
         if total is not None:
-            sums, n = class_sums(f.detach(), y, model.classes)
-            for j in range(model.classes):
-                means = sums[:, j][n[:, j] > 0] / n[:, j][n[:, j] > 0, None]
-                total.setdefault(j, []).append(means)
+            for c in j.unique().tolist():
+                total.setdefault(c, []).append(f[j == c].detach())
         contrast, consistency = logits.new_zeros(2)
         if G:
-            f, j = aligned_rows(f, y, G[LAST])
+            f, j = aligned(f, j, G[LAST])
             cos, own = cosines(f, j, G[LAST])
             alike = cos.clamp_min(1e-6) ** config.fedplvm_power
             contrast = mean_over_classes(contrastive_loss(alike, own, config.fedplvm_tau), j)
@@ -189,8 +196,8 @@ def fedplvm(config):
                 "consistency": config.fedplvm_weight * consistency}
 
     def send(model, total):
-        features = {j: torch.cat(means) for j, means in total.items()}
-        return {LAST: {j: cluster_means(x, finch(x)[-1]) for j, x in features.items() if len(x)}}
+        features = {j: torch.cat(total[j]) for j in sorted(total)}
+        return {LAST: {j: cluster_means(x, finch(x)[-1]) for j, x in features.items()}}
     return Method(losses, send)
 
 

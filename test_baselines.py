@@ -33,10 +33,8 @@ from unet import build_model
 class OneMap:
     """Stands for a network: its last decoder map and its logits are given."""
 
-    classes = 2
-
     def __init__(self, f, logits):
-        self.f, self.logits = f, logits
+        self.f, self.logits, self.classes = f, logits, logits.shape[1]
 
     def features(self, x):
         return self.logits, {"encoder": [], "decoder": [self.f]}, None
@@ -58,8 +56,10 @@ def losses_of(name, f, logits, y, G, *overrides, total=None):
     return method_of(config).losses(OneMap(f, logits), torch.zeros(2, 3, 4, 4), y, G, total)
 
 
-def foreground(f, y):
-    return [f[b, :, h, w] for b, h, w in (y > 0).nonzero().tolist()]
+def foreground(f, y, j=1):
+    """Each image's mean over its pixels of class j."""
+    pixels = [[f[b, :, h, w] for h, w in (y[b] == j).nonzero().tolist()] for b in range(len(y))]
+    return [sum(of_image) / len(of_image) for of_image in pixels if of_image]
 
 
 def cosine(a, b):
@@ -82,9 +82,7 @@ def test_fpl_losses_equal_literal():
 
 def test_fedplvm_losses_equal_literal():
     f, logits, y, G = problem(1)
-    with torch.no_grad():
-        f[0, :, 0, 0] = -G[LAST][1][0]  # a cosine below 0 counts as 1e-6
-    y[0, 0, 0] = 1
+    G[LAST][1] = -G[LAST][1]  # a cosine below 0 counts as 1e-6
     terms = losses_of("fedplvm", f, logits, y, G)
     contrast, consistency = [], []
     for v in foreground(f, y):
@@ -98,7 +96,7 @@ def test_fedplvm_losses_equal_literal():
     assert torch.isfinite(f.grad).all() and f.grad.abs().sum() > 0
     other = losses_of("fedplvm", f, logits, y, G, "fedplvm_weight=1", "fedplvm_power=1",
                       "fedplvm_tau=0.5")
-    v = foreground(f, y)[0]
+    v = foreground(f, y)[-1]
     e = {j: sum(math.exp(max(cosine(v, g), 1e-6) / 0.5) for g in P) for j, P in G[LAST].items()}
     one = losses_of("fedplvm", f, logits, only(y), G, "fedplvm_weight=1", "fedplvm_power=1",
                     "fedplvm_tau=0.5")
@@ -107,10 +105,8 @@ def test_fedplvm_losses_equal_literal():
 
 
 def only(y):
-    """Labels with the first foreground pixel alone."""
-    one = torch.zeros_like(y)
-    one[tuple((y > 0).nonzero()[0])] = 1
-    return one
+    """Labels with the foreground of the last image alone."""
+    return torch.cat([torch.zeros_like(y[:1]), y[1:]])
 
 
 def test_losses_without_prototypes_or_foreground():
@@ -123,14 +119,15 @@ def test_losses_without_prototypes_or_foreground():
 
 
 def test_three_classes_count_alike():
-    """The mean is over a class's pixels first, then over the classes."""
+    """The mean is over a class's images first, then over the classes."""
     f, logits, y, G = problem(2)
-    y[0, 0, 0] = 2
+    y[0, 0, :2] = 2
     G = {LAST: G[LAST] | {2: torch.rand(1, 5)}}
     logits = torch.cat([logits, logits[:, :1]], 1)
     consistency = losses_of("fpl", f, logits, y, G)["consistency"].item()
-    errors = {j: [((f[b, :, h, w] - G[LAST][j].mean(0)) ** 2).mean().item()
-                  for b, h, w in (y == j).nonzero().tolist()] for j in (1, 2)}
+    errors = {j: [((v - G[LAST][j].mean(0)) ** 2).mean().item() for v in foreground(f, y, j)]
+              for j in (1, 2)}
+    assert len(errors[1]) == 2 and len(errors[2]) == 1
     assert consistency == pytest.approx((np.mean(errors[1]) + np.mean(errors[2])) / 2, rel=1e-5)
 
 
