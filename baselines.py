@@ -223,8 +223,7 @@ def feduv(config):
                 for a in (logits.softmax(1), maps["decoder"][0].float()))
         distance = functional.pdist(z).square()
         gamma = torch.eye(model.classes).std(0)[0].item()
-        std = p.var(0).clamp_min(1e-12).sqrt()  # the root has no gradient at 0
-        V = functional.relu(gamma - std).mean()
+        V = functional.relu(gamma - p.std(0)).mean()
         U = (-distance / distance.detach().median().clamp_min(1e-12)).exp().mean()
         return {"dice": segmentation_loss(logits, y), "variance": config.feduv_variance * V,
                 "uniformity": config.feduv_uniformity * U}

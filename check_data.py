@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 import demo_data
 from config import BadInput, Parser, load_config, run_program
-from datasets import IMAGE_KINDS, list_files, read_splits, split_of, visible
+from datasets import read_splits, split_of
+from layouts import IMAGE_KINDS, list_files, visible
 from readers import look_at, read_sample
 
 SAMPLES = 4  # on a site, on the contact sheet

@@ -23,8 +23,8 @@ import demo_data
 import figures
 from baselines import METHODS
 from config import BadInput, Parser, as_yaml, load_config, run_program
-from datasets import list_files
 from eval import check_same_config
+from layouts import list_files
 from many_runs import Run, result_of, train_all
 
 TAUS = (0.005, 0.02, 0.1, 0.4)

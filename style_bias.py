@@ -11,7 +11,8 @@ import torch
 
 import demo_data
 from config import load_config
-from datasets import list_files, load_sites, stack
+from datasets import load_sites, stack
+from layouts import list_files
 
 SCENES = 24              # images; of volumes a quarter as many
 SPACING = (0.7, 0.7, 3.0)  # mm (x, y, z) of all sites

@@ -21,6 +21,7 @@ from baselines import METHODS, AmplitudeNorm
 from config import BadInput, as_yaml, load_config
 from eval import load_checkpoint
 from fft_style import StyleRecalibration
+from layouts import list_files
 from test_fedbcs import HERE, tiny_config, write_nuclei
 from unet import UNet
 
@@ -166,7 +167,7 @@ def test_the_same_scenes_in_every_style(tmp_path):
     for task, n in (("nuclei", 24), ("prostate", None)):
         config = load_config({"task": task, "data": "unused", "out": "unused", "image_size": 32})
         batches = list(style_bias.scene_batches(tmp_path / task, config))
-        entries, _ = style_bias.list_files(tmp_path / task, task)
+        entries, _ = list_files(tmp_path / task, task)
         truths = [[np.asarray(style_bias.load_sites(
             config_of_scenes(tmp_path / task, task), {s: {"test": [e.case for e in entries[s]]}
                                                       for s in entries})[i].test[0].truth)]
