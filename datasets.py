@@ -43,10 +43,7 @@ def load_sites(config, splits=None, strict=True):
     sites = []
     for name in entries:
         cases = {entry.case for entry in entries[name]}
-        if strict and name == config.hold_out:
-            split = {"train": [], "val": [], "test": sorted(cases)}
-        else:
-            split = split_of(name, cases, splits, config, strict)
+        split = split_of(name, cases, splits, config, strict)
         sites.append(load_site(name, entries[name], split, config))
     if strict and splits is not None and splits.keys() - entries.keys():
         missing = min(splits.keys() - entries.keys())
@@ -88,7 +85,12 @@ def memory_mb(sites):
 # ---- Splits ----
 
 def split_of(site, cases, splits, config, strict=True):
-    """Return {train, val, test: [case]} of a site: as `splits` has it, or made if that is None."""
+    """Return {train, val, test: [case]} of a site: as `splits` has it, or made if that is None.
+
+    A site that is held out has test cases only.
+    """
+    if strict and site == config.hold_out:
+        return {"train": [], "val": [], "test": sorted(cases)}
     if splits is None:
         return split_cases(site, cases, config)
     return known_split(site, cases, splits, strict)

@@ -36,14 +36,20 @@ MEASURES = ("dice", "hd95", "assd", "misses", "cases")
 # ---- Which runs a comparison needs ----
 
 def settings_of(comparison, config, methods, sites):
-    """Return {setting: overrides} of a comparison. FedBCS is the config as it stands."""
+    """Return {setting: overrides} of a comparison. FedBCS is the config as it stands.
+
+    Raises BadInput if the config has switched off what an ablation is to switch off.
+    """
+    if comparison == "ablation" and (config.fsr == "none" or config.prototype_weight == 0):
+        raise BadInput("fsr, prototype_weight: an ablation needs both on, set fsr to global or "
+                       "adaptive and prototype_weight above 0")
     by_method = {method: [f"method={method}"] for method in methods}
     base, ours = {"fedavg": ["method=fedavg"]}, {"fedbcs": ["method=fedbcs"]}
     fsr, prototypes = {"fsr": ["prototype_weight=0"]}, {"prototypes": ["fsr=none"]}
     if comparison == "table":
+        both = ("fedavg", "fedbcs") if {"fedavg", "fedbcs"} <= by_method.keys() else ()
         return by_method | {f"{method} without {site}": [f"method={method}", f"hold_out={site}"]
-                            for method in ("fedavg", "fedbcs") if method in methods
-                            for site in (sites if len(sites) > 1 else ())}
+                            for method in both for site in (sites if len(sites) > 1 else ())}
     if comparison == "ablation":
         return base | fsr | prototypes | ours
     if comparison == "tau":
@@ -89,7 +95,8 @@ def write_table(file, runs, config):
         text += "\n" + table_of_held_out(results, seeds)
     text += (f"\nTest Dice of the round with the best validation, `test_stats: {config.test_stats}`, "
              f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}; difference: "
-             "the mean, and that of each seed. Sent: a site, a round.\n")
+             "the mean, and that of each seed. Sent by a site in a round: weights + prototypes, "
+             "and the number of those vectors.\n")
     file.with_suffix(".md").write_text(text, encoding="utf-8")
     print(f"\n{text}\nwritten: {file.with_suffix('.md')}, {file.with_suffix('.csv')}")
 
@@ -98,16 +105,18 @@ def table_of_methods(names, results, seeds):
     """Return the markdown table of settings x sites, the difference being to the first of them."""
     base = "fedavg" if "fedavg" in names else names[0]
     sites = list(results[base, seeds[0]]["sites"])
-    lines = [["", *sites, "mean", f"difference to {base}", "val", "weights MB", "prototypes"]]
+    lines = [["", *sites, "mean", f"difference to {base}", "val", "bytes sent", "prototypes"]]
     for name in names:
         found = [results[name, seed] for seed in seeds]
         cells = [spread([r["sites"][site]["dice"] for r in found]) for site in sites]
         means = [r["dice"] for r in found]
-        sent = [statistics.mean(r[kind] for r in found) for kind in ("weight_bytes", "prototypes")]
+        sent = {kind: statistics.mean(r[kind] for r in found)
+                for kind in ("weight_bytes", "prototype_bytes", "prototypes")}
+        size = f"{sent['weight_bytes'] / 1e6:.2f} MB + {sent['prototype_bytes'] / 1e3:.2f} kB"
         lines.append([name, *cells, f"**{spread(means)}**",
                       "" if name == base else differences(means, [results[base, s]["dice"]
                                                                   for s in seeds]),
-                      spread([r["val"] for r in found]), f"{sent[0] / 1e6:.2f}", f"{sent[1]:.1f}"])
+                      spread([r["val"] for r in found]), size, f"{sent['prototypes']:.1f}"])
     return markdown(lines)
 
 

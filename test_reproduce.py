@@ -116,6 +116,7 @@ def test_more_rounds_go_on(finished, tmp_path):
     (("table", "seed=3"), "seed: is set by this program"),
     (("table", "--jobs", "0"), "command line: write for example"),
     (("table", "--methods", "fedavg,fedbsc"), "method: expected fedbcs"),
+    (("ablation", "fsr=none"), "fsr, prototype_weight: an ablation needs both on"),
     (("nothing",), "command line: argument comparison: invalid choice"),
     (("table", "data=nowhere"), "nowhere: there is no such data folder"),
 ])
@@ -144,6 +145,7 @@ def test_settings():
                            "fedbcs without b"]
     assert table["fedbcs without b"] == ["method=fedbcs", "hold_out=b"]
     assert list(reproduce.settings_of("table", config, names, ["a"])) == names
+    assert list(reproduce.settings_of("table", config, ["fedbcs"], ["a", "b"])) == ["fedbcs"]
     tau = reproduce.settings_of("tau", config, names, [])
     assert list(tau) == ["fedavg", "tau=0.005", "tau=0.02", "tau=0.4", "fedbcs"]
     for comparison in ("ablation", "tau", "style"):
@@ -176,6 +178,17 @@ def test_the_same_scenes_in_every_style(tmp_path):
         assert all(len(sites) == (4 if task == "nuclei" else 6) for sites in batches)
         assert n is None or sum(len(sites[0]) for sites in batches) == n
         assert not torch.equal(batches[0][0], batches[0][1])
+
+
+def test_scenes_differ_in_style_alone(tmp_path, monkeypatch):
+    """Two sites of one stain get the same files: noise and thickness belong to the scene."""
+    stain = style_bias.demo_data.NUCLEI["north"]
+    monkeypatch.setattr(style_bias.demo_data, "NUCLEI", {"a": stain, "b": stain})
+    style_bias.write_scenes(tmp_path, "nuclei")
+    for kind in ("images", "masks"):
+        files = [sorted((tmp_path / site / kind).iterdir()) for site in "ab"]
+        assert len(files[0]) == 24
+        assert all(one.read_bytes() == two.read_bytes() for one, two in zip(*files))
 
 
 def config_of_scenes(folder, task):
