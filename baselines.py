@@ -1,10 +1,11 @@
 """The methods that FedBCS is compared with: each is one function of the config, its formula first.
 
 They were published for classification or with other networks; a line 'our adaptation' says what was
-decided here to bring one to segmentation. Where a method has a feature f of an image, it is here the
-mean over the image's pixels of a class of the last decoder map d_0, D = `width` numbers; P_j (K, D)
-are the global prototypes of class j, Pbar_j their mean; L_seg = L_dice of the core. The server takes
-the weighted mean of the weights; `weights: equal` is the plain one.
+decided here to bring one to segmentation. A method's 'feature of an image' is here f, the mean of the
+last decoder map d_0 over the image's pixels of one class, D = `width` numbers. P_j (K, D) are the
+global prototypes of class j, Pbar_j their mean; L_seg = L_dice of the core. The server takes the
+weighted mean of the weights; `weights: equal` is the plain one. FedAvg and FedProx are the core with
+switches: federated.py, `objective`.
 """
 
 import importlib.util
@@ -23,7 +24,7 @@ LAST = "decoder"  # the path under which prototypes of the last decoder map are 
 
 # ---- What several methods use ----
 
-def class_sums(f, y, classes):
+def image_sums(f, y, classes):
     """Return the sum of f (B, D, H, W) over each image's pixels of a class (B, J, D), and their
     number (B, J), for labels y (B, H, W)."""
     member = functional.one_hot(y, classes).permute(0, 3, 1, 2).to(f.dtype)
@@ -32,7 +33,7 @@ def class_sums(f, y, classes):
 
 def class_means(f, y, classes):
     """Return each image's mean feature of each class it has, f (N, D), and their classes (N,)."""
-    sums, n = class_sums(f, y, classes)
+    sums, n = image_sums(f, y, classes)
     image, j = (n > 0).nonzero(as_tuple=True)
     return sums[image, j] / n[image, j, None], j
 
@@ -69,9 +70,9 @@ def mean_over_classes(values, j):
 class AmplitudeNorm(nn.Module):
     """Give every image the sites' mean amplitude spectrum: (B, 3, S, S) -> (B, 3, S, S).
 
-        x_hat = F^-1[ Abar exp(i arg F(x)) ],   Abar = sum_m n_m / n A_m,   A_m = site m's mean |F(x)|
+        x_hat = F^-1[ Abar exp(i arg F(x)) ],   Abar = average of A_m,   A_m = site m's mean |F(x)|
 
-    Abar is a buffer: it is averaged with the weights and normalises the input at evaluation too. In
+    Abar is a buffer: it is averaged with the weights, as they are, and normalises the input at evaluation too. In
     round 1 it is 0 and the images pass as they are. The whole amplitude is replaced; HarmoFL's
     released code (L = 0) only moves the mean.
     """
@@ -150,7 +151,7 @@ def fpl(config):
         logits, maps, _ = run_network(model, x, config)
         d_0 = maps["decoder"][0].float()
         if total is not None:
-            for name, value in zip(("sum", "n"), class_sums(d_0.detach(), y, model.classes)):
+            for name, value in zip(("sum", "n"), image_sums(d_0.detach(), y, model.classes)):
                 total[name] = total.get(name, 0) + value.sum(0).double()
         contrast, consistency = logits.new_zeros(2)
         if G:
@@ -250,5 +251,5 @@ def method_of(config):
     method = getattr(module, name, lambda config: None)(config)
     if not isinstance(method, Method):
         raise BadInput(f"method: {file} has no function {name}(config) that returns a "
-                       "baselines.Method, add it")
+                       "federated.Method, add it")
     return method

@@ -36,8 +36,8 @@ class Update(NamedTuple):
     site: str
     n: int             # training images
     weights: dict      # state dict
-    prototypes: dict   # {path: {class: (D,)}}, {} without prototypes
-    losses: dict       # means over the steps of the terms: dice, contrast, consistency
+    prototypes: dict   # {path: {class: (D,) or several (k, D)}}, {} without prototypes
+    losses: dict       # means over the steps of the method's terms
     optimizer: dict    # state dict of the optimizer, stays at the site
     seconds: float
 
@@ -57,11 +57,12 @@ class Method(NamedTuple):
     """
 
     # (model, x, y, G, total) -> {name: term}, L their sum, one of them "dice". In the last local
-    # epoch `total` is a dictionary to gather in, else None. G is {} in round 1.
+    # epoch `total` is a dictionary to gather in, else None. G is {} in round 1. Of the terms,
+    # metrics.csv and the screen show dice, contrast and consistency.
     losses: Callable
     # (model, total) -> {path: {class: tensor}}, what the site sends besides its weights
     send: Callable = lambda model, total: {}
-    # [what each site sent] -> G, what every site gets in the next round
+    # [what each site sent] -> G, {path: {class: (K, D)}}, what every site gets in the next round
     aggregate: Callable = lambda sent: aggregate_prototypes(sent)
     # (optimizer, gradient) -> terms; gradient() computes the batch's loss and its gradient
     step: Callable = plain_step

@@ -27,7 +27,7 @@ class Run(NamedTuple):
 # ---- Training them ----
 
 def rounds_done(run):
-    """Return how many rounds the run's metrics.csv holds, and those of a finished run as well."""
+    """Return the last round in the run's metrics.csv, 0 if it has not begun."""
     file = run.folder / "metrics.csv"
     return max((int(row["round"]) for row in read_rows(file)), default=0) if file.exists() else 0
 

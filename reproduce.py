@@ -1,11 +1,12 @@
-"""The paper's comparisons on your data: python reproduce.py table --config config.yaml [key=value ...]
+"""The paper's comparisons: python reproduce.py table --config config.yaml [key=value ...]
 
   table        methods x sites, mean and spread over seeds, what is sent, and one site left out
   ablation     neither, FSR alone, prototypes alone, both
   tau          Dice over temperatures, with FedAvg as the base            (needs matplotlib)
   convergence  validation Dice per round of all methods                   (needs matplotlib)
-  style        does style bias accumulate over layers, who removes it     (needs matplotlib)
-  pictures     image, truth and every method's prediction, errors coloured
+  style        does style bias accumulate over layers, who removes it     (needs matplotlib):
+               networks trained on your data, shown generated scenes in generated styles
+  pictures     image, truth and every method's prediction, errors coloured, of the first seed
 
 What a comparison needs is trained first, settings x seeds, each in a folder of --out: finished runs
 are skipped, broken ones resumed. Then it is drawn, as --out/COMPARISON.md, .csv or .png.
@@ -14,7 +15,9 @@ are skipped, broken ones resumed. Then it is drawn, as --out/COMPARISON.md, .csv
 import argparse
 import csv
 import re
+import signal
 import statistics
+import sys
 from pathlib import Path
 
 import yaml
@@ -22,7 +25,7 @@ import yaml
 import demo_data
 import figures
 from baselines import METHODS
-from config import BadInput, Parser, as_yaml, load_config, run_program
+from config import PRESETS, BadInput, Parser, as_yaml, load_config, run_program
 from eval import check_same_config
 from layouts import list_files
 from many_runs import Run, result_of, train_all
@@ -35,15 +38,21 @@ MEASURES = ("dice", "hd95", "assd", "misses", "cases")
 
 # ---- Which runs a comparison needs ----
 
-def settings_of(comparison, config, methods, sites):
+def settings_of(comparison, config, methods, sites, own=()):
     """Return {setting: overrides} of a comparison. FedBCS is the config as it stands.
 
-    Raises BadInput if the config has switched off what an ablation is to switch off.
+    own: key=value of the methods' own keys, such as fpl_tau, each for its method alone; a method of
+    your own, FILE.py:FUNCTION, starts from FedAvg. Raises BadInput if the config has switched off
+    what is compared.
     """
-    if comparison == "ablation" and (config.fsr == "none" or config.prototype_weight == 0):
-        raise BadInput("fsr, prototype_weight: an ablation needs both on, set fsr to global or "
-                       "adaptive and prototype_weight above 0")
-    by_method = {method: [f"method={method}"] for method in methods}
+    off = {"fsr": config.fsr == "none", "prototype_weight": config.prototype_weight == 0}
+    for key in {"ablation": ("fsr", "prototype_weight"), "tau": ("prototype_weight",),
+                "style": ("fsr",)}.get(comparison, ()):
+        if off[key]:
+            raise BadInput(f"{key}: is off and {comparison} is about it, leave it out or set it on")
+    by_method = {method: [f"method={method}", *(text for text in own if text.startswith(f"{method}_")),
+                          *(() if method in PRESETS else ("fsr=none", "prototype_weight=0"))]
+                 for method in methods}
     base, ours = {"fedavg": ["method=fedavg"]}, {"fedbcs": ["method=fedbcs"]}
     fsr, prototypes = {"fsr": ["prototype_weight=0"]}, {"prototypes": ["fsr=none"]}
     if comparison == "table":
@@ -70,9 +79,13 @@ def runs_of(settings, seeds, out):
 def check_run(run, base):
     """Raise BadInput if the settings of a run are wrong, or its folder holds a run of other ones."""
     config = load_config(base, [*run.overrides, f"out={run.folder}"])
-    saved = run.folder / "config.yaml"
-    if saved.exists():
-        check_same_config(saved, vars(load_config(saved)), vars(config))
+    file = run.folder / "config.yaml"
+    if file.exists():
+        saved = load_config(file)
+        check_same_config(file, vars(saved), vars(config))
+        if saved.rounds > config.rounds:
+            raise BadInput(f"{file}: is a run of {saved.rounds} rounds, more than {config.rounds}; "
+                           "choose another --out")
 
 
 # ---- Tables ----
@@ -181,6 +194,8 @@ def check_matplotlib(comparison):
 
 def base_config(file, overrides, out):
     """Return the settings that all runs share; raises BadInput for one that this program sets."""
+    if (out / "splits.json").exists():
+        raise BadInput(f"{out}: is the folder of one run, choose another --out")
     for argument in overrides:
         key = argument.partition("=")[0]
         if key in SET_HERE:
@@ -199,19 +214,27 @@ def main():
     parser.add_argument("--config", required=True, help="YAML file; its settings are FedBCS's")
     parser.add_argument("--out", default="runs/reproduce", metavar="FOLDER")
     parser.add_argument("--seeds", default="0,1,2", help="default 0,1,2")
-    parser.add_argument("--methods", default=",".join(METHODS), help="default: all")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once, default 1")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all runs")
+    parser.add_argument("--methods", default=",".join(METHODS), help="of table, convergence and "
+                        "pictures, default all; FILE.py:FUNCTION too")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, default 1; they share "
+                        "the cores, and the number of threads can change last digits")
+    parser.add_argument("overrides", nargs="*", metavar="key=value",
+                        help="for all runs; a method's own key, such as fpl_tau, for its runs")
     given = parser.parse_intermixed_args()
     if given.jobs < 1 or not re.fullmatch(r"\d+(,\d+)*", given.seeds):
         raise BadInput("command line: write for example --seeds 0,1,2 --jobs 2")
     check_matplotlib(given.comparison)
-    out = Path(given.out)
-    config = base_config(given.config, given.overrides, out)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the trainings end with it
+    out, methods = Path(given.out), given.methods.split(",")
+    own = [text for text in given.overrides if text.startswith(tuple(f"{m}_" for m in PRESETS))]
+    config = base_config(given.config, [text for text in given.overrides if text not in own], out)
     folder = demo_data.ensure(config.task) if config.data == "demo" else config.data
-    sites = list_files(folder, config.task, config.case_pattern)[0]
-    settings = settings_of(given.comparison, config, given.methods.split(","), list(sites))
-    runs = runs_of(settings, sorted({int(seed) for seed in given.seeds.split(",")}), out)
+    sites, problems = list_files(folder, config.task, config.case_pattern)
+    if problems:
+        raise BadInput(problems[0])
+    settings = settings_of(given.comparison, config, methods, list(sites), own)
+    seeds = sorted({int(seed) for seed in given.seeds.split(",")})
+    runs = runs_of(settings, seeds[:1] if given.comparison == "pictures" else seeds, out)
     for run in runs:
         check_run(run, yaml.safe_load(as_yaml(config)))
     out.mkdir(parents=True, exist_ok=True)

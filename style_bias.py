@@ -4,6 +4,7 @@ The same generated scenes, rendered in every site's style, go through a trained 
 in batches of their own, as in training. Whatever differs at a pixel of a scene is then style.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,9 @@ def scene_batches(folder, config):
     """
     folder = Path(folder)
     if not folder.exists():
-        write_scenes(folder, config.task)
+        part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+        write_scenes(part, config.task)
+        part.rename(folder)  # what is there is whole
     own = load_config({"task": config.task, "data": str(folder), "out": "unused",
                        "image_size": config.image_size})
     entries, _ = list_files(folder, config.task)
@@ -56,7 +59,7 @@ def level_maps(model, x):
     """Return {level: (before, after)} its normalisation, maps (B, C, h, w) of one forward pass.
 
     before: the second convolution of the block; after: batch norm, ReLU and FSR if there is one.
-    Of the input x, after is what enters the first block.
+    For the level "x": the image, and what a method's `front` makes of it.
     """
     blocks = {f"e{k}": block for k, block in enumerate(model.encoder)} | {"b": model.bottleneck}
     blocks |= {f"d{k}": block for k, block in enumerate(model.decoder)}

@@ -8,6 +8,7 @@ import re
 import statistics
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -47,7 +48,8 @@ def finished(tmp_path_factory):
 
 
 def again(folder, *arguments):
-    return run_program(*arguments, "--config", "c.yaml", "--out", "out", "--seeds", "0,1",
+    comparison, *rest = arguments
+    return run_program(comparison, "--config", "c.yaml", "--out", "out", "--seeds", "0,1", *rest,
                        folder=folder)
 
 
@@ -116,7 +118,11 @@ def test_more_rounds_go_on(finished, tmp_path):
     (("table", "seed=3"), "seed: is set by this program"),
     (("table", "--jobs", "0"), "command line: write for example"),
     (("table", "--methods", "fedavg,fedbsc"), "method: expected fedbcs"),
-    (("ablation", "fsr=none"), "fsr, prototype_weight: an ablation needs both on"),
+    (("ablation", "fsr=none"), "fsr: is off and ablation is about it"),
+    (("tau", "prototype_weight=0"), "prototype_weight: is off and tau is about it"),
+    (("table", "rounds=1"), "out/fedavg_seed0/config.yaml: is a run of 2 rounds, more than 1"),
+    (("table", "--out", "out/fedavg_seed0"), "out/fedavg_seed0: is the folder of one run"),
+    (("table", "--methods", "fpl", "fpl_tau=-1"), "fpl_tau: expected a number above 0"),
     (("nothing",), "command line: argument comparison: invalid choice"),
     (("table", "data=nowhere"), "nowhere: there is no such data folder"),
 ])
@@ -137,6 +143,22 @@ def test_a_run_that_fails_is_named_and_the_others_kept(finished, tmp_path):
     assert len(list(tmp_path.glob("*/result.json"))) == 3
 
 
+def test_trainings_end_with_the_program(finished, tmp_path):
+    folder, _ = finished
+    command = [sys.executable, HERE / "reproduce.py", "ablation", "--config", "c.yaml", "--out", tmp_path,
+               "--seeds", "0", "rounds=500"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        metrics = tmp_path / "fedavg_seed0" / "metrics.csv"
+        end = time.monotonic() + 100
+        while not metrics.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(30) == 143
+    rounds = many_runs.rounds_done(many_runs.Run("fedavg", 0, metrics.parent, []))
+    time.sleep(1)
+    assert 0 < many_runs.rounds_done(many_runs.Run("fedavg", 0, metrics.parent, [])) == rounds < 500
+
+
 def test_settings():
     config = tiny_config("d", "o")
     names = list(METHODS)
@@ -146,6 +168,10 @@ def test_settings():
     assert table["fedbcs without b"] == ["method=fedbcs", "hold_out=b"]
     assert list(reproduce.settings_of("table", config, names, ["a"])) == names
     assert list(reproduce.settings_of("table", config, ["fedbcs"], ["a", "b"])) == ["fedbcs"]
+    own = ["fpl_tau=0.5", "fedprox_mu=1"]
+    found = reproduce.settings_of("convergence", config, ["fpl", "fedavg", "m.py:f"], [], own)
+    assert found == {"fpl": ["method=fpl", "fpl_tau=0.5"], "fedavg": ["method=fedavg"],
+                     "m.py:f": ["method=m.py:f", "fsr=none", "prototype_weight=0"]}
     tau = reproduce.settings_of("tau", config, names, [])
     assert list(tau) == ["fedavg", "tau=0.005", "tau=0.02", "tau=0.4", "fedbcs"]
     for comparison in ("ablation", "tau", "style"):
