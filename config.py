@@ -137,6 +137,8 @@ KEYS = {  # key: (kind, default, help)
     "feduv_uniformity": (number(least=0), 0.5, "weight of FedUV's U"),
     "feduv_pixels": (whole(4), 256, "pixels of a batch that enter V and U, of all classes alike"),
     "weights": (choice("samples", "equal"), "samples", "a site's share in the average of weights"),
+    "on_site_failure": (choice("stop", "skip"), "stop", "skip: a site that fails sits out a round"),
+    "min_sites": (whole(1), 1, "with skip: the fewest sites that a round may be averaged over"),
     "seed": (whole(0), 0, "seed of initial weights, splits, shuffling and augmentation"),
     "device": (device_name, "auto", "auto (a GPU if there is one), cpu, cuda or cuda:N"),
     "amp": (or_none(choice("bf16")), None, "bf16: mixed precision; losses stay float32"),

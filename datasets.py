@@ -8,7 +8,7 @@ import torch
 
 import demo_data
 from config import BadInput
-from layouts import list_files
+from layouts import list_files, list_site
 from readers import read_sample
 
 SPLITS = ("train", "val", "test")
@@ -67,6 +67,19 @@ def load_site(name, entries, split, config):
         raise BadInput(f"{entries[0].mask.parent}: no slice of site {name}'s training cases has "
                        "foreground, choose another seed or splits")
     return site
+
+
+def load_own_site(name, config):
+    """Return the Site of one hospital, its own folder being config.data; raises as `load_sites`."""
+    folder = Path(config.data)
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: there is no such folder of site {name}")
+    entries, problems = list_site(folder, config.task, config.case_pattern)
+    if problems:
+        raise BadInput(problems[0])
+    cases = {entry.case for entry in entries}
+    splits = read_splits(config.splits) if config.splits else None
+    return load_site(name, entries, split_of(name, cases, splits, config), config)
 
 
 def samples_of(site):

@@ -4,7 +4,9 @@ FedAvg is the same loop with `fsr: none` and `prototype_weight: 0`; FedProx adds
 another method adds to the round is a `Method`; those of baselines.py enter by that alone.
 """
 
+import copy
 import math
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +30,10 @@ from prototypes import (
 
 class Diverged(Exception):
     """A loss or a weight is no longer finite; the text names site, round and step."""
+
+
+class SiteFailed(Exception):
+    """A site has no update to average; the text names site, round and reason."""
 
 
 class Update(NamedTuple):
@@ -87,16 +93,72 @@ def federated_round(model, sites, w, G, optimizers, t, config, progress=lambda *
     sites: those with training images; w: state dict; G: {path: {class: (K, D)}}, {} in round 1;
     optimizers: {site: state}, brought up to date here; method: a Method, FedBCS if None.
     """
-    method, updates = method or fedbcs(config), []
+    method, results = method or fedbcs(config), {}
     for site in sites:
-        update = local_update(model, site, w, G, optimizers.get(site.name), t, config, progress,
-                              method)
-        optimizers[site.name] = update.optimizer
-        updates.append(update)
+        try:
+            results[site.name] = local_update(model, site, w, G, optimizers.get(site.name), t,
+                                              config, progress, method)
+        except Exception as problem:  # whatever goes wrong at a site stays there
+            if config.on_site_failure == "stop":
+                raise
+            results[site.name] = problem
+    updates = accept(results, w, G, config, t)
+    optimizers |= {update.site: update.optimizer for update in updates}
+    return *aggregate(updates, config, method), updates
+
+
+def accept(results, w, G, config, t):
+    """Return the updates of round t that can be averaged, sorted by site.
+
+    results: {site: Update, or what went wrong there}. Raises SiteFailed for a site that failed or
+    sent what does not fit w: at once with `on_site_failure: stop`; with `skip` such a site is named
+    and sits out the round, and it is raised only if fewer than `min_sites` are left.
+    """
+    updates, length = [], {path: P.shape[1] for path in G for P in G[path].values()}
+    for site in sorted(results):
+        problem = results[site]
+        if isinstance(problem, Update):
+            problem = wrong_with(problem, w, length)
+        if problem is None:
+            updates.append(results[site])
+            continue
+        message = f"site {site} failed in round {t}: {' '.join(str(problem).split())}"
+        if config.on_site_failure == "stop":
+            raise SiteFailed(message)
+        print(f"{message}; it sits out the round", file=sys.stderr, flush=True)
+    if len(updates) < config.min_sites:
+        raise SiteFailed(f"{len(updates)} sites are left in round {t}, min_sites: "
+                         f"{config.min_sites} are needed")
+    return updates
+
+
+def wrong_with(update, w, length):
+    """Return what makes an update unfit to be averaged into w, or None.
+
+    length: {path: numbers in a prototype}, of the paths that are known; a path that is not becomes
+    so by the first update that has it.
+    """
+    shapes = ({name: value.shape for name, value in of.items()} for of in (update.weights, w))
+    if update.n < 1:
+        return f"it has {update.n} training images"
+    if next(shapes) != next(shapes):
+        return "its weights differ in name or shape from the global ones"
+    for path, classes in update.prototypes.items():
+        for P in classes.values():
+            if P.dim() not in (1, 2) or P.numel() == 0 or P.shape[-1] != length.setdefault(
+                    path, P.shape[-1]):
+                return f"its prototypes of the {path} are not vectors of {length.get(path)} numbers"
+    vectors = [P for classes in update.prototypes.values() for P in classes.values()]
+    if not all(torch.isfinite(value).all() for value in [*update.weights.values(), *vectors]):
+        return "its weights or prototypes are not finite"
+    return None
+
+
+def aggregate(updates, config, method):
+    """Server: return the new global weights w and prototypes G."""
     n = [update.n if config.weights == "samples" else 1 for update in updates]
-    w = average_weights([update.weights for update in updates], n)
-    G = method.aggregate([update.prototypes for update in updates])
-    return w, G, updates
+    return (average_weights([update.weights for update in updates], n),
+            method.aggregate([update.prototypes for update in updates]))
 
 
 def local_update(model, site, w, G, optimizer_state, t, config, progress=lambda *_: None,
@@ -205,7 +267,7 @@ def make_optimizer(model, config, state=None):
     optimizer = kinds[config.optimizer](model.parameters(), config.lr,
                                         weight_decay=config.weight_decay)
     if state is not None:
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict(copy.deepcopy(state))  # else it would be changed in place
     return optimizer
 
 

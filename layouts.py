@@ -24,17 +24,21 @@ def list_files(folder, task, case_pattern=None):
     entries, problems = {}, []
     for site in visible(folder):
         if site.is_dir():
-            find = list_images if task == "nuclei" else list_volumes
-            found, wrong = find(site)
-            cased = [with_case(entry, case_pattern, problems) for entry in found]
-            entries[site.name] = [entry for entry in cased if entry]
+            entries[site.name], wrong = list_site(site, task, case_pattern)
             problems += wrong
-            if not found and not wrong:
-                problems.append(f"{site}: has no images of task {task}; lay it out as README says "
-                                "or remove the folder")
     if not entries:
         problems.append(f"{folder}: has no site folders; give one folder a site")
     return entries, problems
+
+
+def list_site(site, task, case_pattern=None):
+    """Return the entries of one site's folder and a list of everything wrong with it, as texts."""
+    found, problems = (list_images if task == "nuclei" else list_volumes)(site)
+    if not found and not problems:
+        problems = [(f"{site}: has no images of task {task}; lay it out as README says "
+                    "or remove the folder")]
+    cased = [with_case(entry, case_pattern, problems) for entry in found]
+    return [entry for entry in cased if entry], problems
 
 
 def visible(folder):

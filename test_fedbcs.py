@@ -1512,6 +1512,60 @@ def test_optimizer_state_stays_at_its_site(tmp_path):
     assert not torch.equal(a, b)
 
 
+def spoiled(update, how):
+    """An update that something is wrong with."""
+    w, c = dict(update.weights), {p: dict(v) for p, v in update.prototypes.items()}
+    if how == "nan weight":
+        w["head.weight"] = w["head.weight"] * math.nan
+    elif how == "weight shape":
+        w["head.weight"] = w["head.weight"][:1]
+    elif how == "weight missing":
+        del w["head.weight"]
+    elif how == "inf prototype":
+        c["encoder"][1] = c["encoder"][1] / 0
+    elif how == "prototype shape":
+        c["encoder"][1] = c["encoder"][1][:-1]
+    elif how == "no images":
+        return update._replace(n=0)
+    return update._replace(weights=w, prototypes=c)
+
+
+@pytest.mark.parametrize("how, words", [
+    ("raises", "the disk has gone"), ("nan weight", "not finite"), ("weight shape", "name or shape"),
+    ("weight missing", "name or shape"), ("inf prototype", "not finite"),
+    ("prototype shape", "prototypes of the encoder are not vectors of 48 numbers"),
+    ("no images", "0 training images")])
+def test_a_site_that_fails_stops_the_run_or_sits_out(tmp_path, monkeypatch, capsys, how, words):
+    folder, honest = write_nuclei(tmp_path / "d", ("a", "b", "c")), federated.local_update
+
+    def update(model, site, *rest):
+        if site.name != "b":
+            return honest(model, site, *rest)
+        if how == "raises":
+            raise RuntimeError("the disk has gone")
+        return spoiled(honest(model, site, *rest), how)
+    for skip in (True, False):
+        config = tiny_config(folder, "unused", *(["on_site_failure=skip", "min_sites=2"] * skip))
+        model, sites, w = first_state(config)
+        alone = federated.federated_round(model, [sites[0], sites[2]], w, {}, {}, 1, config)
+        monkeypatch.setattr(federated, "local_update", update)
+        if skip:
+            optimizers = {}
+            found = federated.federated_round(model, sites, w, {}, optimizers, 1, config)
+            assert_same(found[0], alone[0])
+            assert_same(found[1], alone[1])
+            assert [u.site for u in found[2]] == ["a", "c"] and set(optimizers) == {"a", "c"}
+            said = capsys.readouterr().err
+            assert "site b failed in round 1" in said and words in said and "sits out" in said
+            config.min_sites = 3
+            with pytest.raises(federated.SiteFailed, match="2 sites are left in round 1, min_sites: 3"):
+                federated.federated_round(model, sites, w, {}, {}, 1, config)
+        else:
+            with pytest.raises(RuntimeError if how == "raises" else federated.SiteFailed, match=words):
+                federated.federated_round(model, sites, w, {}, {}, 1, config)
+        monkeypatch.setattr(federated, "local_update", honest)
+
+
 def test_one_site_and_a_class_of_one_site_alone(tmp_path):
     folder = write_nuclei(tmp_path / "d", ("a",))
     config = tiny_config(folder, tmp_path / "run", "rounds=2")

@@ -15,7 +15,7 @@ import eval as evaluation
 from baselines import method_of
 from config import BadInput, Parser, as_yaml, load_config, run_program
 from datasets import load_sites, read_splits, splits_of
-from federated import Diverged, federated_round
+from federated import Diverged, SiteFailed, federated_round
 from site_statistics import site_statistics
 from unet import build_model
 
@@ -86,12 +86,15 @@ def check_same_splits(file, splits):
                        "restore them, or train into another folder with out=FOLDER")
 
 
-def check_run_folder(out, config):
-    """Raise BadInput if the run folder holds something already that is not to be resumed."""
+def check_run_folder(out, config, mark="splits.json"):
+    """Raise BadInput if the run folder holds something already that is not to be resumed.
+
+    mark: the file by which a run folder is known.
+    """
     if not config.resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out}: exists already; continue that run with resume=true, "
                        "or train into another folder with out=FOLDER")
-    if out.is_dir() and any(out.iterdir()) and not (out / "splits.json").exists():
+    if out.is_dir() and any(out.iterdir()) and not (out / mark).exists():
         raise BadInput(f"{out}: is no run folder but holds files, choose another out=FOLDER")
 
 
@@ -236,8 +239,10 @@ def main():
     config = load_config(given.config, given.overrides)
     try:
         train(config)
-    except Diverged as problem:
-        print(f"error: {problem}; lower lr and start again in another out=FOLDER. "
+    except (Diverged, SiteFailed) as problem:
+        advice = "lower lr and start again in another out=FOLDER" if isinstance(problem, Diverged) \
+            else "mend that and go on with resume=true"
+        print(f"error: {problem}; {advice}. "
               f"{Path(config.out) / 'last.pt'} holds the last good round, if there was one",
               file=sys.stderr)
         sys.exit(3)

@@ -1,0 +1,64 @@
+"""Make certificates and keys to try TLS with: python make_certificates.py FOLDER [NODE ...]
+
+FOLDER gets ca.crt, server.pem and server.key for 127.0.0.1 and localhost, valid for 30 days, and for
+every NODE a key pair NODE, NODE.pub. For trying only: the CA's own key is thrown away, a hospital's
+key is made at the hospital, and a real server has the certificate of its own name.
+"""
+
+import datetime
+import ipaddress
+import os
+import sys
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+
+def certificate(name, key, issuer, issuer_key, extension):
+    """Return a certificate of the key `key`, signed by issuer_key."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer or subject)
+    builder = builder.public_key(key.public_key()).serial_number(x509.random_serial_number())
+    builder = builder.not_valid_before(now).not_valid_after(now + datetime.timedelta(days=30))
+    return builder.add_extension(extension, critical=True).sign(issuer_key, hashes.SHA256())
+
+
+def write(file, content, secret=False):
+    """Write a file, readable by its owner alone if it is secret."""
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if secret else 0o644),
+              "wb") as stream:
+        stream.write(content)
+
+
+def private(key, form):
+    """Return a private key as PEM of a format."""
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+
+
+def main():
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    pem, ca_key, server_key = serialization.Encoding.PEM, *(
+        ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
+    ca = certificate("FedBCS test CA", ca_key, None, ca_key, x509.BasicConstraints(True, None))
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost"),
+                                         x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    server = certificate("localhost", server_key, ca.subject, ca_key, names)
+    write(folder / "ca.crt", ca.public_bytes(pem))
+    write(folder / "server.pem", server.public_bytes(pem))
+    write(folder / "server.key", private(server_key, serialization.PrivateFormat.PKCS8), secret=True)
+    for node in sys.argv[2:]:
+        key = ec.generate_private_key(ec.SECP384R1())
+        write(folder / node, private(key, serialization.PrivateFormat.OpenSSH), secret=True)
+        write(folder / f"{node}.pub", key.public_key().public_bytes(
+            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH))
+
+
+if __name__ == "__main__":
+    main()
