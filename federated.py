@@ -93,13 +93,13 @@ def federated_round(model, sites, w, G, optimizers, t, config, progress=lambda *
     sites: those with training images; w: state dict; G: {path: {class: (K, D)}}, {} in round 1;
     optimizers: {site: state}, brought up to date here; method: a Method, FedBCS if None.
     """
-    method, results = method or fedbcs(config), {}
+    method, results, stop = method or fedbcs(config), {}, config.on_site_failure == "stop"
     for site in sites:
         try:
             results[site.name] = local_update(model, site, w, G, optimizers.get(site.name), t,
                                               config, progress, method)
         except Exception as problem:  # whatever goes wrong at a site stays there
-            if config.on_site_failure == "stop":
+            if stop:
                 raise
             results[site.name] = problem
     updates = accept(results, w, G, config, t)
