@@ -100,6 +100,7 @@ def federated_round(model, sites, w, G, optimizers, t, config, progress=lambda *
                                               config, progress, method)
         except Exception as problem:  # whatever goes wrong at a site stays there
             if stop:
+                print(f"site {site.name} failed in round {t}", file=sys.stderr, flush=True)
                 raise
             results[site.name] = problem
     updates = accept(results, w, G, config, t)
@@ -122,14 +123,18 @@ def accept(results, w, G, config, t):
         if problem is None:
             updates.append(results[site])
             continue
-        message = f"site {site} failed in round {t}: {' '.join(str(problem).split())}"
-        if config.on_site_failure == "stop":
-            raise SiteFailed(message)
-        print(f"{message}; it sits out the round", file=sys.stderr, flush=True)
+        sit_out(f"site {site} failed in round {t}: {' '.join(str(problem).split())}", config)
     if len(updates) < config.min_sites:
         raise SiteFailed(f"{len(updates)} sites are left in round {t}, min_sites: "
                          f"{config.min_sites} are needed")
     return updates
+
+
+def sit_out(failure, config):
+    """Name a site's failure: raise SiteFailed, or with `on_site_failure: skip` print it."""
+    if config.on_site_failure == "stop":
+        raise SiteFailed(failure)
+    print(f"{failure}; it is left out", file=sys.stderr, flush=True)
 
 
 def wrong_with(update, w, length):

@@ -1556,7 +1556,7 @@ def test_a_site_that_fails_stops_the_run_or_sits_out(tmp_path, monkeypatch, caps
             assert_same(found[1], alone[1])
             assert [u.site for u in found[2]] == ["a", "c"] and set(optimizers) == {"a", "c"}
             said = capsys.readouterr().err
-            assert "site b failed in round 1" in said and words in said and "sits out" in said
+            assert "site b failed in round 1" in said and words in said and "left out" in said
             config.min_sites = 3
             with pytest.raises(federated.SiteFailed, match="2 sites are left in round 1, min_sites: 3"):
                 federated.federated_round(model, sites, w, {}, {}, 1, config)

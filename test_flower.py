@@ -3,8 +3,13 @@
 They need requirements-flower.txt. Run them with `pytest -m flower`.
 """
 
+import contextlib
+import copy
+import itertools
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -21,11 +26,15 @@ import torch
 import train
 from config import BadInput, load_config
 from eval import load_checkpoint
-from federated import Diverged
+from federated import Diverged, SiteFailed
 from test_fedbcs import HERE, assert_same, write_nuclei
 
-pytest.importorskip("flwr")
+flwr_app = pytest.importorskip("flwr.app")
+ArrayRecord, Error, Message, RecordDict = (
+    flwr_app.ArrayRecord, flwr_app.Error, flwr_app.Message, flwr_app.RecordDict)
 pytestmark = pytest.mark.flower
+identity = pytest.importorskip("flwr.supercore.task_identity").TaskIdentity
+identity.run_id = identity.task_id = identity.node_id = 1
 PROGRAMS = Path(sys.executable).parent
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
          "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "OMP_NUM_THREADS": "1"}
@@ -43,7 +52,8 @@ class Federation:
     """One SuperLink and its SuperNodes on loopback, each in a process group of its own."""
 
     def __init__(self, folder, keys=None):
-        self.folder, self.keys, self.port, self.nodes = folder, keys, free_port(), {}
+        self.folder, self.keys, self.port = folder, keys, free_port()
+        self.nodes, self.runs = {}, []
         self.env = os.environ | QUIET | {"FLWR_HOME": str(folder / "home"),
                                          "PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
         (folder / "home").mkdir()
@@ -63,7 +73,7 @@ class Federation:
                   "--ssl-keyfile", self.keys / "server.key", "--enable-supernode-auth") \
             if self.keys else ("--insecure",)
         self.link = self.start("link", "flower-superlink", *secure, "--host", "127.0.0.1", "--port",
-                               self.port)
+                               self.port, "--database", self.folder / "link.db")
         wait_for(lambda: is_open(self.port), 60)
 
     def start_node(self, site, data, key=None, name=None):
@@ -85,24 +95,34 @@ class Federation:
         values = {"overrides": " ".join((*SETTINGS, *overrides, f"out={self.folder / 'server'}"))}
         text = " ".join(f"{k}='{v}'" if isinstance(v, str) else f"{k}={v}"
                         for k, v in (values | run_config).items())
-        return self.start("run", "flwr", "run", HERE, "loop", "--stream", "--run-config", text)
+        self.runs.append(self.start("run", "flwr", "run", HERE, "loop", "--stream", "--run-config", text))
+        return self.runs[-1]
 
     def log(self, name):
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
-    def end(self, process, how=signal.SIGTERM):
-        """End a process of ours and what it started."""
-        if process.poll() is None:
-            os.killpg(process.pid, how)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(20)
+    def kill(self, process):
+        """Kill a SuperLink or SuperNode and all that it started, as a power cut does."""
+        family = {process.pid}
+        while True:  # a task's process has a session of its own, so the group is not all
+            found = family | {pid for pid, parent in parents() if parent in family}
+            if found == family:
+                break
+            family = found
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait(20)
 
     def close(self):
-        for process in [*self.nodes.values(), self.link]:
-            self.end(process)
+        for process in [*self.nodes.values(), self.link, *self.runs]:
+            self.kill(process)
+
+
+def parents():
+    """Return [(process, its parent)] of this machine."""
+    lines = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
+    return [tuple(map(int, line.split())) for line in lines.stdout.splitlines()]
 
 
 def is_open(port):
@@ -170,7 +190,8 @@ def test_over_tls_equals_one_process(federation, tmp_path):
         "best.pt", "last.pt", "config.yaml", "metrics.csv", "result.json"}
     for site in "ab":
         assert {path.name for path in (tmp_path / site).iterdir()} == {
-            "best.pt", "last.pt", "config.yaml", "optimizer.pt", "predictions.png", "splits.json"}
+            "best.pt", "last.pt", "config.yaml", "optimizer.pt", "predictions.png", "result.json",
+            "splits.json"}
         kept = torch.load(tmp_path / site / "optimizer.pt", weights_only=True)
         assert_same(kept["after"], state["optimizers"][site])
     assert not (tmp_path / "c").exists()
@@ -179,9 +200,224 @@ def test_over_tls_equals_one_process(federation, tmp_path):
         assert link.nodes[name].poll() not in (None, 0)
 
 
-def fake_context(data, out, *overrides):
-    run = {"config": "config.yaml", "overrides": " ".join((*SETTINGS, *overrides)), "sites": 2}
-    return SimpleNamespace(run_config=run, node_config={"site": "a", "data": str(data), "out": str(out)})
+def test_a_lost_node_a_replacement_and_a_killed_server(federation, tmp_path):
+    """skip: the run goes on without a killed node, and with its replacement; a server that was killed
+    goes on from its last round, with the same nodes."""
+    data = write_nuclei(tmp_path / "data", ("a", "b"))
+    settings = ("rounds=5", "eval_every=5", "on_site_failure=skip", "resume=true")
+    link = federation()
+    for site in "ab":
+        link.start_node(site, data / site)
+    link.start_run(*settings, timeout=20)
+
+    def trained():
+        file = tmp_path / "server" / "metrics.csv"
+        rows = [line.split(",") for line in file.read_text().splitlines()] if file.exists() else []
+        return [(row[0], row[2]) for row in rows if row[1] == "train"]
+    wait_for(lambda: trained() == [("1", "a"), ("1", "b")], 90)
+    link.kill(link.nodes.pop("b"))
+    wait_for(lambda: ("2", "a") in trained(), 60)
+    assert ("2", "b") not in trained()
+    wait_for(lambda: re.search("site b failed in round 2: .*; it is left out", link.log("run")), 20)
+    link.start_node("b", data / "b")
+    wait_for(lambda: ("3", "b") in trained() or ("4", "b") in trained(), 90)
+    link.kill(link.link)
+    kept = load_checkpoint(tmp_path / "server" / "last.pt")["round"]
+    link.start_link()
+    run = link.start_run(*settings, timeout=90)
+    assert run.wait(150) == 0
+    assert f"resuming after round {kept}" in link.log("run")
+    assert trained()[-2:] == [("5", "a"), ("5", "b")]
+    result = json.loads((tmp_path / "server" / "result.json").read_text())
+    assert result["last"]["round"] == 5 and set(result["last"]["test"]["sites"]) == {"a", "b"}
+
+
+class Hospitals:
+    """A Grid whose nodes, {number: node-config}, are in this process.
+
+    spoil(message, reply) -> reply or None is done to every answer; `sent` keeps all that travels.
+    """
+
+    def __init__(self, folder, data, sites, overrides=(), sites_wanted=None, timeout=1):
+        app = pytest.importorskip("flower_app")
+        self.client, self.spoil, self.sent, self.folder = app.client, lambda _, r: r, [], folder
+        self.run = {"config": "config.yaml", "sites": sites_wanted or len(sites), "timeout": timeout,
+                    "overrides": shlex.join((*SETTINGS, *overrides, f"out={folder / 'server'}"))}
+        self.nodes, self.numbers = {}, itertools.count(1)
+        for site in sites:
+            self.join(site, data / site)
+
+    def join(self, site, data):
+        self.nodes[next(self.numbers)] = {"site": site, "data": str(data),
+                                          "out": str(self.folder / site)}
+
+    def context(self, node):
+        return SimpleNamespace(run_config=self.run, node_config=self.nodes[node])
+
+    def get_node_ids(self):
+        return list(self.nodes)
+
+    def send_and_receive(self, messages, timeout=None):
+        for message in messages:
+            node = message.metadata.dst_node_id
+            assert node in self.nodes
+            identity.node_id = node  # as the process that Flower starts for a task
+            reply = self.spoil(message, self.client(copy.deepcopy(message), self.context(node)))
+            if reply is not None:
+                self.sent.append((message, reply))
+                yield copy.deepcopy(reply)
+
+    def train(self):
+        """Run the server; return its last checkpoint and its result."""
+        sys.modules["flower_app"].run_server(self, SimpleNamespace(run_config=self.run))
+        return (load_checkpoint(self.folder / "server" / "last.pt"),
+                json.loads((self.folder / "server" / "result.json").read_text()))
+
+
+METHOD_SETTINGS = {"fedprox": (), "harmofl": (), "fpl": (), "fedplvm": (), "feduv": (),
+                   "input_norm": (), "fedavg": (), "fedbcs": ("fsr=adaptive", "weights=equal"),
+                   "fedbcs hold_out": ("hold_out=b", "eval_every=2"), "fedbcs case": ("test_stats=case",)}
+
+
+@pytest.mark.parametrize("method", METHOD_SETTINGS)
+def test_every_method_equals_one_process(tmp_path, method):
+    """Bit for bit, though the nodes are asked in another order than that of their names."""
+    data = write_nuclei(tmp_path / "data", ("a", "b", "c"))
+    overrides = ("rounds=3", f"method={method.split()[0]}", *METHOD_SETTINGS[method])
+    state, result = in_process(tmp_path / "one", data, *overrides)
+    served, said = Hospitals(tmp_path, data, "cab", overrides).train()
+    for key in ("weights", "prototypes"):
+        assert_same(dict(served[key]), dict(state[key]))
+    assert without_facts(said) == without_facts(result)
+    assert [row[:4] for row in served["history"]] == [row[:4] for row in state["history"]]
+
+
+def failing(how, node_of_b):
+    """Return spoil(message, reply): site b fails from its second training on."""
+    trained = []
+
+    def spoil(message, reply):
+        if message.metadata.dst_node_id == node_of_b and message.metadata.message_type == "train":
+            trained.append(message)
+        if len(trained) < 2 or message is not trained[-1]:
+            return reply
+        if how == "silent":
+            return None
+        if how == "crashed":
+            return Message(Error(1, "the client app crashed"), reply_to=message)
+        name, wrong = {"nan": ("weights", torch.nan), "inf": ("prototypes", torch.inf)}.get(how, (how, 0))
+        tensors = dict(reply.content[name].to_torch_state_dict())
+        key = next(iter(tensors))
+        tensors[key] = tensors[key][..., :-1] if wrong == 0 else tensors[key] * wrong
+        reply.content[name] = ArrayRecord(tensors)
+        return reply
+    return spoil
+
+
+@pytest.mark.parametrize("how, words", [
+    ("silent", "no answer within 1 s"), ("crashed", "the client app crashed"), ("nan", "not finite"),
+    ("inf", "not finite"), ("weights", "name or shape"), ("prototypes", "are not vectors")])
+def test_a_site_that_fails_stops_the_run_or_sits_out(tmp_path, capsys, how, words):
+    data = write_nuclei(tmp_path / "data", ("a", "b", "c"))
+    for skip in (False, True):
+        folder = tmp_path / str(skip)
+        overrides = ("rounds=3", *(["on_site_failure=skip", "min_sites=2"] * skip))
+        nodes = Hospitals(folder, data, "abc", overrides)
+        nodes.spoil = failing(how, 2)
+        if not skip:
+            with pytest.raises(SiteFailed, match=f"site b failed in round 2: .*{words}"):
+                nodes.train()
+            assert load_checkpoint(folder / "server" / "last.pt")["round"] == 1
+            continue
+        capsys.readouterr()
+        state, _ = nodes.train()
+        said = capsys.readouterr().err
+        for t in (2, 3):
+            assert re.search(f"site b failed in round {t}: .*{words}.*; it is left out", said)
+        trained = [(row[0], row[2]) for row in state["history"] if row[1] == "train"]
+        assert trained == [(1, "a"), (1, "b"), (1, "c"), (2, "a"), (2, "c"), (3, "a"), (3, "c")]
+
+
+def test_a_site_that_raises_is_named(tmp_path):
+    """Its reason stays at the site; a server with too few nodes waits no longer than it says."""
+    data = write_nuclei(tmp_path / "data", ("a", "b"))
+    nodes = Hospitals(tmp_path, data, "ab", ("rounds=1",))
+    (data / "b" / "images" / "1.png").write_bytes(b"no image")
+    with pytest.raises(SiteFailed, match="site b failed in round 1: BadInput: see the log of that site$"):
+        nodes.train()
+    shutil.rmtree(tmp_path / "server")
+    nodes = Hospitals(tmp_path, data, "a", ("rounds=1",), sites_wanted=2)
+    start = time.monotonic()
+    with pytest.raises(SiteFailed, match="1 of 2 sites are there after 1 s: a"):
+        nodes.train()
+    assert time.monotonic() - start < 10
+    shutil.rmtree(tmp_path / "server")
+    nodes.join("a", data / "a")
+    with pytest.raises(SiteFailed, match="two nodes answer as site a"):
+        nodes.train()
+
+
+def test_a_killed_server_and_a_replaced_node(tmp_path, capsys):
+    """The server dies after the training of round 2; b comes back as another node: the same run."""
+    data = write_nuclei(tmp_path / "data", ("a", "b"))
+    settings = ("rounds=3", "on_site_failure=skip", "min_sites=1", "resume=true")
+    state, result = in_process(tmp_path / "one", data, *settings)
+    nodes, trained = Hospitals(tmp_path, data, "ab", settings), []
+
+    def die(message, reply):
+        trained.extend(["weights"] * ("weights" in reply.content))
+        if len(trained) == 4:
+            raise KeyboardInterrupt
+        return reply
+    nodes.spoil = die
+    with pytest.raises(KeyboardInterrupt):
+        nodes.train()
+    assert load_checkpoint(tmp_path / "server" / "last.pt")["round"] == 1
+    nodes.join("b", data / "b")
+    # the former node is lost and not yet missed; the new server never heard from it
+    nodes.spoil = lambda message, reply: reply if message.metadata.dst_node_id != 2 else None
+    served, said = nodes.train()
+    assert_same(dict(served["weights"]), dict(state["weights"]))
+    assert without_facts(said) == without_facts(result)
+    out = capsys.readouterr()
+    assert "resuming after round 1" in out.out and "site b" not in out.err
+    assert "site of node 2 failed in round 2: no answer within 1 s; it is left out" in out.err
+
+
+def test_sites_that_come_and_go(tmp_path, capsys):
+    """With skip: a site that is gone is missed by name, one that joins is in the next round."""
+    data = write_nuclei(tmp_path / "data", ("a", "b", "c"))
+    nodes, asked = Hospitals(tmp_path, data, "ab", ("rounds=3", "on_site_failure=skip")), []
+
+    def come_and_go(message, reply):
+        asked.append(message)
+        if len(asked) == 4:  # both have trained and validated in round 1
+            del nodes.nodes[2]
+            nodes.join("c", data / "c")
+        return reply
+    nodes.spoil = come_and_go
+    state, result = nodes.train()
+    assert [(row[0], row[2]) for row in state["history"] if row[1] == "val"] == [
+        (1, "a"), (1, "b"), (2, "a"), (2, "c"), (3, "a"), (3, "c")]
+    assert set(result["last"]["test"]["sites"]) == {"a", "c"}
+    said = capsys.readouterr()
+    assert [line.split()[4:-3] for line in said.out.splitlines() if "L_dice" in line] == [
+        ["a", "b"], ["a", "c"]]
+    for t in (2, 3):
+        assert f"site b failed in round {t}: its node is gone; it is left out" in said.err
+
+
+def test_node_config_and_hold_out_are_checked(tmp_path):
+    data = write_nuclei(tmp_path / "data", ("a", "b"))
+    nodes = Hospitals(tmp_path, data, "ab", ("rounds=1", "hold_out=east"))
+    with pytest.raises(BadInput, match="hold_out: no site east is there, only a, b"):
+        nodes.train()
+    flower_app = sys.modules["flower_app"]
+    for key in ("site", "data", "out"):
+        context = nodes.context(1)
+        context.node_config = {k: v for k, v in context.node_config.items() if k != key}
+        with pytest.raises(BadInput, match=f"node-config: lacks {key}; give site, data and out"):
+            flower_app.own_site(context)
 
 
 def sent_bytes(records):
@@ -196,60 +432,66 @@ def sent_bytes(records):
 
 def test_what_leaves_a_site(tmp_path):
     """Weights, prototypes, counts and scalars: no image, no mask, no name of a file or patient."""
-    flower_app = pytest.importorskip("flower_app")
-    data = write_nuclei(tmp_path / "data", ("a",)) / "a"
+    data = write_nuclei(tmp_path / "data", ("a", "b"))
     for kind in ("images", "masks"):
-        for number, file in enumerate(sorted((data / kind).iterdir())):
+        for number, file in enumerate(sorted((data / "a" / kind).iterdir())):
             file.rename(file.with_name(f"TCGA-PATIENT-{number}.png"))
-    context = fake_context(data, tmp_path / "out")
-    _, site, method, model = flower_app.own_site(context)
-    state = {"weights": model.state_dict(), "prototypes": {}}
-    for t in (1, 2):
-        answer = flower_app.train_site(flower_app.message_of(state, t, "round"), context)
-        assert set(answer) == {"site", "weights", "prototypes", "losses", "scalars"}
-        weights = answer["weights"].to_torch_state_dict()
-        assert {k: v.shape for k, v in weights.items()} == {
-            k: v.shape for k, v in model.state_dict().items()}
-        c = flower_app.unpack(answer["prototypes"])
-        assert {p: {j: tuple(v.shape) for j, v in c[p].items()} for p in c} == {
-            p: {0: (48,), 1: (48,)} for p in ("encoder", "decoder")}
-        assert set(answer["scalars"]) == {"n", "seconds"}
-        assert set(answer["losses"]) == {"dice", "contrast", "consistency"}
-        state = {"weights": weights, "prototypes": method.aggregate([c])}
-        scores = flower_app.score_site(flower_app.message_of(state, t, "last"), context)
-        assert set(scores) == {"site", "scalars"}
-        assert {key.split(".")[1] for key in scores["scalars"]} <= set(flower_app.MEASURES)
-        for records in (answer, scores, flower_app.name_site({}, context)):
-            content = sent_bytes(records)
-            print(f"round {t}: {len(content)} bytes in {sorted(records)}")
-            assert b"TCGA" not in content and b"PATIENT" not in content and b".png" not in content
-            assert str(data).encode() not in content
-            for sample in site.train:
-                assert sample.images.numpy().tobytes()[:64] not in content
-                assert sample.truth.tobytes()[200:264] not in content or not sample.truth[0, 6].any()
-    assert (tmp_path / "out" / "splits.json").exists()
+    nodes = Hospitals(tmp_path, data, "ab", ("rounds=2",))
+    nodes.train()
+    _, site, _, model = sys.modules["flower_app"].own_site(nodes.context(1))
+    shapes, kinds = {k: v.shape for k, v in model.state_dict().items()}, []
+    for message, reply in nodes.sent:
+        if message.metadata.dst_node_id != 1:
+            continue
+        content, kind = reply.content, message.metadata.message_type
+        kinds.append(kind)
+        assert set(content) == {"site", "scalars"} | (
+            {"weights", "prototypes", "losses"} if kind == "train" else set())
+        assert dict(content["site"]) == {"name": "a"}
+        if kind == "train":
+            assert {k: v.shape for k, v in content["weights"].to_torch_state_dict().items()} == shapes
+            c = content["prototypes"].to_torch_state_dict()
+            assert {k: tuple(v.shape) for k, v in c.items()} == {
+                f"{path}/{j}": (48,) for path in ("encoder", "decoder") for j in (0, 1)}
+            assert set(content["scalars"]) == {"n", "seconds"}
+            assert set(content["losses"]) == {"dice", "contrast", "consistency"}
+        else:
+            assert {key.split(".")[-1] for key in content["scalars"]} <= {
+                "dice", "hd95", "assd", "misses", "cases"}
+        found = sent_bytes(content)
+        print(f"{kind}: {len(sent_bytes(message.content))} bytes to a site, {len(found)} from it")
+        for secret in (b"TCGA", b"PATIENT", b".png", str(data).encode()):
+            assert secret not in found
+        for sample in site.train + site.val + site.test:
+            assert sample.images.numpy().tobytes()[:64] not in found
+            assert sample.truth.tobytes()[200:264] not in found or not sample.truth[0, 6].any()
+    assert kinds == ["train", "evaluate"] * 2 + ["evaluate.finish"]
+    assert (tmp_path / "a" / "splits.json").exists()
+    assert {path.name for path in (tmp_path / "server").iterdir()} == {
+        "best.pt", "last.pt", "config.yaml", "metrics.csv", "result.json"}
 
 
-def test_what_the_server_is_told_of_a_failure(tmp_path):
+def test_what_the_server_is_told_of_a_failure(tmp_path, capsys):
     flower_app = pytest.importorskip("flower_app")
-    data = write_nuclei(tmp_path / "data", ("a",)) / "a"
-    (data / "images" / "1.png").write_bytes(b"no image")
-    with pytest.raises(BadInput) as problem:
-        flower_app.train_site({}, fake_context(data, tmp_path / "out"))
-    assert "1.png" in str(problem.value)
-    assert flower_app.told(problem.value) == "BadInput: see the log of that site"
+    data = write_nuclei(tmp_path / "data", ("a",))
+    (data / "a" / "images" / "1.png").write_bytes(b"no image")
+    nodes = Hospitals(tmp_path, data, "a")
+    reply = nodes.client(Message(RecordDict(), 1, "train"), nodes.context(1))
+    assert {key: dict(value) for key, value in reply.content.items()} == {
+        "site": {"name": "a", "problem": "BadInput: see the log of that site"}}
+    assert "1.png" in capsys.readouterr().err  # the site's own log
     assert "round 3" in flower_app.told(Diverged("the loss is nan at site a, round 3, step 1"))
 
 
 def test_a_repeated_round_starts_from_the_same_optimizer_state(tmp_path):
     """A server that resumes asks for a round again; the site answers the same."""
     flower_app = pytest.importorskip("flower_app")
-    context = fake_context(write_nuclei(tmp_path / "data", ("a",)) / "a", tmp_path / "out")
-    model = flower_app.own_site(context)[3]
-    state = {"weights": model.state_dict(), "prototypes": {}}
-    answers = [flower_app.train_site(flower_app.message_of(state, t, "round"), context)
-               for t in (1, 2, 2)]
-    first, second, again = (answer["weights"].to_torch_state_dict() for answer in answers)
+    nodes = Hospitals(tmp_path, write_nuclei(tmp_path / "data", ("a",)), "a")
+    model = flower_app.own_site(nodes.context(1))[3]
+    content = {"weights": ArrayRecord(model.state_dict()), "prototypes": ArrayRecord()}
+    first, second, again = (
+        flower_app.train_site(content | {"round": {"t": t}}, nodes.context(1))["weights"]
+        .to_torch_state_dict() for t in (1, 2, 2))
     assert_same(dict(second), dict(again))
     assert not torch.equal(first["head.weight"], second["head.weight"])  # adam's state has moved on
 

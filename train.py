@@ -37,22 +37,38 @@ def train(config):
     model = build_model(config, method.front).to(device)
     state = start_or_resume(model, sites, config, device)
     prepare_run_folder(out, sites, config)
-    print(header(sites), flush=True)
+
+    def run_round(t):
+        return federated_round(model, training_sites, state["weights"], state["prototypes"],
+                               state["optimizers"], t, config, show_step(t), method)
+
+    names = [site.name for site in sites]
+    print(header(names), flush=True)
+    run_rounds(state, config, run_round, lambda: validate(model, state, sites, config, device), names)
+    finish(out, sites, config, device, state["seconds"])
+
+
+def run_rounds(state, config, run_round, score, names=()):
+    """Run the rounds after `state`, which is brought up to date and saved after each.
+
+    run_round(t) -> w, G, updates; score() -> validation scores of state["weights"]; names: of the
+    sites, if they are known (between hospitals they come and go).
+    """
     for t in range(state["round"] + 1, config.rounds + 1):
-        start = time.perf_counter()
-        w, G, updates = federated_round(model, training_sites, state["weights"],
-                                        state["prototypes"], state["optimizers"], t, config,
-                                        show_step(t), method)
+        start, scores = time.perf_counter(), {}
+        w, G, updates = run_round(t)
         state |= {"round": t, "weights": w, "prototypes": G, "statistics": {}}
-        scores = {}
         if t % config.eval_every == 0 or t == config.rounds:
-            scores = validate(model, state, sites, config, device)
+            scores = score()
         state["seconds"] += time.perf_counter() - start
         state["history"] += history_rows(t, updates, scores)
-        save_round(out, state, is_best=note_best(state, scores))
+        save_round(Path(config.out), state, is_best=note_best(state, scores))
+        seen = list(scores["sites"]) if scores else names or [u.site for u in updates]
+        if seen != names:
+            names = seen
+            print(header(names))
         seconds = time.perf_counter() - start
-        print(round_line(t, updates, scores, sites, config.rounds, seconds), flush=True)
-    finish(out, sites, config, device, state["seconds"])
+        print(round_line(t, updates, scores, names, config.rounds, seconds), flush=True)
 
 
 # ---- The state of a run, which is what a checkpoint holds ----
@@ -99,14 +115,15 @@ def check_run_folder(out, config, mark="splits.json"):
 
 
 def prepare_run_folder(out, sites, config):
-    """Make the run folder and write config.yaml and splits.json to it."""
+    """Make the run folder and write config.yaml to it, and splits.json if there are sites."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise BadInput(f"{out}: cannot be made ({problem.strerror}), "
                        "choose another out=FOLDER") from None
     save(out / "config.yaml", as_yaml(config).encode())
-    save(out / "splits.json", (json.dumps(splits_of(sites), indent=1) + "\n").encode())
+    if sites:
+        save(out / "splits.json", as_json(splits_of(sites)))
 
 
 def validate(model, state, sites, config, device):
@@ -157,6 +174,11 @@ def as_bytes(checkpoint):
     return buffer.getvalue()
 
 
+def as_json(content):
+    """Return the content of a JSON file."""
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+
+
 def save(file, content):
     """Write bytes to a file so that at any moment it is the old one or the whole new one."""
     part = file.with_name(file.name + ".part")
@@ -200,18 +222,18 @@ def show_step(t):
     return progress
 
 
-def header(sites):
+def header(names):
     """Return the titles over `round_line`."""
-    names = "".join(f"{site.name[:12]:>13}" for site in sites)
+    sites = "".join(f"{name[:12]:>13}" for name in names)
     return (f"{'':32}validation Dice\n{'round':>5}{'L_dice':>8}{'contrast':>10}{'consist':>9}"
-            f"{names}{'mean':>7}{'s':>8}{'left':>17}")
+            f"{sites}{'mean':>7}{'s':>8}{'left':>17}")
 
 
-def round_line(t, updates, scores, sites, rounds, seconds):
+def round_line(t, updates, scores, names, rounds, seconds):
     """Return one line on round t: mean loss terms, validation Dice per site, seconds, time left."""
     loss = {name: sum(u.losses.get(name, 0.0) for u in updates) / len(updates)
             for name in ("dice", "contrast", "consistency")}
-    cells = [scores["sites"][site.name]["dice"] if scores else None for site in sites]
+    cells = [scores["sites"][name]["dice"] if scores else None for name in names]
     dice = "".join(f"{'-' if value is None else f'{value:.3f}':>13}" for value in cells)
     mean = scores["mean"]["dice"] if scores else None
     left = str(timedelta(seconds=round((rounds - t) * seconds)))
@@ -221,14 +243,18 @@ def round_line(t, updates, scores, sites, rounds, seconds):
 
 
 def finish(out, sites, config, device, seconds):
-    """Score test data once, with best and last round; write result.json and predictions.png."""
+    """Score test data once, with best and last round; write result.json and predictions.png.
+
+    Returns the result.
+    """
     result = evaluation.score_run(out, sites, config, device, seconds)
-    save(out / "result.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    save(out / "result.json", as_json(result))
     picture, content = evaluation.draw_predictions(out, sites, config, device), io.BytesIO()
     if picture:
         picture.save(content, "png")
         save(out / "predictions.png", content.getvalue())
     print(f"written to {out}: result.json, metrics.csv, predictions.png, best.pt, last.pt")
+    return result
 
 
 def main():
