@@ -100,7 +100,8 @@ def federated_round(model, sites, w, G, optimizers, t, config, progress=lambda *
                                               config, progress, method)
         except Exception as problem:  # whatever goes wrong at a site stays there
             if stop:
-                print(f"site {site.name} failed in round {t}", file=sys.stderr, flush=True)
+                if not isinstance(problem, Diverged):  # which names the site itself
+                    print(f"site {site.name} failed in round {t}", file=sys.stderr, flush=True)
                 raise
             results[site.name] = problem
     updates = accept(results, w, G, config, t)

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,7 +38,7 @@ import metrics
 import prototypes
 import readers
 import train
-from config import KEYS, PRESETS, BadInput, as_yaml, load_config
+from config import KEYS, PRESETS, BadInput, as_yaml, load_config, run_program
 from datasets import Site, batches, load_sites, seeded, splits_of
 from eval import load_checkpoint
 from fft_style import StyleRecalibration, recalibrate, recalibrate_fourier
@@ -1312,6 +1313,25 @@ def test_picture_shows_two_cases_a_site_with_their_errors(tmp_path, monkeypatch)
     assert evaluation.draw_predictions(tmp_path, [], config, CPU) is None
 
 
+def run_here(monkeypatch, capsys, module, folder, *arguments):
+    """Run a program in this process, in `folder`; return (exit code, stdout, stderr)."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    capsys.readouterr()
+    code = 0
+    try:
+        run_program(module.main)
+    except SystemExit as end:
+        code = end.code
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture
+def program(monkeypatch, capsys):
+    """Return run(module, folder, *arguments), see run_here."""
+    return partial(run_here, monkeypatch, capsys)
+
+
 def run_eval(*arguments, folder):
     return subprocess.run([sys.executable, HERE / "eval.py", *map(str, arguments)], cwd=folder,
                           capture_output=True, text=True, check=False)
@@ -1351,23 +1371,23 @@ def test_eval_repeats_trains_numbers(small_run):
     (["--run", "run", "device=cuda:99"], "device: "),
     (["--run", "run", "data=nowhere"], "nowhere: "),
     ([], "command line: ")])
-def test_bad_arguments_of_eval(small_run, arguments, words):
-    done = run_eval(*arguments, folder=small_run)
-    assert done.returncode == 2 and done.stdout == ""
-    assert re.fullmatch(r"error: .+\n", done.stderr) and done.stderr.startswith(f"error: {words}")
+def test_bad_arguments_of_eval(small_run, program, arguments, words):
+    code, out, err = program(evaluation, small_run, *arguments)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"error: .+\n", err) and err.startswith(f"error: {words}")
 
 
-def test_half_a_run_and_an_edited_one(small_run, tmp_path):
+def test_half_a_run_and_an_edited_one(small_run, tmp_path, program):
     for name in ("config.yaml", "splits.json", "last.pt"):
         (tmp_path / name).write_bytes((small_run / "run" / name).read_bytes())
-    done = run_eval("--run", tmp_path, folder=small_run)
-    assert done.returncode == 2 and done.stderr.startswith(f"error: {tmp_path / 'best.pt'}: ")
-    assert "resume=true" in done.stderr
+    code, _, err = program(evaluation, small_run, "--run", tmp_path)
+    assert code == 2 and err.startswith(f"error: {tmp_path / 'best.pt'}: ")
+    assert "resume=true" in err
     (tmp_path / "best.pt").write_bytes((small_run / "run" / "best.pt").read_bytes())
     text = (tmp_path / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(text.replace("image_size: 32", "image_size: 64"))
-    done = run_eval("--run", tmp_path, folder=small_run)
-    assert done.returncode == 2 and "image_size (32, now 64)" in done.stderr
+    code, _, err = program(evaluation, small_run, "--run", tmp_path)
+    assert code == 2 and "image_size (32, now 64)" in err
 
 
 
@@ -1713,10 +1733,11 @@ def test_training_repeats_to_the_bit(tmp_path):
     assert not torch.equal(states[0]["head.weight"], states[2]["head.weight"])
 
 
-def test_resume_rules(workplace):
+def test_resume_rules(workplace, program):
     """No silent overwrite; only rounds, out, device and resume may change; more rounds go on."""
     def run(*overrides):
-        return finished(start_training(workplace, "optimizer=sgd", "local_epochs=1", *overrides))
+        return program(train, workplace, "--config", "c.yaml", "optimizer=sgd", "local_epochs=1",
+                       *overrides)
 
     assert run("rounds=1", "resume=true")[0] == 0  # without a checkpoint it starts at round 1
     code, out, err = run("rounds=1")
@@ -1742,8 +1763,8 @@ def test_resume_rules(workplace):
         assert code == 2 and err.startswith("error: run/last.pt: ") and err.count("\n") == 1
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(workplace):
-    code, _, err = finished(start_training(workplace, "lr=1e30", "optimizer=sgd"))
+def test_a_loss_that_is_not_finite_stops_the_run(workplace, program):
+    code, _, err = program(train, workplace, "--config", "c.yaml", "lr=1e30", "optimizer=sgd")
     assert code == 3 and re.match(r"error: .*site a, round 1, step 2", err) and err.count("\n") == 1
     assert not (workplace / "run" / "last.pt").exists()
 
@@ -1826,25 +1847,25 @@ def test_settings_are_typed_and_written_back(tmp_path):
     ("task: nuclei\ndata: demo\nfolds: 5\nfold: 5", "fold: "), ("task: nuclei\ndata: null", "data: "),
     ("task: nuclei\ndata: nowhere", "nowhere: "), ("task: nuclei\ndata: c.yaml", "c.yaml: "),
 ])
-def test_messages_of_train_are_one_line(tmp_path, text, words):
+def test_messages_of_train_are_one_line(tmp_path, program, text, words):
     (tmp_path / "c.yaml").write_text(text)
-    code, out, err = finished(start_training(tmp_path))
+    code, out, err = program(train, tmp_path, "--config", "c.yaml")
     assert (code, out) == (2, "") and re.fullmatch(rf"error: {words}.*\n", err)
     assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]  # nothing half-written
 
 
-def test_a_folder_that_is_no_run_is_left_alone(workplace):
+def test_a_folder_that_is_no_run_is_left_alone(workplace, program):
     before = (workplace / "c.yaml").read_text()
     (workplace / "config.yaml").write_text("precious")
-    code, _, err = finished(start_training(workplace, "out=.", "resume=true"))
+    code, _, err = program(train, workplace, "--config", "c.yaml", "out=.", "resume=true")
     assert code == 2 and err.startswith("error: .: is no run folder")
     assert (workplace / "config.yaml").read_text() == "precious"
     assert (workplace / "c.yaml").read_text() == before
-    code, _, err = finished(start_training(workplace, "out=" + 300 * "x"))
+    code, _, err = program(train, workplace, "--config", "c.yaml", "out=" + 300 * "x")
     assert code == 2 and err.count("\n") == 1 and "too long" in err
     splits = {site: {"test": ["0"]} for site in "ab"}
     (workplace / "splits.json").write_text(json.dumps(splits))
-    code, _, err = finished(start_training(workplace, "splits=splits.json"))
+    code, _, err = program(train, workplace, "--config", "c.yaml", "splits=splits.json")
     assert code == 2 and "no site has a training case" in err
 
 
@@ -1855,9 +1876,9 @@ def test_a_new_term_stays_out_of_the_columns():
     assert train.history_rows(1, [update], {}) == [(1, "train", "a", None, 1.0, 2.0, 3.0, 0.5, 8, 0)]
 
 
-def test_unwritable_run_folder(workplace):
+def test_unwritable_run_folder(workplace, program):
     (workplace / "file").write_text("")
-    code, _, err = finished(start_training(workplace, "out=file/run"))
+    code, _, err = program(train, workplace, "--config", "c.yaml", "out=file/run")
     assert code == 2 and err.startswith("error: file/run: cannot be made")
 
 

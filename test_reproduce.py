@@ -23,14 +23,14 @@ from config import BadInput, as_yaml, load_config
 from eval import load_checkpoint
 from fft_style import StyleRecalibration
 from layouts import list_files
-from test_fedbcs import HERE, tiny_config, write_nuclei
+from test_fedbcs import HERE, run_here, tiny_config, write_nuclei
 from unet import UNet
 
 
 def run_program(*arguments, folder):
     command = [sys.executable, HERE / "reproduce.py", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=170,
-                          check=False)
+                          check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def finished(tmp_path_factory):
 
 def again(folder, *arguments):
     comparison, *rest = arguments
-    return run_program(comparison, "--config", "c.yaml", "--out", "out", "--seeds", "0,1", *rest,
-                       folder=folder)
+    return run_program(comparison, "--config", "c.yaml", "--out", "out", "--seeds", "0,1", "--jobs", "2",
+                       *rest, folder=folder)
 
 
 def result(folder, name):
@@ -99,12 +99,13 @@ def test_finished_runs_are_skipped_and_broken_ones_resumed(finished):
 
 def test_more_rounds_go_on(finished, tmp_path):
     folder, _ = finished
-    ran = run_program("ablation", "--config", "c.yaml", "--out", tmp_path / "o", "--seeds", "0",
-                      "rounds=1", folder=folder)
+    ran = run_program("table", "--config", "c.yaml", "--out", tmp_path / "o", "--seeds", "0",
+                      "--methods", "fedbcs", "rounds=1", folder=folder)
     assert ran.returncode == 0, ran.stderr
     ran = run_program("ablation", "--config", "c.yaml", "--out", tmp_path / "o", "--seeds", "0",
-                      folder=folder)
+                      "--jobs", "2", folder=folder)
     assert ran.returncode == 0 and "4 runs, 0 of them finished" in ran.stdout
+    assert "resuming after round 1" in (tmp_path / "o" / "fedbcs_seed0.log").read_text()
     assert [line.split("|")[1].strip() for line in ran.stdout.splitlines() if line.startswith("|")][2:] \
         == ["fedavg", "fsr", "prototypes", "fedbcs"]
     one, two = (json.loads((root / "fedbcs_seed0" / "result.json").read_text())["best"]["test"]
@@ -126,10 +127,11 @@ def test_more_rounds_go_on(finished, tmp_path):
     (("nothing",), "command line: argument comparison: invalid choice"),
     (("table", "data=nowhere"), "nowhere: there is no such data folder"),
 ])
-def test_bad_arguments(finished, arguments, words):
-    ran = again(finished[0], *arguments)
-    assert ran.returncode == 2 and ran.stderr.startswith(f"error: {words}"), ran.stderr
-    assert len(ran.stderr.splitlines()) == 1
+def test_bad_arguments(finished, monkeypatch, capsys, arguments, words):
+    comparison, *rest = arguments
+    code, _, err = run_here(monkeypatch, capsys, reproduce, finished[0], comparison, "--config",
+                            "c.yaml", "--out", "out", "--seeds", "0,1", *rest)
+    assert code == 2 and err.startswith(f"error: {words}") and len(err.splitlines()) == 1
 
 
 def test_a_run_that_fails_is_named_and_the_others_kept(finished, tmp_path):
@@ -137,7 +139,7 @@ def test_a_run_that_fails_is_named_and_the_others_kept(finished, tmp_path):
     (tmp_path / "fedavg_seed0").mkdir(parents=True)
     (tmp_path / "fedavg_seed0" / "foreign").write_text("")
     ran = run_program("ablation", "--config", "c.yaml", "--out", tmp_path, "--seeds", "0",
-                      "rounds=1", folder=folder)
+                      "--jobs", "2", "rounds=1", folder=folder)
     assert ran.returncode == 2 and "1 of 4 runs failed" in ran.stderr
     assert "is no run folder but holds files" in ran.stderr and "fedavg_seed0.log" in ran.stderr
     assert len(list(tmp_path.glob("*/result.json"))) == 3
@@ -285,7 +287,7 @@ def test_instance_normalisation_removes_a_site_and_its_images_gain():
 def test_plots_are_drawn(finished, comparison):
     pytest.importorskip("matplotlib")
     folder, _ = finished
-    ran = again(folder, comparison, "--methods", "fedavg,fedbcs")
+    ran = again(folder, comparison, "--methods", "fedavg,fedbcs", "--seeds", "0")
     assert ran.returncode == 0, ran.stderr
     picture = np.asarray(figures.Image.open(folder / "out" / f"{comparison}.png").convert("RGB"))
     colours = {tuple(int(look[0][i:i + 2], 16) for i in (1, 3, 5)) for look in figures.LOOKS[:2]}
