@@ -325,8 +325,8 @@ def readme_example():
     """The worked example in README: its file's text and its command."""
     text = (HERE / "README.md").read_text()
     code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Method(" in block)
-    command = next(line for line in text.splitlines() if "method=mine.py:" in line and "train.py" in line)
-    return code, command.split("#")[0].split()
+    command = re.search(r"# mine\.py; (python train\.py .+)", code)[1]
+    return code, command.split()
 
 
 def test_the_worked_example_of_readme_runs(tmp_path):

@@ -49,54 +49,36 @@ def free_port():
 
 
 class Federation:
-    """One SuperLink and its SuperNodes on loopback, each in a process group of its own."""
+    """One SuperLink and its SuperNodes on loopback, without TLS."""
 
-    def __init__(self, folder, keys=None):
-        self.folder, self.keys, self.port = folder, keys, free_port()
-        self.nodes, self.runs = {}, []
-        self.env = os.environ | QUIET | {"FLWR_HOME": str(folder / "home"),
-                                         "PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
+    def __init__(self, folder):
+        self.folder, self.port, self.nodes, self.others = folder, free_port(), {}, []
+        self.env = environment(folder / "home")
         (folder / "home").mkdir()
-        secure = f'root-certificates = "{keys / "ca.crt"}"' if keys else "insecure = true"
         (folder / "home" / "config.toml").write_text(
-            f'[superlink]\ndefault = "loop"\n[superlink.loop]\naddress = "127.0.0.1:{self.port}"\n'
-            f"{secure}\n")
-        self.start_link()
+            f'[superlink.loop]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n')
 
     def start(self, name, *command):
         with open(self.folder / f"{name}.log", "ab") as log:
-            return subprocess.Popen([PROGRAMS / command[0], *map(str, command[1:])], env=self.env,
-                                    stdout=log, stderr=log, start_new_session=True, cwd=HERE)
+            return subprocess.Popen([*map(str, command)], env=self.env, stdout=log, stderr=log,
+                                    start_new_session=True, cwd=HERE)
 
     def start_link(self):
-        secure = ("--ssl-ca-certfile", self.keys / "ca.crt", "--ssl-certfile", self.keys / "server.pem",
-                  "--ssl-keyfile", self.keys / "server.key", "--enable-supernode-auth") \
-            if self.keys else ("--insecure",)
-        self.link = self.start("link", "flower-superlink", *secure, "--host", "127.0.0.1", "--port",
+        self.link = self.start("link", "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port",
                                self.port, "--database", self.folder / "link.db")
+        self.others.append(self.link)
         wait_for(lambda: is_open(self.port), 60)
 
-    def start_node(self, site, data, key=None, name=None):
-        secure = ("--root-certificates", self.keys / "ca.crt", "--auth-supernode-private-key",
-                  self.keys / (key or site), "--ssl-ca-certfile", self.keys / "ca.crt",
-                  "--ssl-certfile", self.keys / "server.pem", "--ssl-keyfile",
-                  self.keys / "server.key") if self.keys else ("--insecure",)
-        config = f'site="{site}" data="{data}" out="{self.folder / site}"'
-        self.nodes[name or site] = self.start(
-            name or site, "flower-supernode", *secure, "--superlink", f"127.0.0.1:{self.port}",
-            "--host", "127.0.0.1", "--port", free_port(), "--node-config", config)
+    def start_node(self, site, data):
+        self.nodes[site] = self.start(
+            site, "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{self.port}", "--host",
+            "127.0.0.1", "--port", free_port(), "--node-config",
+            f"site='{site}' data='{data}' out='{self.folder / site}'")
 
-    def register(self, site):
-        subprocess.run([PROGRAMS / "flwr", "supernode", "register", self.keys / f"{site}.pub", "loop",
-                        "--name", site], env=self.env, cwd=HERE, check=True, capture_output=True,
-                       timeout=60)
-
-    def start_run(self, *overrides, **run_config):
-        values = {"overrides": " ".join((*SETTINGS, *overrides, f"out={self.folder / 'server'}"))}
-        text = " ".join(f"{k}='{v}'" if isinstance(v, str) else f"{k}={v}"
-                        for k, v in (values | run_config).items())
-        self.runs.append(self.start("run", "flwr", "run", HERE, "loop", "--stream", "--run-config", text))
-        return self.runs[-1]
+    def start_run(self, *overrides, timeout):
+        words = shlex.join((*SETTINGS, *overrides, f"out={self.folder / 'server'}"))
+        self.others.append(self.start("run", "flwr", "run", ".", "loop", "--stream", "--run-config",
+                                      f'overrides="{words}" timeout={timeout}'))
 
     def log(self, name):
         return (self.folder / f"{name}.log").read_text(errors="replace")
@@ -115,8 +97,13 @@ class Federation:
         process.wait(20)
 
     def close(self):
-        for process in [*self.nodes.values(), self.link, *self.runs]:
+        for process in [*self.nodes.values(), *self.others]:
             self.kill(process)
+
+
+def environment(home):
+    """Return what every process of Flower gets: the virtual environment's programs, nothing sent out."""
+    return os.environ | QUIET | {"FLWR_HOME": str(home), "PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
 
 
 def parents():
@@ -139,16 +126,10 @@ def wait_for(condition, seconds):
 
 
 @pytest.fixture
-def federation(tmp_path, request):
-    """Return open(keys=None), which starts a Federation that is ended with the test."""
-    opened = []
-
-    def start(keys=None):
-        opened.append(Federation(tmp_path, keys))
-        return opened[-1]
-    yield start
-    for one in opened:
-        one.close()
+def federation(tmp_path):
+    one = Federation(tmp_path)
+    yield one
+    one.close()
 
 
 def in_process(folder, data, *overrides):
@@ -163,41 +144,61 @@ def without_facts(result):
     return {key: result[key] for key in ("best", "last", "units")}
 
 
-def test_over_tls_equals_one_process(federation, tmp_path):
+def readme_commands(folder, data, ports):
+    """README's commands for TLS as a script: with other ports and folders, and a small run."""
+    first, second = re.findall(r"```bash\n(.*?)```", (HERE / "README.md").read_text().split(
+        "## Between hospitals")[1], re.DOTALL)[:2]
+    exports = next(line for line in first.splitlines() if line.startswith("export FLWR_TEL"))
+    assert set(exports.split()[1:]) == {f"{name}={QUIET[name]}" for name in QUIET if "FLWR" in name}
+    install, rest = first.split("\n", 1)
+    assert install == ". .venv/bin/activate && pip install -r requirements-flower.txt"
+    rest, plain = rest.rsplit("HOW='insecure", 1)
+    assert plain.endswith("federate plain\n")
+    changes = {"$PWD/runs/flower": folder, "$PWD/data/demo_nuclei": data, "overrides='":
+               f"timeout=100 overrides='{' '.join(SETTINGS)} rounds=2 eval_every=2 local_epochs=2 "}
+    for old, new in (changes | dict(zip(("18000", "18001", "18002"), ports))).items():
+        assert old in rest
+        rest = rest.replace(old, str(new))
+    return rest + second
+
+
+def test_readmes_commands_over_tls_equal_one_process(federation, tmp_path):
     """Bit for bit; nodes without a registered key never join; each keeps its own to itself."""
-    data = write_nuclei(tmp_path / "data", ("a", "b"))
-    write_nuclei(tmp_path / "more", ("c", "d"))
-    keys = tmp_path / "keys"
-    subprocess.run([sys.executable, HERE / "make_certificates.py", keys, "a", "b", "c"], check=True)
-    subprocess.run([sys.executable, HERE / "make_certificates.py", tmp_path / "other", "d"], check=True)
-    (tmp_path / "other" / "d").rename(keys / "d")  # a key that nobody registered either
-    link = federation(keys)
-    for site in ("b", "a"):
-        link.register(site)
-        link.start_node(site, data / site)
-    link.start_node("c", tmp_path / "more" / "c")              # its key is not registered
-    link.start_node("a", data / "a", key="d", name="foreign")  # claims to be a
-    run = link.start_run("rounds=2", "eval_every=2", "local_epochs=2", timeout=100)
-    assert run.wait(150) == 0
-    wait_for(lambda: (tmp_path / "server" / "result.json").exists() or "error" in link.log("run"), 5)
+    data, home = write_nuclei(tmp_path / "data", ("east", "north")), tmp_path / "home"
+    write_nuclei(tmp_path / "more", ("south",))
+    run = federation.start("run", "bash", "-c", readme_commands(home, data, [
+        federation.port, free_port(), free_port()]))
+    federation.others.append(run)
+    wait_for((home / "keys" / "ca.crt").exists, 60)
+    wait_for(lambda: is_open(federation.port), 60)
+    subprocess.run([sys.executable, HERE / "make_certificates.py", tmp_path / "other", "a"], check=True)
+    tls = ["--ssl-ca-certfile", home / "keys" / "ca.crt", "--ssl-certfile", home / "keys" / "server.pem",
+           "--ssl-keyfile", home / "keys" / "server.key", "--root-certificates", home / "keys" / "ca.crt"]
+    for name, site, folder, key in (  # one with no key, one that claims to be east with a key of its own
+            ("keyless", "south", tmp_path / "more" / "south", []),
+            ("foreign", "east", data / "east", ["--auth-supernode-private-key", tmp_path / "other" / "a"])):
+        federation.nodes[name] = federation.start(
+            name, "flower-supernode", *tls, *key, "--superlink", f"127.0.0.1:{federation.port}", "--host",
+            "127.0.0.1", "--port", free_port(), "--node-config",
+            f"site='{site}' data='{folder}' out='{tmp_path / name}'")
+    assert run.wait(200) == 0
     state, result = in_process(tmp_path / "one", data, "rounds=2", "eval_every=2", "local_epochs=2")
-    served = load_checkpoint(tmp_path / "server" / "last.pt")
+    served = load_checkpoint(home / "tls" / "last.pt")
     for key in ("weights", "prototypes"):
         assert_same(dict(served[key]), dict(state[key]))
-    assert without_facts(json.loads((tmp_path / "server" / "result.json").read_text())) \
-        == without_facts(result)
-    assert {path.name for path in (tmp_path / "server").iterdir()} == {
+    assert without_facts(json.loads((home / "tls" / "result.json").read_text())) == without_facts(result)
+    assert {path.name for path in (home / "tls").iterdir()} == {
         "best.pt", "last.pt", "config.yaml", "metrics.csv", "result.json"}
-    for site in "ab":
-        assert {path.name for path in (tmp_path / site).iterdir()} == {
+    for site in ("east", "north"):
+        assert {path.name for path in (home / f"tls_{site}").iterdir()} == {
             "best.pt", "last.pt", "config.yaml", "optimizer.pt", "predictions.png", "result.json",
             "splits.json"}
-        kept = torch.load(tmp_path / site / "optimizer.pt", weights_only=True)
+        kept = torch.load(home / f"tls_{site}" / "optimizer.pt", weights_only=True)
         assert_same(kept["after"], state["optimizers"][site])
-    assert not (tmp_path / "c").exists()
-    for name in ("c", "foreign"):
-        assert "Failed to activate SuperNode" in link.log(name), link.log(name)
-        assert link.nodes[name].poll() not in (None, 0)
+    for name in ("keyless", "foreign"):
+        assert "Failed to initialize the connection" in federation.log(name), federation.log(name)
+        assert federation.nodes[name].poll() not in (None, 0)
+        assert not (tmp_path / name).exists()
 
 
 def test_a_lost_node_a_replacement_and_a_killed_server(federation, tmp_path):
@@ -205,7 +206,8 @@ def test_a_lost_node_a_replacement_and_a_killed_server(federation, tmp_path):
     goes on from its last round, with the same nodes."""
     data = write_nuclei(tmp_path / "data", ("a", "b"))
     settings = ("eval_every=50", "on_site_failure=skip", "resume=true")
-    link = federation()
+    link = federation
+    link.start_link()
     for site in "ab":
         link.start_node(site, data / site)
     link.start_run("rounds=50", *settings, timeout=20)
