@@ -282,7 +282,7 @@ METHOD_SETTINGS = {"fedprox": (), "harmofl": (), "fpl": (), "fedplvm": (), "fedu
 def test_every_method_equals_one_process(tmp_path, method):
     """Bit for bit, though the nodes are asked in another order than that of their names."""
     data = write_nuclei(tmp_path / "data", ("a", "b", "c"))
-    overrides = ("rounds=3", f"method={method.split()[0]}", *METHOD_SETTINGS[method])
+    overrides = ("rounds=2", f"method={method.split()[0]}", *METHOD_SETTINGS[method])
     state, result = in_process(tmp_path / "one", data, *overrides)
     served, said = Hospitals(tmp_path, data, "cab", overrides).train()
     for key in ("weights", "prototypes"):
@@ -320,7 +320,7 @@ def test_a_site_that_fails_stops_the_run_or_sits_out(tmp_path, capsys, how, word
     data = write_nuclei(tmp_path / "data", ("a", "b", "c"))
     for skip in (False, True):
         folder = tmp_path / str(skip)
-        overrides = ("rounds=3", *(["on_site_failure=skip", "min_sites=2"] * skip))
+        overrides = ("rounds=2", *(["on_site_failure=skip", "min_sites=2"] * skip))
         nodes = Hospitals(folder, data, "abc", overrides)
         nodes.spoil = failing(how, 2)
         if not skip:
@@ -331,10 +331,9 @@ def test_a_site_that_fails_stops_the_run_or_sits_out(tmp_path, capsys, how, word
         capsys.readouterr()
         state, _ = nodes.train()
         said = capsys.readouterr().err
-        for t in (2, 3):
-            assert re.search(f"site b failed in round {t}: .*{words}.*; it is left out", said)
+        assert re.search(f"site b failed in round 2: .*{words}.*; it is left out", said)
         trained = [(row[0], row[2]) for row in state["history"] if row[1] == "train"]
-        assert trained == [(1, "a"), (1, "b"), (1, "c"), (2, "a"), (2, "c"), (3, "a"), (3, "c")]
+        assert trained == [(1, "a"), (1, "b"), (1, "c"), (2, "a"), (2, "c")]
 
 
 def test_a_site_that_raises_is_named(tmp_path):
