@@ -8,6 +8,7 @@ requirements-flower.txt; README has the commands.
 """
 
 import shlex
+import sys
 import time
 import traceback
 from functools import partial
@@ -45,10 +46,15 @@ def pack(prototypes):
     return ArrayRecord({f"{path}/{j}": v for path in prototypes for j, v in prototypes[path].items()})
 
 
-def unpack(record):
-    """Return the {path: {class: tensor}} of `pack`."""
+def tensors(record, device="cpu"):
+    """Return {name: tensor} of a record, on a device."""
+    return {name: value.to(device) for name, value in record.to_torch_state_dict().items()}
+
+
+def unpack(record, device="cpu"):
+    """Return the {path: {class: tensor}} of `pack`, on a device."""
     prototypes = {}
-    for key, value in record.to_torch_state_dict().items():
+    for key, value in tensors(record, device).items():
         path, j = key.rsplit("/", 1)
         prototypes.setdefault(path, {})[int(j)] = value
     return prototypes
@@ -73,10 +79,11 @@ def train_site(content, context):
         return {"scalars": MetricRecord({"n": 0})}
     t, file = content["round"]["t"], Path(config.out) / "optimizer.pt"
     # a round that is repeated starts from the state before it, as its first try did
-    kept = torch.load(file, weights_only=True) if file.exists() else {"t": 0, "after": None}
+    kept = torch.load(file, "cpu", weights_only=True) if file.exists() else {"t": 0, "after": None}
     before = kept["before"] if kept["t"] == t else kept["after"] if t > 1 else None
-    update = local_update(model, site, content["weights"].to_torch_state_dict(),
-                          unpack(content["prototypes"]), before, t, config, method=method)
+    device = pick_device(config.device)
+    update = local_update(model, site, tensors(content["weights"], device),
+                          unpack(content["prototypes"], device), before, t, config, method=method)
     file.parent.mkdir(parents=True, exist_ok=True)
     training.save(file, training.as_bytes({"t": t, "before": before, "after": update.optimizer}))
     return {"weights": ArrayRecord(update.weights), "prototypes": pack(update.prototypes),
@@ -87,7 +94,7 @@ def train_site(content, context):
 def validate_site(content, context):
     """Answer with the site's validation scores of the weights that came."""
     config, site, _, model = own_site(context)
-    state = {"weights": content["weights"].to_torch_state_dict(), "statistics": {}}
+    state = {"weights": tensors(content["weights"]), "statistics": {}}
     return flat({"val": training.validate(model, state, [site], config, pick_device(config.device))})
 
 
@@ -97,7 +104,7 @@ def finish_site(content, context):
     out, device = Path(config.out), pick_device(config.device)
     training.prepare_run_folder(out, [site], config)
     for kind in KINDS:
-        model.load_state_dict(w := content[kind].to_torch_state_dict())
+        model.load_state_dict(w := tensors(content[kind]))
         statistics = {site.name: site_statistics(model, site, config, device)} \
             if config.test_stats == "site" else {}
         checkpoint = {"format": FORMAT, "config": vars(config), "round": content["round"][kind],
@@ -128,7 +135,8 @@ def answering(task):
         try:
             records = task(message.content, context)
         except Exception as problem:  # noqa: BLE001
-            traceback.print_exc()
+            print("error:", problem if isinstance(problem, BadInput) else traceback.format_exc(),
+                  file=sys.stderr, flush=True)
             records, site["problem"] = {}, told(problem)
         return Message(RecordDict(records | {"site": ConfigRecord(site)}), reply_to=message)
     return handler
@@ -182,19 +190,26 @@ def as_update(site, answer):
     """Return a site's answer as an Update; what went wrong there as it is."""
     if isinstance(answer, Exception):
         return answer
-    scalars = answer["scalars"]
-    return Update(site, scalars["n"], dict(answer["weights"].to_torch_state_dict()),
-                  unpack(answer["prototypes"]), dict(answer["losses"]), {}, scalars["seconds"])
+    try:
+        scalars = answer["scalars"]
+        return Update(site, scalars["n"], tensors(answer["weights"]), unpack(answer["prototypes"]),
+                      dict(answer["losses"]), {}, scalars["seconds"])
+    except (KeyError, ValueError) as problem:
+        return ValueError(f"its answer cannot be read: {problem!r}")
 
 
-def scores_of(answers, what, config):
-    """Return the sites' scores as `evaluate` gives them; a site that sent none is named."""
-    sites = {}
+def without_failed(answers, config):
+    """Return the answers with scores; a site that sent none is named."""
     for site, answer in sorted(answers.items()):
         if isinstance(answer, Exception):
             sit_out(f"site {site} sent no scores: {answer}", config)
-        else:
-            sites[site] = {name: answer["scalars"].get(f"{what}.{name}") for name in MEASURES}
+    return {site: answer for site, answer in answers.items() if not isinstance(answer, Exception)}
+
+
+def scores_of(answers, what):
+    """Return the sites' scores of a split, or of `best.test` and so on, as `evaluate` gives them."""
+    sites = {site: {name: answers[site]["scalars"].get(f"{what}.{name}") for name in MEASURES}
+             for site in sorted(answers)}
     return {"sites": sites, "mean": mean_scores(sites)}
 
 
@@ -221,7 +236,8 @@ def run_server(grid, context):
         return *aggregate(updates, config, method), updates
 
     def score():
-        return scores_of(ask_sites("evaluate", {"weights": ArrayRecord(state["weights"])}), "val", config)
+        answers = ask_sites("evaluate", {"weights": ArrayRecord(state["weights"])})
+        return scores_of(without_failed(answers, config), "val")
 
     training.run_rounds(state, config, run_round, score)
     finish(ask_sites, out, config, state["seconds"])
@@ -231,12 +247,12 @@ def finish(ask_sites, out, config, seconds):
     """Have every site score the best and the last round; write and print result.json."""
     checkpoints = {kind: load_checkpoint(out / f"{kind}.pt") for kind in KINDS}
     rounds = {kind: checkpoints[kind]["round"] for kind in KINDS}
-    answers = ask_sites("evaluate.finish", {"round": ConfigRecord(rounds)} | {
-        kind: ArrayRecord(checkpoints[kind]["weights"]) for kind in KINDS})
+    answers = without_failed(ask_sites("evaluate.finish", {"round": ConfigRecord(rounds)} | {
+        kind: ArrayRecord(checkpoints[kind]["weights"]) for kind in KINDS}), config)
     result = {kind: {"round": rounds[kind]} for kind in KINDS}
     for kind in KINDS:
         for split, title in (("val", "validation"), ("test", "test")):
-            result[kind][split] = scores_of(answers, f"{kind}.{split}", config)
+            result[kind][split] = scores_of(answers, f"{kind}.{split}")
             print(f"\n{kind} round {rounds[kind]}, {title}, statistics of the {config.test_stats}")
             print(format_table(result[kind][split], units(config)["hd95"]), flush=True)
     result |= {"units": units(config), "definitions": definitions(config, [])} | run_facts(seconds)

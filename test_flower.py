@@ -154,7 +154,7 @@ def readme_commands(folder, data, ports):
     assert install == ". .venv/bin/activate && pip install -r requirements-flower.txt"
     rest, plain = rest.rsplit("HOW='insecure", 1)
     assert plain.endswith("federate plain\n")
-    changes = {"$PWD/runs/flower": folder, "$PWD/data/demo_nuclei": data, "overrides='":
+    changes = {"$PWD/runs/flower": folder, "$PWD/data/demo_nuclei": data, "overrides='rounds=3 ":
                f"timeout=100 overrides='{' '.join(SETTINGS)} rounds=2 eval_every=2 local_epochs=2 "}
     for old, new in (changes | dict(zip(("18000", "18001", "18002"), ports))).items():
         assert old in rest
@@ -304,6 +304,9 @@ def failing(how, node_of_b):
             return None
         if how == "crashed":
             return Message(Error(1, "the client app crashed"), reply_to=message)
+        if how == "lacking":
+            del reply.content["prototypes"]
+            return reply
         name, wrong = {"nan": ("weights", torch.nan), "inf": ("prototypes", torch.inf)}.get(how, (how, 0))
         tensors = dict(reply.content[name].to_torch_state_dict())
         key = next(iter(tensors))
@@ -315,6 +318,7 @@ def failing(how, node_of_b):
 
 @pytest.mark.parametrize("how, words", [
     ("silent", "no answer within 1 s"), ("crashed", "the client app crashed"), ("nan", "not finite"),
+    ("lacking", "its answer cannot be read: KeyError"),
     ("inf", "not finite"), ("weights", "name or shape"), ("prototypes", "are not vectors")])
 def test_a_site_that_fails_stops_the_run_or_sits_out(tmp_path, capsys, how, words):
     data = write_nuclei(tmp_path / "data", ("a", "b", "c"))
@@ -403,6 +407,7 @@ def test_sites_that_come_and_go(tmp_path, capsys):
         ["a", "b"], ["a", "c"]]
     for t in (2, 3):
         assert f"site b failed in round {t}: its node is gone; it is left out" in said.err
+    assert said.err.count("site b sent no scores: its node is gone") == 3  # two rounds, and the end
 
 
 def test_node_config_and_hold_out_are_checked(tmp_path):
@@ -477,7 +482,8 @@ def test_what_the_server_is_told_of_a_failure(tmp_path, capsys):
     reply = nodes.client(Message(RecordDict(), 1, "train"), nodes.context(1))
     assert {key: dict(value) for key, value in reply.content.items()} == {
         "site": {"name": "a", "problem": "BadInput: see the log of that site"}}
-    assert "1.png" in capsys.readouterr().err  # the site's own log
+    said = capsys.readouterr().err  # the site's own log
+    assert said.startswith("error: ") and "1.png" in said and said.count("\n") == 1
     assert "round 3" in flower_app.told(Diverged("the loss is nan at site a, round 3, step 1"))
 
 
