@@ -223,7 +223,6 @@ def main():
     given = parser.parse_intermixed_args()
     if given.jobs < 1 or not re.fullmatch(r"\d+(,\d+)*", given.seeds):
         raise BadInput("command line: write for example --seeds 0,1,2 --jobs 2")
-    check_matplotlib(given.comparison)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the trainings end with it
     out, methods = Path(given.out), given.methods.split(",")
     own = [text for text in given.overrides if text.startswith(tuple(f"{m}_" for m in PRESETS))]
@@ -237,6 +236,7 @@ def main():
     runs = runs_of(settings, seeds[:1] if given.comparison == "pictures" else seeds, out)
     for run in runs:
         check_run(run, yaml.safe_load(as_yaml(config)))
+    check_matplotlib(given.comparison)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(as_yaml(config))
     train_all(runs, out / "config.yaml", config.rounds, given.jobs)

@@ -274,8 +274,9 @@ class Hospitals:
 
 
 METHOD_SETTINGS = {"fedprox": (), "harmofl": (), "fpl": (), "fedplvm": (), "feduv": (),
-                   "input_norm": (), "fedavg": (), "fedbcs": ("fsr=adaptive", "weights=equal"),
-                   "fedbcs hold_out": ("hold_out=b", "eval_every=2"), "fedbcs case": ("test_stats=case",)}
+                   "input_norm": ("hold_out=b",), "fedavg": (), "fedbcs": ("fsr=adaptive", "weights=equal"),
+                   "fedbcs hold_out": ("hold_out=b", "eval_every=2"), "fedbcs case": ("test_stats=case",),
+                   "fedbcs early": ("lr=0.05",)}  # whose best round is the first
 
 
 @pytest.mark.parametrize("method", METHOD_SETTINGS)
@@ -289,6 +290,12 @@ def test_every_method_equals_one_process(tmp_path, method):
         assert_same(dict(served[key]), dict(state[key]))
     assert without_facts(said) == without_facts(result)
     assert [row[:4] for row in served["history"]] == [row[:4] for row in state["history"]]
+    for kind in ("best", "last"):  # a site has a run of its own, for eval.py
+        kept = load_checkpoint(tmp_path / "a" / f"{kind}.pt")
+        assert_same(kept["weights"], load_checkpoint(tmp_path / "server" / f"{kind}.pt")["weights"])
+        assert kept["round"] == result[kind]["round"]
+        assert set(kept["statistics"]) == ({"a"} if method != "fedbcs case" else set())
+    assert method != "fedbcs early" or result["best"]["round"] == 1
 
 
 def failing(how, node_of_b):
@@ -387,7 +394,8 @@ def test_a_killed_server_and_a_replaced_node(tmp_path, capsys):
 
 
 def test_sites_that_come_and_go(tmp_path, capsys):
-    """With skip: a site that is gone is missed by name, one that joins is in the next round."""
+    """With skip: a site that is gone is missed by name, one that joins is in the next round, and a
+    node that is lost and not yet missed does not count beside the one that replaced it."""
     data = write_nuclei(tmp_path / "data", ("a", "b", "c"))
     nodes, asked = Hospitals(tmp_path, data, "ab", ("rounds=3", "on_site_failure=skip")), []
 
@@ -396,7 +404,9 @@ def test_sites_that_come_and_go(tmp_path, capsys):
         if len(asked) == 4:  # both have trained and validated in round 1
             del nodes.nodes[2]
             nodes.join("c", data / "c")
-        return reply
+        if len(asked) == 8:  # and a and c in round 2
+            nodes.join("c", data / "c")
+        return reply if len(asked) <= 8 or message.metadata.dst_node_id != 3 else None
     nodes.spoil = come_and_go
     state, result = nodes.train()
     assert [(row[0], row[2]) for row in state["history"] if row[1] == "val"] == [
@@ -408,6 +418,7 @@ def test_sites_that_come_and_go(tmp_path, capsys):
     for t in (2, 3):
         assert f"site b failed in round {t}: its node is gone; it is left out" in said.err
     assert said.err.count("site b sent no scores: its node is gone") == 3  # two rounds, and the end
+    assert "site c" not in said.err
 
 
 def test_node_config_and_hold_out_are_checked(tmp_path):
@@ -488,15 +499,16 @@ def test_what_the_server_is_told_of_a_failure(tmp_path, capsys):
 
 
 def test_a_repeated_round_starts_from_the_same_optimizer_state(tmp_path):
-    """A server that resumes asks for a round again; the site answers the same."""
+    """A server that resumes asks for a round again, one that starts anew for round 1: same answers."""
     flower_app = pytest.importorskip("flower_app")
     nodes = Hospitals(tmp_path, write_nuclei(tmp_path / "data", ("a",)), "a")
     model = flower_app.own_site(nodes.context(1))[3]
     content = {"weights": ArrayRecord(model.state_dict()), "prototypes": ArrayRecord()}
-    first, second, again = (
+    first, second, again, anew = (
         flower_app.train_site(content | {"round": {"t": t}}, nodes.context(1))["weights"]
-        .to_torch_state_dict() for t in (1, 2, 2))
+        .to_torch_state_dict() for t in (1, 2, 2, 1))
     assert_same(dict(second), dict(again))
+    assert_same(dict(first), dict(anew))
     assert not torch.equal(first["head.weight"], second["head.weight"])  # adam's state has moved on
 
 
