@@ -1581,8 +1581,9 @@ def test_a_site_that_fails_stops_the_run_or_sits_out(tmp_path, monkeypatch, caps
             with pytest.raises(federated.SiteFailed, match="2 sites are left in round 1, min_sites: 3"):
                 federated.federated_round(model, sites, w, {}, {}, 1, config)
         else:
-            with pytest.raises(RuntimeError if how == "raises" else federated.SiteFailed, match=words):
+            with pytest.raises(RuntimeError if how == "raises" else federated.SiteFailed, match=words) as it:
                 federated.federated_round(model, sites, w, {}, {}, 1, config)
+            assert "site b failed in round 1" in capsys.readouterr().err + str(it.value)
         monkeypatch.setattr(federated, "local_update", honest)
 
 

@@ -480,6 +480,8 @@ def test_what_leaves_a_site(tmp_path):
             assert sample.images.numpy().tobytes()[:64] not in found
             assert sample.truth.tobytes()[200:264] not in found or not sample.truth[0, 6].any()
     assert kinds == ["train", "evaluate"] * 2 + ["evaluate.finish"]
+    with pytest.raises(BadInput, match="server: exists already"):  # and is not overwritten
+        nodes.train()
     assert (tmp_path / "a" / "splits.json").exists()
     assert {path.name for path in (tmp_path / "server").iterdir()} == {
         "best.pt", "last.pt", "config.yaml", "metrics.csv", "result.json"}
