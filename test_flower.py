@@ -280,12 +280,15 @@ METHOD_SETTINGS = {"fedprox": (), "harmofl": (), "fpl": (), "fedplvm": (), "fedu
 
 
 @pytest.mark.parametrize("method", METHOD_SETTINGS)
-def test_every_method_equals_one_process(tmp_path, method):
+def test_every_method_equals_one_process(tmp_path, method, capsys):
     """Bit for bit, though the nodes are asked in another order than that of their names."""
     data = write_nuclei(tmp_path / "data", ("a", "b", "c"))
     overrides = ("rounds=2", f"method={method.split()[0]}", *METHOD_SETTINGS[method])
     state, result = in_process(tmp_path / "one", data, *overrides)
+    capsys.readouterr()
     served, said = Hospitals(tmp_path, data, "cab", overrides).train()
+    printed = capsys.readouterr()
+    assert printed.err == "" and printed.out.split()[:3] == ["validation", "Dice", "round"]
     for key in ("weights", "prototypes"):
         assert_same(dict(served[key]), dict(state[key]))
     assert without_facts(said) == without_facts(result)
@@ -312,7 +315,7 @@ def failing(how, node_of_b):
         if how == "crashed":
             return Message(Error(1, "the client app crashed"), reply_to=message)
         if how == "lacking":
-            del reply.content["prototypes"]
+            del reply.content["scalars"]
             return reply
         name, wrong = {"nan": ("weights", torch.nan), "inf": ("prototypes", torch.inf)}.get(how, (how, 0))
         tensors = dict(reply.content[name].to_torch_state_dict())
