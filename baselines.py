@@ -243,9 +243,11 @@ def method_of(config):
     if config.method in METHODS:
         return METHODS[config.method](config)
     file, _, name = config.method.rpartition(":")
-    if not Path(file).is_file():
+    places = Path(file), Path(__file__).parent / file  # where Flower puts it at a site
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
         raise BadInput(f"method: there is no file {file}, give its path from the current folder")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    spec = importlib.util.spec_from_file_location(found.stem, found)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     method = getattr(module, name, lambda config: None)(config)

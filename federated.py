@@ -145,7 +145,7 @@ def wrong_with(update, w, length):
     so by the first update that has it.
     """
     shapes = ({name: value.shape for name, value in of.items()} for of in (update.weights, w))
-    if update.n < 1:
+    if type(update.n) is not int or update.n < 1:
         return f"it has {update.n} training images"
     if next(shapes) != next(shapes):
         return "its weights differ in name or shape from the global ones"

@@ -7,6 +7,7 @@ folders, which its node-config names: site="NAME" data="FOLDER" out="FOLDER". Ne
 requirements-flower.txt; README has the commands.
 """
 
+import math
 import shlex
 import sys
 import time
@@ -32,12 +33,13 @@ from unet import build_model
 client = ClientApp()
 server = ServerApp()
 KINDS, MEASURES = ("best", "last"), ("dice", "hd95", "assd", "misses", "cases")
+SPLITS = {"val": "validation", "test": "test"}
 
 
 def settings(context, *overrides):
     """Return the config that the server and all sites share, as the run's settings name it."""
     run = context.run_config
-    return load_config(Path(__file__).with_name(str(run["config"])),
+    return load_config(Path(__file__).parent / str(run["config"]),
                        [*shlex.split(str(run["overrides"])), *overrides])
 
 
@@ -75,17 +77,17 @@ def own_site(context):
 def train_site(content, context):
     """Answer with the site's update of the weights and prototypes that came."""
     config, site, method, model = own_site(context)
-    if not site.train_slices:  # it is held out
-        return {}
-    t, file = content["round"]["t"], Path(config.out) / "optimizer.pt"
-    # a round that is repeated starts from the state before it, as its first try did
-    kept = torch.load(file, "cpu", weights_only=True) if file.exists() else {"t": 0, "after": None}
-    before = kept["before"] if kept["t"] == t else kept["after"] if t > 1 else None
-    device = pick_device(config.device)
+    if not site.train_slices:  # it is held out, or its splits train on nothing
+        return {"scalars": MetricRecord({"n": 0})}
+    t, last = content["round"]["t"], content["last"].get(site.name, 0)
+    file, device = Path(config.out) / "optimizer.pt", pick_device(config.device)
+    # {round: state}: the server says which round's update it took last, a later one does not count
+    states = torch.load(file, "cpu", weights_only=True) if file.exists() else {}
+    before = states.get(last) if last else None
     update = local_update(model, site, tensors(content["weights"], device),
                           unpack(content["prototypes"], device), before, t, config, method=method)
     file.parent.mkdir(parents=True, exist_ok=True)
-    training.save(file, training.as_bytes({"t": t, "before": before, "after": update.optimizer}))
+    training.save(file, training.as_bytes({last: before, t: update.optimizer}))
     return {"weights": ArrayRecord(update.weights), "prototypes": pack(update.prototypes),
             "losses": MetricRecord(update.losses),
             "scalars": MetricRecord({"n": update.n, "seconds": update.seconds})}
@@ -95,7 +97,8 @@ def validate_site(content, context):
     """Answer with the site's validation scores of the weights that came."""
     config, site, _, model = own_site(context)
     state = {"weights": tensors(content["weights"]), "statistics": {}}
-    return flat({"val": training.validate(model, state, [site], config, pick_device(config.device))})
+    device = pick_device(config.device)
+    return as_records({"val": training.validate(model, state, [site], config, device)})
 
 
 def finish_site(content, context):
@@ -111,14 +114,14 @@ def finish_site(content, context):
                       "weights": w, "statistics": statistics}
         training.save(out / f"{kind}.pt", training.as_bytes(checkpoint))
     result = training.finish(out, [site], config, device, 0.0)
-    return flat({f"{kind}.{split}": result[kind][split] for kind in KINDS for split in ("val", "test")})
+    return as_records({f"{kind}.{split}": result[kind][split] for kind in KINDS for split in SPLITS})
 
 
-def flat(scores):
-    """Return {of what: scores of one site as `evaluate` gives them} as a record of numbers."""
-    return {"scalars": MetricRecord({f"{what}.{name}": value for what, found in scores.items()
-                                     for site in found["sites"].values()
-                                     for name, value in site.items() if value is not None})}
+def as_records(parts):
+    """Return {part: scores of one site as `evaluate` gives them} as records of numbers."""
+    return {part: MetricRecord({name: value for row in scores["sites"].values()
+                                for name, value in row.items() if value is not None})
+            for part, scores in parts.items()}
 
 
 def told(problem):
@@ -160,16 +163,20 @@ def ask(grid, config, run, names, kind, records):
     wanted = run["sites"] if stop or not names else config.min_sites
     while len(nodes := list(grid.get_node_ids())) < wanted and time.monotonic() < end:
         time.sleep(1)
-    replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(
-        [Message(RecordDict(dict(records)), node, kind) for node in nodes], timeout=run["timeout"])}
-    names |= {node: str(reply.content["site"]["name"]) for node, reply in replies.items()
-              if not reply.has_error()}
+    lifetime = run["timeout"] + 60  # a node that comes back later is spared what nobody waits for
+    messages = [Message(RecordDict(dict(records)), node, kind, ttl=lifetime) for node in nodes]
+    replies = list(grid.send_and_receive(messages, timeout=run["timeout"]))
+    asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+    replies = {asked[reply.metadata.reply_to_message_id]: reply for reply in replies}
+    here = {node: str(reply.content["site"]["name"]) for node, reply in replies.items()
+            if not reply.has_error()}
+    if len(set(here.values())) < len(here):
+        raise SiteFailed(f"two nodes answer as one site, give each its own name: "
+                         f"{', '.join(sorted(here.values()))}")
+    names |= here
     answers = {site: RuntimeError("its node is gone") for site in names.values()}
-    for node in sorted(nodes, key=replies.__contains__):  # a lost node before its replacement
-        site = names.get(node, f"of node {node}")
-        if node in replies and isinstance(answers.get(site), RecordDict):
-            raise SiteFailed(f"two nodes answer as site {site}, give each its own name")
-        answers[site] = content_of(replies.get(node), run["timeout"])
+    for node in sorted(nodes, key=here.__contains__):  # a lost node before its replacement
+        answers[names.get(node, f"of node {node}")] = content_of(replies.get(node), run["timeout"])
     if len(nodes) < (wanted if stop else config.min_sites):
         raise SiteFailed(f"{len(nodes)} of {wanted} sites are there after {run['timeout']} s: "
                          f"{', '.join(answers)}")
@@ -187,28 +194,46 @@ def content_of(reply, timeout):
 
 
 def as_update(site, answer):
-    """Return a site's answer as an Update; what went wrong there as it is."""
+    """Return a site's answer as an Update, None if it has no training images; what went wrong there
+    as it is."""
     if isinstance(answer, Exception):
         return answer
     try:
         scalars = answer["scalars"]
+        if scalars["n"] == 0:
+            return None
+        losses = {name: float(value) for name, value in answer["losses"].items()}
         return Update(site, scalars["n"], tensors(answer["weights"]), unpack(answer["prototypes"]),
-                      dict(answer["losses"]), {}, scalars["seconds"])
-    except (KeyError, ValueError) as problem:
+                      losses, {}, float(scalars["seconds"]))
+    except Exception as problem:  # noqa: BLE001 - a foreign answer may be wrong in any way
         return ValueError(f"its answer cannot be read: {problem!r}")
 
 
-def without_failed(answers, config):
-    """Return the answers with scores; a site that sent none is named."""
+def with_scores(answers, parts, config):
+    """Return the answers that hold the scores `parts`; a site that sent none is named."""
+    kept = {}
     for site, answer in sorted(answers.items()):
+        if not isinstance(answer, Exception) and not all(is_fit(answer.get(part)) for part in parts):
+            answer = ValueError("they cannot be read or are not finite")
         if isinstance(answer, Exception):
             sit_out(f"site {site} sent no scores: {answer}", config)
-    return {site: answer for site, answer in answers.items() if not isinstance(answer, Exception)}
+        else:
+            kept[site] = answer
+    return kept
 
 
-def scores_of(answers, what):
-    """Return the sites' scores of a split, or of `best.test` and so on, as `evaluate` gives them."""
-    sites = {site: {name: answers[site]["scalars"].get(f"{what}.{name}") for name in MEASURES}
+def is_fit(scores):
+    """Return whether a record of scores can be averaged."""
+    try:
+        needed = {"dice", "misses"} if scores["cases"] else set()
+        return needed <= scores.keys() and math.isfinite(sum(scores.values()))
+    except (KeyError, TypeError):
+        return False
+
+
+def scores_of(answers, part):
+    """Return the sites' scores of a part, `val` or `best.test` and so on, as `evaluate` gives them."""
+    sites = {site: {name: answers[site][part].get(name) for name in MEASURES}
              for site in sorted(answers)}
     return {"sites": sites, "mean": mean_scores(sites)}
 
@@ -227,17 +252,19 @@ def run_server(grid, context):
     def run_round(t):
         w, G = state["weights"], state["prototypes"]
         answers = ask_sites("train", {"weights": ArrayRecord(w), "prototypes": pack(G),
-                                      "round": ConfigRecord({"t": t})})
+                                      "round": ConfigRecord({"t": t}),
+                                      "last": MetricRecord(state["optimizers"])})
         if config.hold_out not in (None, *answers):
-            raise BadInput(f"hold_out: no site {config.hold_out} is there, only {', '.join(answers)}")
-        results = {site: as_update(site, answer) for site, answer in answers.items()
-                   if site != config.hold_out}
+            sit_out(f"hold_out: site {config.hold_out} is not there, only {', '.join(answers)}", config)
+        results = {site: update for site, answer in answers.items()
+                   if (update := as_update(site, answer)) is not None}
         updates = accept(results, w, G, config, t)
+        state["optimizers"] |= {update.site: t for update in updates}
         return *aggregate(updates, config, method), updates
 
     def score():
         answers = ask_sites("evaluate", {"weights": ArrayRecord(state["weights"])})
-        return scores_of(without_failed(answers, config), "val")
+        return scores_of(with_scores(answers, ("val",), config), "val")
 
     training.run_rounds(state, config, run_round, score)
     finish(ask_sites, out, config, state["seconds"])
@@ -247,14 +274,17 @@ def finish(ask_sites, out, config, seconds):
     """Have every site score the best and the last round; write and print result.json."""
     checkpoints = {kind: load_checkpoint(out / f"{kind}.pt") for kind in KINDS}
     rounds = {kind: checkpoints[kind]["round"] for kind in KINDS}
-    answers = without_failed(ask_sites("evaluate.finish", {"round": ConfigRecord(rounds)} | {
-        kind: ArrayRecord(checkpoints[kind]["weights"]) for kind in KINDS}), config)
+    answers = ask_sites("evaluate.finish", {"round": ConfigRecord(rounds)} | {
+        kind: ArrayRecord(checkpoints[kind]["weights"]) for kind in KINDS})
+    answers = with_scores(answers, [f"{kind}.{split}" for kind in KINDS for split in SPLITS], config)
     result = {kind: {"round": rounds[kind]} for kind in KINDS}
     for kind in KINDS:
-        for split, title in (("val", "validation"), ("test", "test")):
+        for split, title in SPLITS.items():
             result[kind][split] = scores_of(answers, f"{kind}.{split}")
             print(f"\n{kind} round {rounds[kind]}, {title}, statistics of the {config.test_stats}")
             print(format_table(result[kind][split], units(config)["hd95"]), flush=True)
-    result |= {"units": units(config), "definitions": definitions(config, [])} | run_facts(seconds)
+    foreign = [site for site in answers if site not in checkpoints["last"]["optimizers"]]
+    result |= {"units": units(config), "definitions": definitions(config, foreign)}
+    result |= run_facts(seconds)
     training.save(out / "result.json", training.as_json(result))
     print(f"written to {out}: result.json, metrics.csv, best.pt, last.pt", flush=True)

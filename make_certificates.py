@@ -1,8 +1,17 @@
 """Make certificates and keys to try TLS with: python make_certificates.py FOLDER [NODE ...]
 
 FOLDER gets ca.crt, server.pem and server.key for 127.0.0.1 and localhost, valid for 30 days, and for
-every NODE a key pair NODE, NODE.pub. For trying only: the CA's own key is thrown away, a hospital's
-key is made at the hospital, and a real server has the certificate of its own name.
+every NODE a key pair NODE, NODE.pub. For trying only: the CA's own key is thrown away.
+
+Between machines of their own, each with this program, requirements.txt and requirements-flower.txt,
+the FLWR settings of README in its environment and a clock in step (to seconds):
+
+  server    has a certificate of its own name; flower-superlink runs there with --host 0.0.0.0, flwr
+            on the machine that registers the keys and starts the run
+  hospital  makes its key: ssh-keygen -t ecdsa -b 384 -N "" -f KEY, and sends KEY.pub, nothing else;
+            once that is registered, its flower-supernode runs with --superlink SERVER:PORT,
+            --root-certificates (of the authority that signed the server's certificate) and
+            --auth-supernode-private-key KEY; it needs no port that is open to others
 """
 
 import datetime

@@ -23,10 +23,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import baselines
+import federated
 import train
 from config import BadInput, load_config
 from eval import load_checkpoint
 from federated import Diverged, SiteFailed
+from test_baselines import readme_example
 from test_fedbcs import HERE, assert_same, write_nuclei
 
 flwr_app = pytest.importorskip("flwr.app")
@@ -141,7 +144,7 @@ def in_process(folder, data, *overrides):
 
 
 def without_facts(result):
-    return {key: result[key] for key in ("best", "last", "units")}
+    return {key: result[key] for key in ("best", "last", "units", "definitions")}
 
 
 def readme_commands(folder, data, ports):
@@ -172,8 +175,7 @@ def test_readmes_commands_over_tls_equal_one_process(federation, tmp_path):
     wait_for((home / "keys" / "ca.crt").exists, 60)
     wait_for(lambda: is_open(federation.port), 60)
     subprocess.run([sys.executable, HERE / "make_certificates.py", tmp_path / "other", "a"], check=True)
-    tls = ["--ssl-ca-certfile", home / "keys" / "ca.crt", "--ssl-certfile", home / "keys" / "server.pem",
-           "--ssl-keyfile", home / "keys" / "server.key", "--root-certificates", home / "keys" / "ca.crt"]
+    tls = ["--root-certificates", home / "keys" / "ca.crt"]
     for name, site, folder, key in (  # one with no key, one that claims to be east with a key of its own
             ("keyless", "south", tmp_path / "more" / "south", []),
             ("foreign", "east", data / "east", ["--auth-supernode-private-key", tmp_path / "other" / "a"])):
@@ -194,7 +196,7 @@ def test_readmes_commands_over_tls_equal_one_process(federation, tmp_path):
             "best.pt", "last.pt", "config.yaml", "optimizer.pt", "predictions.png", "result.json",
             "splits.json"}
         kept = torch.load(home / f"tls_{site}" / "optimizer.pt", weights_only=True)
-        assert_same(kept["after"], state["optimizers"][site])
+        assert_same(kept[2], state["optimizers"][site])
     for name in ("keyless", "foreign"):
         assert "Failed to initialize the connection" in federation.log(name), federation.log(name)
         assert federation.nodes[name].poll() not in (None, 0)
@@ -244,7 +246,7 @@ class Hospitals:
         self.client, self.spoil, self.sent, self.folder = app.client, lambda _, r: r, [], folder
         self.run = {"config": "config.yaml", "sites": sites_wanted or len(sites), "timeout": timeout,
                     "overrides": shlex.join((*SETTINGS, *overrides, f"out={folder / 'server'}"))}
-        self.nodes, self.numbers = {}, itertools.count(1)
+        self.nodes, self.numbers, self.ids = {}, itertools.count(1), itertools.count()
         for site in sites:
             self.join(site, data / site)
 
@@ -261,6 +263,7 @@ class Hospitals:
     def send_and_receive(self, messages, timeout=None):
         for message in messages:
             node = message.metadata.dst_node_id
+            message.metadata.__dict__["_message_id"] = str(next(self.ids))
             assert node in self.nodes
             identity.node_id = node  # as the process that Flower starts for a task
             reply = self.spoil(message, self.client(copy.deepcopy(message), self.context(node)))
@@ -303,6 +306,18 @@ def test_every_method_equals_one_process(tmp_path, method, capsys):
     assert method != "fedbcs early" or result["best"]["round"] == 1
 
 
+def test_a_method_of_ones_own_travels(tmp_path, monkeypatch):
+    """It lies beside the program at a site, whatever the folder that its node was started in."""
+    data, overrides = write_nuclei(tmp_path / "data", ("a", "b")), ("rounds=2", "method=mine.py:fedproto")
+    (tmp_path / "mine.py").write_text(readme_example()[0])
+    monkeypatch.setattr(baselines, "__file__", str(tmp_path / "baselines.py"))
+    state, result = in_process(tmp_path / "one", data, *overrides, "fsr=none", "prototype_weight=0")
+    served, said = Hospitals(tmp_path, data, "ab", (*overrides, "fsr=none", "prototype_weight=0")).train()
+    for key in ("weights", "prototypes"):
+        assert_same(dict(served[key]), dict(state[key]))
+    assert served["prototypes"] and without_facts(said) == without_facts(result)
+
+
 def failing(how, node_of_b):
     """Return spoil(message, reply): site b fails from its second training on."""
     trained = []
@@ -315,9 +330,14 @@ def failing(how, node_of_b):
         if how == "silent":
             return None
         if how == "crashed":
-            return Message(Error(1, "the client app crashed"), reply_to=message)
+            reply = Message(Error(1, "the client app crashed"), reply_to=message)
+            reply.metadata.__dict__["_src_node_id"] = 1  # of the SuperLink, as when a node is lost
+            return reply
         if how == "lacking":
             del reply.content["scalars"]
+            return reply
+        if how == "count":
+            reply.content["scalars"]["n"] = torch.nan
             return reply
         name, wrong = {"nan": ("weights", torch.nan), "inf": ("prototypes", torch.inf)}.get(how, (how, 0))
         tensors = dict(reply.content[name].to_torch_state_dict())
@@ -330,7 +350,7 @@ def failing(how, node_of_b):
 
 @pytest.mark.parametrize("how, words", [
     ("silent", "no answer within 1 s"), ("crashed", "the client app crashed"), ("nan", "not finite"),
-    ("lacking", "its answer cannot be read: KeyError"),
+    ("lacking", "its answer cannot be read: KeyError"), ("count", "it has nan training images"),
     ("inf", "not finite"), ("weights", "name or shape"), ("prototypes", "are not vectors")])
 def test_a_site_that_fails_stops_the_run_or_sits_out(tmp_path, capsys, how, words):
     data = write_nuclei(tmp_path / "data", ("a", "b", "c"))
@@ -367,7 +387,7 @@ def test_a_site_that_raises_is_named(tmp_path):
     assert time.monotonic() - start < 10
     shutil.rmtree(tmp_path / "server")
     nodes.join("a", data / "a")
-    with pytest.raises(SiteFailed, match="two nodes answer as site a"):
+    with pytest.raises(SiteFailed, match="two nodes answer as one site, give each its own name: a, a"):
         nodes.train()
 
 
@@ -426,11 +446,14 @@ def test_sites_that_come_and_go(tmp_path, capsys):
     assert "site c" not in said.err
 
 
-def test_node_config_and_hold_out_are_checked(tmp_path):
+def test_node_config_and_hold_out_are_checked(tmp_path, capsys):
     data = write_nuclei(tmp_path / "data", ("a", "b"))
     nodes = Hospitals(tmp_path, data, "ab", ("rounds=1", "hold_out=east"))
-    with pytest.raises(BadInput, match="hold_out: no site east is there, only a, b"):
+    with pytest.raises(SiteFailed, match="hold_out: site east is not there, only a, b$"):
         nodes.train()
+    skip = ("rounds=1", "hold_out=east", "on_site_failure=skip")  # it may come later
+    Hospitals(tmp_path / "skip", data, "ab", skip).train()
+    assert "hold_out: site east is not there, only a, b; it is left out" in capsys.readouterr().err
     flower_app = sys.modules["flower_app"]
     for key in ("site", "data", "out"):
         context = nodes.context(1)
@@ -457,15 +480,17 @@ def test_what_leaves_a_site(tmp_path):
             file.rename(file.with_name(f"TCGA-PATIENT-{number}.png"))
     nodes = Hospitals(tmp_path, data, "ab", ("rounds=2",))
     nodes.train()
-    _, site, _, model = sys.modules["flower_app"].own_site(nodes.context(1))
+    flower_app = sys.modules["flower_app"]
+    _, site, _, model = flower_app.own_site(nodes.context(1))
     shapes, kinds = {k: v.shape for k, v in model.state_dict().items()}, []
     for message, reply in nodes.sent:
         if message.metadata.dst_node_id != 1:
             continue
         content, kind = reply.content, message.metadata.message_type
         kinds.append(kind)
-        assert set(content) == {"site", "scalars"} | (
-            {"weights", "prototypes", "losses"} if kind == "train" else set())
+        assert set(content) == {"site"} | {
+            "train": {"scalars", "weights", "prototypes", "losses"}, "evaluate": {"val"},
+            "evaluate.finish": {"best.val", "best.test", "last.val", "last.test"}}[kind]
         assert dict(content["site"]) == {"name": "a"}
         if kind == "train":
             assert {k: v.shape for k, v in content["weights"].to_torch_state_dict().items()} == shapes
@@ -475,8 +500,8 @@ def test_what_leaves_a_site(tmp_path):
             assert set(content["scalars"]) == {"n", "seconds"}
             assert set(content["losses"]) == {"dice", "contrast", "consistency"}
         else:
-            assert {key.split(".")[-1] for key in content["scalars"]} <= {
-                "dice", "hd95", "assd", "misses", "cases"}
+            for part in set(content) - {"site"}:
+                assert set(content[part]) <= {"dice", "hd95", "assd", "misses", "cases"}
         found = sent_bytes(content)
         print(f"{kind}: {len(sent_bytes(message.content))} bytes to a site, {len(found)} from it")
         for secret in (b"TCGA", b"PATIENT", b".png", str(data).encode()):
@@ -505,18 +530,73 @@ def test_what_the_server_is_told_of_a_failure(tmp_path, capsys):
     assert "round 3" in flower_app.told(Diverged("the loss is nan at site a, round 3, step 1"))
 
 
-def test_a_repeated_round_starts_from_the_same_optimizer_state(tmp_path):
-    """A server that resumes asks for a round again, one that starts anew for round 1: same answers."""
+def test_an_update_starts_from_the_optimizer_state_of_the_last_that_was_taken(tmp_path):
+    """A server that resumes asks for a round again, one that took no update goes on from the one
+    before, and one that starts anew begins at none: the same answers each time."""
     flower_app = pytest.importorskip("flower_app")
     nodes = Hospitals(tmp_path, write_nuclei(tmp_path / "data", ("a",)), "a")
     model = flower_app.own_site(nodes.context(1))[3]
     content = {"weights": ArrayRecord(model.state_dict()), "prototypes": ArrayRecord()}
-    first, second, again, anew = (
-        flower_app.train_site(content | {"round": {"t": t}}, nodes.context(1))["weights"]
-        .to_torch_state_dict() for t in (1, 2, 2, 1))
-    assert_same(dict(second), dict(again))
-    assert_same(dict(first), dict(anew))
+
+    def ask(t, last):
+        asked = content | {"round": {"t": t}, "last": {"a": last} if last else {}}
+        return dict(flower_app.train_site(asked, nodes.context(1))["weights"].to_torch_state_dict())
+    first, second, third = ask(1, 0), ask(2, 1), ask(3, 2)
+    assert_same(third, ask(3, 2))
+    assert_same(first, ask(1, 0))
+    assert_same(second, ask(2, 1))
+    assert_same(second, ask(2, 1))
+    ask(3, 1)
+    held = torch.load(tmp_path / "a" / "optimizer.pt", weights_only=True)
+    assert set(held) == {1, 3}  # round 2 was not taken
     assert not torch.equal(first["head.weight"], second["head.weight"])  # adam's state has moved on
+    assert not torch.equal(second["head.weight"], third["head.weight"])
+
+
+def test_an_update_that_was_not_taken_leaves_no_trace(tmp_path, monkeypatch):
+    """skip: a site whose update was refused goes on from the optimizer state before it, as in one
+    process."""
+    data = write_nuclei(tmp_path / "data", ("a", "b"))
+    settings, honest = ("rounds=3", "on_site_failure=skip"), federated.local_update
+
+    def local_update(model, site, w, G, state, t, *rest, **more):
+        update = honest(model, site, w, G, state, t, *rest, **more)
+        if (site.name, t) == ("b", 2):
+            update.weights["head.weight"][0] = torch.nan
+        return update
+    pytest.importorskip("flower_app")
+    for module in (federated, sys.modules["flower_app"]):
+        monkeypatch.setattr(module, "local_update", local_update)
+    state, result = in_process(tmp_path / "one", data, *settings)
+    served, said = Hospitals(tmp_path, data, "ab", settings).train()
+    assert_same(dict(served["weights"]), dict(state["weights"]))
+    assert without_facts(said) == without_facts(result)
+    assert served["optimizers"] == {"a": 3, "b": 3}
+
+
+@pytest.mark.parametrize("spoilt", [{"dice": float("nan")}, {"dice": None}, {"cases": None}, {"misses": [1, 2]},
+                                    None])
+def test_scores_that_cannot_be_averaged_are_named(tmp_path, capsys, spoilt):
+    """skip: they count nowhere, and a round without any is not the best."""
+    data = write_nuclei(tmp_path / "data", ("a", "b"))
+    nodes, told = Hospitals(tmp_path, data, "ab", ("rounds=3", "on_site_failure=skip")), []
+
+    def spoil(message, reply):
+        told.extend(["val"] * ("val" in reply.content))
+        if "val" in reply.content and (message.metadata.dst_node_id == 2 or len(told) in (3, 4)):
+            if spoilt is None:
+                del reply.content["val"]
+            else:
+                kept = {k: v for k, v in (dict(reply.content["val"]) | (spoilt or {})).items() if v is not None}
+                reply.content["val"] = flwr_app.MetricRecord(kept)
+        return reply
+    nodes.spoil = spoil
+    state, result = nodes.train()
+    said = capsys.readouterr().err
+    assert said.count("site b sent no scores: they cannot be read or are not finite; it is left out") == 3
+    assert said.count("site a sent no scores") == 1
+    assert [row[:3] for row in state["history"] if row[1] == "val"] == [(1, "val", "a"), (3, "val", "a")]
+    assert result["best"]["round"] != 2
 
 
 def test_the_bundle_holds_code_and_settings_alone(tmp_path):

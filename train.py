@@ -24,7 +24,8 @@ COLUMNS = ("round", "split", "site", "dice", "loss_dice", "loss_contrast", "loss
 
 
 def train(config):
-    """Run all rounds of `config`, leaving its run folder complete; raises BadInput and Diverged."""
+    """Run all rounds of `config`, leaving its run folder complete; raises BadInput, Diverged,
+    SiteFailed."""
     out, device = Path(config.out), evaluation.pick_device(config.device)
     check_run_folder(out, config)
     sites = load_sites(config)
@@ -144,7 +145,7 @@ def note_best(state, scores):
     if not scores:
         return False
     dice, best = scores["mean"]["dice"], state["best"]["dice"]
-    if best is not None and dice <= best:
+    if best is not None and (dice is None or dice <= best):
         return False
     state["best"] = {"round": state["round"], "dice": dice}
     return True
