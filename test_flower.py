@@ -518,7 +518,7 @@ def test_what_leaves_a_site(tmp_path):
 
 
 def test_what_the_server_is_told_of_a_failure(tmp_path, capsys):
-    flower_app = pytest.importorskip("flower_app")
+    messages = pytest.importorskip("flower_messages")
     data = write_nuclei(tmp_path / "data", ("a",))
     (data / "a" / "images" / "1.png").write_bytes(b"no image")
     nodes = Hospitals(tmp_path, data, "a")
@@ -527,7 +527,7 @@ def test_what_the_server_is_told_of_a_failure(tmp_path, capsys):
         "site": {"name": "a", "problem": "BadInput: see the log of that site"}}
     said = capsys.readouterr().err  # the site's own log
     assert said.startswith("error: ") and "1.png" in said and said.count("\n") == 1
-    assert "round 3" in flower_app.told(Diverged("the loss is nan at site a, round 3, step 1"))
+    assert "round 3" in messages.told(Diverged("the loss is nan at site a, round 3, step 1"))
 
 
 def test_an_update_starts_from_the_optimizer_state_of_the_last_that_was_taken(tmp_path):

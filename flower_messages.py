@@ -1,0 +1,155 @@
+"""What travels between the server and the sites on Flower, as records, and what is wrong with it.
+
+A site answers each request with named records and with its name; whatever goes wrong there travels
+as that. The server turns answers into Updates and scores, or into what is said of the site.
+"""
+
+import math
+import sys
+import time
+import traceback
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from config import BadInput
+from federated import Diverged, SiteFailed, Update, sit_out
+from metrics import mean_scores
+
+MEASURES = ("dice", "hd95", "assd", "misses", "cases")
+
+
+def pack(prototypes):
+    """Return {path: {class: tensor}} as a record, its keys path/class."""
+    return ArrayRecord({f"{path}/{j}": v for path in prototypes for j, v in prototypes[path].items()})
+
+
+def tensors(record, device="cpu"):
+    """Return {name: tensor} of a record, on a device."""
+    return {name: value.to(device) for name, value in record.to_torch_state_dict().items()}
+
+
+def unpack(record, device="cpu"):
+    """Return the {path: {class: tensor}} of `pack`, on a device."""
+    prototypes = {}
+    for key, value in tensors(record, device).items():
+        path, j = key.rsplit("/", 1)
+        prototypes.setdefault(path, {})[int(j)] = value
+    return prototypes
+
+
+# ---- A site ----
+
+def as_records(parts):
+    """Return {part: scores of one site as `evaluate` gives them} as records of numbers."""
+    return {part: MetricRecord({name: value for row in scores["sites"].values()
+                                for name, value in row.items() if value is not None})
+            for part, scores in parts.items()}
+
+
+def told(problem):
+    """Return what the server is told of an exception: of most its kind alone, for the text may hold
+    the name of a file or a patient. The site's own log has all of it."""
+    text = str(problem) if isinstance(problem, Diverged) else "see the log of that site"
+    return f"{type(problem).__name__}: {text}"
+
+
+def answering(task):
+    """Return task(content, context) -> {name: record} as a handler of messages that never raises."""
+    def handler(message, context):
+        site = {"name": str(context.node_config.get("site", "without a name"))}
+        try:
+            records = task(message.content, context)
+        except Exception as problem:  # noqa: BLE001
+            print("error:", problem if isinstance(problem, BadInput) else traceback.format_exc(),
+                  file=sys.stderr, flush=True)
+            records, site["problem"] = {}, told(problem)
+        return Message(RecordDict(records | {"site": ConfigRecord(site)}), reply_to=message)
+    return handler
+
+
+# ---- The server ----
+
+def ask(grid, config, run, names, kind, records):
+    """Send records {name: record} to every node; return {site: its records, or what is wrong}.
+
+    Waits for the run's `sites` nodes to be there (with `skip`, once the run goes on, for min_sites),
+    then for their answers, each `timeout` seconds at most. names: {node: site} of all so far,
+    brought up to date here. Raises SiteFailed if a node is missing and may not be.
+    """
+    stop, end = config.on_site_failure == "stop", time.monotonic() + run["timeout"]
+    wanted = run["sites"] if stop or not names else config.min_sites
+    while len(nodes := list(grid.get_node_ids())) < wanted and time.monotonic() < end:
+        time.sleep(1)
+    lifetime = run["timeout"] + 60  # a node that comes back later is spared what nobody waits for
+    messages = [Message(RecordDict(dict(records)), node, kind, ttl=lifetime) for node in nodes]
+    replies = list(grid.send_and_receive(messages, timeout=run["timeout"]))
+    asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+    replies = {asked[reply.metadata.reply_to_message_id]: reply for reply in replies}
+    here = {node: str(reply.content["site"]["name"]) for node, reply in replies.items()
+            if not reply.has_error()}
+    if len(set(here.values())) < len(here):
+        raise SiteFailed(f"two nodes answer as one site, give each its own name: "
+                         f"{', '.join(sorted(here.values()))}")
+    names |= here
+    answers = {site: RuntimeError("its node is gone") for site in names.values()}
+    for node in sorted(nodes, key=here.__contains__):  # a lost node before its replacement
+        answers[names.get(node, f"of node {node}")] = content_of(replies.get(node), run["timeout"])
+    if len(nodes) < (wanted if stop else config.min_sites):
+        raise SiteFailed(f"{len(nodes)} of {wanted} sites are there after {run['timeout']} s: "
+                         f"{', '.join(answers)}")
+    return answers
+
+
+def content_of(reply, timeout):
+    """Return the records of a reply, or what is wrong with it."""
+    if reply is None:
+        return TimeoutError(f"no answer within {timeout} s")
+    if reply.has_error():
+        return RuntimeError(reply.error.reason)
+    problem = reply.content["site"].get("problem")
+    return RuntimeError(problem) if problem else reply.content
+
+
+def as_update(site, answer):
+    """Return a site's answer as an Update, None if it has no training images; what went wrong there
+    as it is."""
+    if isinstance(answer, Exception):
+        return answer
+    try:
+        scalars = answer["scalars"]
+        if scalars["n"] == 0:
+            return None
+        losses = {name: float(value) for name, value in answer["losses"].items()}
+        return Update(site, scalars["n"], tensors(answer["weights"]), unpack(answer["prototypes"]),
+                      losses, {}, float(scalars["seconds"]))
+    except Exception as problem:  # noqa: BLE001 - a foreign answer may be wrong in any way
+        return ValueError(f"its answer cannot be read: {problem!r}")
+
+
+def with_scores(answers, parts, config):
+    """Return the answers that hold the scores `parts`; a site that sent none is named."""
+    kept = {}
+    for site, answer in sorted(answers.items()):
+        if not isinstance(answer, Exception) and not all(is_fit(answer.get(part)) for part in parts):
+            answer = ValueError("they cannot be read or are not finite")
+        if isinstance(answer, Exception):
+            sit_out(f"site {site} sent no scores: {answer}", config)
+        else:
+            kept[site] = answer
+    return kept
+
+
+def is_fit(scores):
+    """Return whether a record of scores can be averaged."""
+    try:
+        needed = {"dice", "misses"} if scores["cases"] else set()
+        return needed <= scores.keys() and math.isfinite(sum(scores.values()))
+    except (KeyError, TypeError):
+        return False
+
+
+def scores_of(answers, part):
+    """Return the sites' scores of a part, `val` or `best.test` and so on, as `evaluate` gives them."""
+    sites = {site: {name: answers[site][part].get(name) for name in MEASURES}
+             for site in sorted(answers)}
+    return {"sites": sites, "mean": mean_scores(sites)}
