@@ -98,6 +98,7 @@ def peak_mb(method):
 
 
 def main():
+    """Measure and print step times, FSR's time and peak memory."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         peak = {method: pool.apply(peak_mb, (method,)) for method in METHODS}
     step = median_seconds({method: training_step(method) for method in METHODS})

@@ -160,6 +160,7 @@ def save_sheet(rows, file):
 
 
 def main():
+    """Print the report on a data folder and draw its contact sheet."""
     parser = Parser(description=__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="data folder, one folder a site; or demo")
     parser.add_argument("--task", required=True, choices=("nuclei", "prostate"))

@@ -109,6 +109,7 @@ def effect(model, k, layer, z, out):
 
 
 def main():
+    """Print what the gradients and features of a run look like, site by site."""
     parser = Parser(description=__doc__)
     parser.add_argument("--run", required=True, metavar="FOLDER", help="run folder of train.py")
     folder = Path(parser.parse_args().run)

@@ -27,6 +27,7 @@ FORMAT = "fedbcs-1"
 NEEDED = {"config", "round", "weights", "statistics"}
 AT_ONCE = 32  # slices in one pass of a prediction
 FREE_ON_RESUME = {"rounds", "out", "device", "resume"}
+KINDS, SCORED = ("best", "last"), {"val": "validation", "test": "test"}
 FREE_ON_EVAL = {"data", "device", "test_stats", "eval_slices", "case_pattern"}
 
 
@@ -135,7 +136,7 @@ def score_checkpoint(file, sites, config, device):
     model = model_of(checkpoint, file, device)
     statistics = local_statistics(model, checkpoint, sites, config, device)
     scores = {split: evaluate(model, sites, split, config, device, statistics)
-              for split in ("val", "test")}
+              for split in SCORED}
     return {"round": checkpoint["round"]} | scores
 
 
@@ -149,14 +150,23 @@ def score_run(folder, sites, config, device, seconds):
     start, result = time.perf_counter(), {}
     splits = read_splits(folder / "splits.json")
     foreign = [site.name for site in sites if not splits.get(site.name, {}).get("train")]
-    for kind in ("best", "last"):
+    for kind in KINDS:
         result[kind] = score_checkpoint(folder / f"{kind}.pt", sites, config, device)
-        for split, title in (("val", "validation"), ("test", "test")):
-            scores, t = result[kind][split], result[kind]["round"]
-            print(f"\n{kind} round {t}, {title}, statistics of the {config.test_stats}")
-            print(format_table(scores, units(config)["hd95"]))
-    result |= {"units": units(config), "definitions": definitions(config, foreign)}
-    return result | run_facts(seconds + time.perf_counter() - start)
+        print_scores(kind, result[kind], config)
+    return explained(result, config, foreign, seconds + time.perf_counter() - start)
+
+
+def print_scores(kind, scores, config):
+    """Print the tables of `best` or `last`, whose scores are {round, val, test}."""
+    for split, title in SCORED.items():
+        print(f"\n{kind} round {scores['round']}, {title}, statistics of the {config.test_stats}")
+        print(format_table(scores[split], units(config)["hd95"]), flush=True)
+
+
+def explained(result, config, foreign, seconds):
+    """Return the result with its units, its definitions and the facts of the run."""
+    return (result | {"units": units(config), "definitions": definitions(config, foreign)}
+            | run_facts(seconds))
 
 
 def run_facts(seconds):
@@ -214,6 +224,7 @@ def prediction_tiles(local, sample, config, device):
 
 
 def main():
+    """Print the tables of a run and its result as JSON, with the overrides that scoring allows."""
     start = time.perf_counter()
     allowed, parser = ", ".join(sorted(FREE_ON_EVAL)), Parser(description=__doc__)
     parser.add_argument("--run", required=True, metavar="FOLDER", help="run folder of train.py")

@@ -20,7 +20,16 @@ import train as training
 from baselines import method_of
 from config import BadInput, load_config
 from datasets import load_own_site
-from eval import FORMAT, load_checkpoint, pick_device, run_facts
+from eval import (
+    FORMAT,
+    KINDS,
+    SCORED,
+    explained,
+    load_checkpoint,
+    local_statistics,
+    pick_device,
+    print_scores,
+)
 from federated import accept, aggregate, local_update, sit_out
 from flower_messages import (
     answering,
@@ -33,14 +42,10 @@ from flower_messages import (
     unpack,
     with_scores,
 )
-from metrics import definitions, format_table, units
-from site_statistics import site_statistics
 from unet import build_model
 
 client = ClientApp()
 server = ServerApp()
-KINDS = ("best", "last")
-SPLITS = {"val": "validation", "test": "test"}
 
 
 def settings(context, *overrides):
@@ -71,7 +76,7 @@ def train_site(content, context):
     file, device = Path(config.out) / "optimizer.pt", pick_device(config.device)
     # {round: state}: the server says which round's update it took last, a later one does not count
     states = torch.load(file, "cpu", weights_only=True) if file.exists() else {}
-    before = states.get(last) if last else None
+    before = states.get(last)  # None before the first
     update = local_update(model, site, tensors(content["weights"], device),
                           unpack(content["prototypes"], device), before, t, config, method=method)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -95,14 +100,13 @@ def finish_site(content, context):
     out, device = Path(config.out), pick_device(config.device)
     training.prepare_run_folder(out, [site], config)
     for kind in KINDS:
-        model.load_state_dict(w := tensors(content[kind]))
-        statistics = {site.name: site_statistics(model, site, config, device)} \
-            if config.test_stats == "site" else {}
         checkpoint = {"format": FORMAT, "config": vars(config), "round": content["round"][kind],
-                      "weights": w, "statistics": statistics}
+                      "weights": tensors(content[kind]), "statistics": {}}
+        model.load_state_dict(checkpoint["weights"])
+        checkpoint["statistics"] = local_statistics(model, checkpoint, [site], config, device)
         training.save(out / f"{kind}.pt", training.as_bytes(checkpoint))
     result = training.finish(out, [site], config, device, 0.0)
-    return as_records({f"{kind}.{split}": result[kind][split] for kind in KINDS for split in SPLITS})
+    return as_records({f"{kind}.{split}": result[kind][split] for kind in KINDS for split in SCORED})
 
 
 client.train()(answering(train_site))
@@ -150,15 +154,13 @@ def finish(ask_sites, out, config, seconds):
     rounds = {kind: checkpoints[kind]["round"] for kind in KINDS}
     answers = ask_sites("evaluate.finish", {"round": ConfigRecord(rounds)} | {
         kind: ArrayRecord(checkpoints[kind]["weights"]) for kind in KINDS})
-    answers = with_scores(answers, [f"{kind}.{split}" for kind in KINDS for split in SPLITS], config)
-    result = {kind: {"round": rounds[kind]} for kind in KINDS}
+    parts = [f"{kind}.{split}" for kind in KINDS for split in SCORED]
+    answers, result = with_scores(answers, parts, config), {}
     for kind in KINDS:
-        for split, title in SPLITS.items():
-            result[kind][split] = scores_of(answers, f"{kind}.{split}")
-            print(f"\n{kind} round {rounds[kind]}, {title}, statistics of the {config.test_stats}")
-            print(format_table(result[kind][split], units(config)["hd95"]), flush=True)
+        result[kind] = {"round": rounds[kind]} | {
+            split: scores_of(answers, f"{kind}.{split}") for split in SCORED}
+        print_scores(kind, result[kind], config)
     foreign = [site for site in answers if site not in checkpoints["last"]["optimizers"]]
-    result |= {"units": units(config), "definitions": definitions(config, foreign)}
-    result |= run_facts(seconds)
+    result = explained(result, config, foreign, seconds)
     training.save(out / "result.json", training.as_json(result))
     print(f"written to {out}: result.json, metrics.csv, best.pt, last.pt", flush=True)

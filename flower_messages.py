@@ -13,9 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from config import BadInput
 from federated import Diverged, SiteFailed, Update, sit_out
-from metrics import mean_scores
-
-MEASURES = ("dice", "hd95", "assd", "misses", "cases")
+from metrics import MEASURES, mean_scores
 
 
 def pack(prototypes):

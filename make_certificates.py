@@ -49,6 +49,7 @@ def private(key, form):
 
 
 def main():
+    """Write the certificates and the keys of the nodes that are named."""
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
     folder = Path(sys.argv[1])

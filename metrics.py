@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+MEASURES = ("dice", "hd95", "assd", "misses", "cases")  # of a site
+
 
 def border(mask):
     """Return mask minus its erosion with the cross of 4 (2-D) or 6 (3-D) neighbours, bool.

@@ -121,6 +121,7 @@ def scale(values):
 
 
 def sides(shape):
+    """Return an image's size for a message."""
     return " x ".join(str(n) for n in shape[:2])
 
 

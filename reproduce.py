@@ -29,11 +29,11 @@ from config import PRESETS, BadInput, Parser, as_yaml, load_config, run_program
 from eval import check_same_config
 from layouts import list_files
 from many_runs import Run, result_of, train_all
+from metrics import MEASURES
 
 TAUS = (0.005, 0.02, 0.1, 0.4)
 SET_HERE = {"method": "--methods", "seed": "--seeds", "out": "--out", "resume": "--out",
             "hold_out": "the comparison table"}
-MEASURES = ("dice", "hd95", "assd", "misses", "cases")
 
 
 # ---- Which runs a comparison needs ----
@@ -208,6 +208,7 @@ def base_config(file, overrides, out):
 
 
 def main():
+    """Train what the comparison needs and draw it."""
     comparisons = ("table", "ablation", "tau", "convergence", "style", "pictures")
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparison", choices=comparisons)

@@ -72,11 +72,12 @@ class Federation:
         self.others.append(self.link)
         wait_for(lambda: is_open(self.port), 60)
 
-    def start_node(self, site, data):
-        self.nodes[site] = self.start(
-            site, "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{self.port}", "--host",
+    def start_node(self, site, data, name=None, secure=("--insecure",)):
+        name = name or site
+        self.nodes[name] = self.start(
+            name, "flower-supernode", *secure, "--superlink", f"127.0.0.1:{self.port}", "--host",
             "127.0.0.1", "--port", free_port(), "--node-config",
-            f"site='{site}' data='{data}' out='{self.folder / site}'")
+            f"site='{site}' data='{data}' out='{self.folder / name}'")
 
     def start_run(self, *overrides, timeout):
         words = shlex.join((*SETTINGS, *overrides, f"out={self.folder / 'server'}"))
@@ -179,10 +180,7 @@ def test_readmes_commands_over_tls_equal_one_process(federation, tmp_path):
     for name, site, folder, key in (  # one with no key, one that claims to be east with a key of its own
             ("keyless", "south", tmp_path / "more" / "south", []),
             ("foreign", "east", data / "east", ["--auth-supernode-private-key", tmp_path / "other" / "a"])):
-        federation.nodes[name] = federation.start(
-            name, "flower-supernode", *tls, *key, "--superlink", f"127.0.0.1:{federation.port}", "--host",
-            "127.0.0.1", "--port", free_port(), "--node-config",
-            f"site='{site}' data='{folder}' out='{tmp_path / name}'")
+        federation.start_node(site, folder, name, (*tls, *key))
     assert run.wait(200) == 0
     state, result = in_process(tmp_path / "one", data, "rounds=2", "eval_every=2", "local_epochs=2")
     served = load_checkpoint(home / "tls" / "last.pt")

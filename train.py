@@ -259,6 +259,7 @@ def finish(out, sites, config, device, seconds):
 
 
 def main():
+    """Train by a config file and its overrides."""
     parser = Parser(description=__doc__, epilog="every key of the config can be overridden")
     parser.add_argument("--config", required=True, help="YAML file of settings")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
