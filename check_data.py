@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-import demo_data
 from config import BadInput, Parser, load_config, run_program
 from datasets import read_splits, split_of
-from layouts import IMAGE_KINDS, list_files, visible
-from readers import look_at, read_sample
+from sites import demo_data
+from sites.layouts import IMAGE_KINDS, list_files, visible
+from sites.readers import look_at, read_sample
 
 SAMPLES = 4  # on a site, on the contact sheet
 TILE = 192   # pixels, side of a picture on a sheet

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-import demo_data
 from config import BadInput
-from layouts import list_files, list_site
-from readers import read_sample
+from sites import demo_data
+from sites.layouts import list_files, list_site
+from sites.readers import read_sample
 
 SPLITS = ("train", "val", "test")
 

@@ -15,12 +15,12 @@ import torch
 import yaml
 from torch.nn import functional
 
-from baselines import method_of
 from check_data import contact_sheet, draw_outline, image_tile
 from config import DEFAULTS, BadInput, Parser, load_config, run_program
 from datasets import load_sites, read_splits
-from metrics import definitions, format_table, mean_scores, score, site_scores, units
-from site_statistics import mixed_precision, parts_of, site_statistics, with_statistics
+from methods.baselines import method_of
+from scoring.metrics import definitions, format_table, mean_scores, score, site_scores, units
+from scoring.norm_statistics import mixed_precision, parts_of, site_statistics, with_statistics
 from unet import build_model
 
 FORMAT = "fedbcs-1"

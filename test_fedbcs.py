@@ -31,26 +31,25 @@ from torch.nn import functional
 
 import check_data
 import datasets
-import demo_data
 import eval as evaluation
 import federated
-import metrics
 import prototypes
-import readers
 import train
 from config import KEYS, PRESETS, BadInput, as_yaml, load_config, run_program
 from datasets import Site, batches, load_sites, seeded, splits_of
 from eval import load_checkpoint
 from fft_style import StyleRecalibration, recalibrate, recalibrate_fourier
 from prototypes import PATHS
-from readers import Sample
-from site_statistics import collect_statistics, site_statistics, with_statistics
+from scoring import metrics
+from scoring.norm_statistics import collect_statistics, site_statistics, with_statistics
+from sites import demo_data, readers
+from sites.readers import Sample
 from unet import UNet, build_model
 
 HERE = Path(__file__).parent
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 os.environ["OMP_NUM_THREADS"] = "1"  # and so in the programs that tests start
-GOLDEN = Path(os.environ.get("FEDBCS_GOLDEN") or HERE / "golden")
+GOLDEN = Path(os.environ.get("FEDBCS_GOLDEN") or HERE / "tests" / "golden")
 CPU = torch.device("cpu")
 
 
@@ -1117,7 +1116,7 @@ def test_site_statistics_take_the_sites_own_training_images(monkeypatch):
     name = next(iter(first))
     assert not torch.allclose(first[name], foreign[name])
     seen = []
-    monkeypatch.setattr("site_statistics.collect_statistics", lambda model, x: seen.append(list(x)))
+    monkeypatch.setattr("scoring.norm_statistics.collect_statistics", lambda model, x: seen.append(list(x)))
     many = Site("a", train=[a_sample("a", f"c{i}", seed=i) for i in range(70)], val=[], test=[])
     volume = Site("v", train=[], val=[], test=[a_sample("v", "c", slices=80)])
     for site in (many, many, volume):
@@ -1885,7 +1884,7 @@ def test_unwritable_run_folder(workplace, program):
 
 @pytest.mark.parametrize("name", ["config", "nuclei", "prostate"])
 def test_shipped_configs(name):
-    config = load_config(HERE / f"{name}.yaml")
+    config = load_config(HERE / ("config.yaml" if name == "config" else f"paper/{name}.yaml"))
     assert config.task == ("prostate" if name == "prostate" else "nuclei")
     assert (config.batch_size, config.local_epochs, config.weight_decay) == (6, 1, 1e-4)
     if name != "config":  # the paper's settings

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 import eval as evaluation
-from baselines import method_of
 from config import BadInput, Parser, as_yaml, load_config, run_program
 from datasets import load_sites, read_splits, splits_of
 from federated import Diverged, SiteFailed, federated_round
-from site_statistics import site_statistics
+from methods.baselines import method_of
+from scoring.norm_statistics import site_statistics
 from unet import build_model
 
 COLUMNS = ("round", "split", "site", "dice", "loss_dice", "loss_contrast", "loss_consistency",

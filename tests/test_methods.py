@@ -11,10 +11,10 @@ import torch
 
 import federated
 import train
-from baselines import LAST, METHODS, AmplitudeNorm, method_of
 from config import PRESETS, BadInput, as_yaml, load_config
 from datasets import batches, load_sites, seeded, splits_of
 from eval import load_checkpoint
+from methods.baselines import LAST, METHODS, AmplitudeNorm, method_of
 from prototypes import finch
 from test_fedbcs import (
     HERE,

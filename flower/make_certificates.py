@@ -1,9 +1,9 @@
-"""Make certificates and keys to try TLS with: python make_certificates.py FOLDER [NODE ...]
+"""Make certificates and keys to try TLS with: python -m flower.make_certificates FOLDER [NODE ...]
 
 FOLDER gets ca.crt, server.pem and server.key for 127.0.0.1 and localhost, valid for 30 days, and for
 every NODE a key pair NODE, NODE.pub. For trying only: the CA's own key is thrown away.
 
-Between machines of their own, each with this program, requirements.txt and requirements-flower.txt,
+Between machines of their own, each with this program, requirements.txt and flower/requirements.txt,
 the FLWR settings of README in its environment and a clock in step (to seconds):
 
   server    has a certificate of its own name; flower-superlink runs there with --host 0.0.0.0, flwr

@@ -10,10 +10,10 @@ from check_data import TILE, contact_sheet, image_tile
 from config import load_config
 from datasets import load_sites, read_splits
 from eval import load_checkpoint, local_statistics, model_of, pick_device, predict
-from many_runs import read_rows, result_of
-from metrics import score
-from site_statistics import with_statistics
-from style_bias import LEVELS, scene_batches, style_bias
+from experiments.run_grid import read_rows, result_of
+from experiments.style_bias import LEVELS, scene_batches, style_bias
+from scoring.metrics import score
+from scoring.norm_statistics import with_statistics
 
 # Okabe and Ito's colours, told apart by the colour-blind; the dashes and marks tell them in print
 LOOKS = [("#000000", "-", "o"), ("#D55E00", "-", "s"), ("#0072B2", "--", "^"), ("#009E73", "-.", "v"),

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from config import BadInput
 from federated import Diverged, SiteFailed, Update, sit_out
-from metrics import MEASURES, mean_scores
+from scoring.metrics import MEASURES, mean_scores
 
 
 def pack(prototypes):

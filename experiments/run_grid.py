@@ -41,7 +41,7 @@ def is_finished(run, rounds):
 def start_training(run, base, jobs):
     """Start train.py on a run, its output in the file FOLDER.log; returns the process."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    command = [sys.executable, str(Path(__file__).with_name("train.py")), "--config", str(base),
+    command = [sys.executable, str(Path(__file__).parents[1] / "train.py"), "--config", str(base),
                *run.overrides, f"out={run.folder}", "resume=true"]
     with open(f"{run.folder}.log", "a") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,

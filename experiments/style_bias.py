@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import demo_data
 from config import load_config
 from datasets import load_sites, stack
-from layouts import list_files
+from sites import demo_data
+from sites.layouts import list_files
 
 SCENES = 24              # images; of volumes a quarter as many
 SPACING = (0.7, 0.7, 3.0)  # mm (x, y, z) of all sites

@@ -1,4 +1,4 @@
-"""The paper's comparisons: python reproduce.py table --config config.yaml [key=value ...]
+"""The paper's comparisons: python -m experiments.reproduce table --config config.yaml [key=value ...]
 
   table        methods x sites, mean and spread over seeds, what is sent, and one site left out
   ablation     neither, FSR alone, prototypes alone, both
@@ -22,14 +22,14 @@ from pathlib import Path
 
 import yaml
 
-import demo_data
-import figures
-from baselines import METHODS
 from config import PRESETS, BadInput, Parser, as_yaml, load_config, run_program
 from eval import check_same_config
-from layouts import list_files
-from many_runs import Run, result_of, train_all
-from metrics import MEASURES
+from experiments import figures
+from experiments.run_grid import Run, result_of, train_all
+from methods.baselines import METHODS
+from scoring.metrics import MEASURES
+from sites import demo_data
+from sites.layouts import list_files
 
 TAUS = (0.005, 0.02, 0.1, 0.4)
 SET_HERE = {"method": "--methods", "seed": "--seeds", "out": "--out", "resume": "--out",

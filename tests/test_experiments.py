@@ -14,23 +14,22 @@ import numpy as np
 import pytest
 import torch
 
-import figures
-import many_runs
-import reproduce
-import style_bias
-from baselines import METHODS, AmplitudeNorm
 from config import BadInput, as_yaml, load_config
 from eval import load_checkpoint
+from experiments import figures, reproduce, run_grid, style_bias
 from fft_style import StyleRecalibration
-from layouts import list_files
+from methods.baselines import METHODS, AmplitudeNorm
+from sites.layouts import list_files
 from test_fedbcs import HERE, run_here, tiny_config, write_nuclei
 from unet import UNet
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}  # run in other folders
+
 
 def run_program(*arguments, folder):
-    command = [sys.executable, HERE / "reproduce.py", *arguments]
+    command = [sys.executable, "-m", "experiments.reproduce", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=170,
-                          check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+                          check=False, env=ENVIRONMENT)
 
 
 @pytest.fixture(scope="module")
@@ -147,18 +146,18 @@ def test_a_run_that_fails_is_named_and_the_others_kept(finished, tmp_path):
 
 def test_trainings_end_with_the_program(finished, tmp_path):
     folder, _ = finished
-    command = [sys.executable, HERE / "reproduce.py", "ablation", "--config", "c.yaml", "--out", tmp_path,
+    command = [sys.executable, "-m", "experiments.reproduce", "ablation", "--config", "c.yaml", "--out", tmp_path,
                "--seeds", "0", "rounds=500"]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         metrics = tmp_path / "fedavg_seed0" / "metrics.csv"
         end = time.monotonic() + 100
         while not metrics.exists() and time.monotonic() < end:
             time.sleep(0.1)
         process.terminate()
         assert process.wait(30) == 143
-    rounds = many_runs.rounds_done(many_runs.Run("fedavg", 0, metrics.parent, []))
+    rounds = run_grid.rounds_done(run_grid.Run("fedavg", 0, metrics.parent, []))
     time.sleep(1)
-    assert 0 < many_runs.rounds_done(many_runs.Run("fedavg", 0, metrics.parent, [])) == rounds < 500
+    assert 0 < run_grid.rounds_done(run_grid.Run("fedavg", 0, metrics.parent, [])) == rounds < 500
 
 
 def test_settings():
@@ -296,8 +295,8 @@ def test_plots_are_drawn(finished, comparison):
 
 def test_validation_curve(finished):
     folder, _ = finished
-    run = many_runs.Run("fedbcs", 0, folder / "out" / "fedbcs_seed0", [])
-    rows = [row for row in many_runs.read_rows(run.folder / "metrics.csv") if row["split"] == "val"]
+    run = run_grid.Run("fedbcs", 0, folder / "out" / "fedbcs_seed0", [])
+    rows = [row for row in run_grid.read_rows(run.folder / "metrics.csv") if row["split"] == "val"]
     curve = figures.validation_curve(run)
     assert list(curve) == [1, 2]
     assert curve[2] == pytest.approx(np.mean([float(r["dice"]) for r in rows if r["round"] == "2"]))
@@ -327,9 +326,9 @@ def test_matplotlib_is_asked_for_before_training(finished):
     folder, _ = finished
     (folder / "broken").mkdir(exist_ok=True)
     (folder / "broken" / "matplotlib.py").write_text("raise ImportError")
-    ran = subprocess.run([sys.executable, HERE / "reproduce.py", "tau", "--config", "c.yaml"], cwd=folder,
+    ran = subprocess.run([sys.executable, "-m", "experiments.reproduce", "tau", "--config", "c.yaml"], cwd=folder,
                          capture_output=True, text=True, timeout=100,
-                         check=False, env=os.environ | {"PYTHONPATH": str(folder / "broken")})
+                         check=False, env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder / "broken"), str(HERE)])})
     assert ran.returncode == 2
     assert ran.stderr == ("error: matplotlib: is not installed and this plot needs it; "
                           "pip install -r requirements-extra.txt\n")
@@ -339,8 +338,9 @@ def test_matplotlib_is_asked_for_before_training(finished):
 def test_the_core_imports_five_packages_only():
     """Of all programs and modules; the plots' matplotlib is imported when a plot is drawn, and
     what is for Flower alone has requirements of its own."""
-    modules = [path.stem for path in HERE.glob("*.py") if not path.stem.startswith("test_")
-               and path.stem not in ("flower_app", "flower_messages", "make_certificates")]
+    modules = [path.stem for path in HERE.glob("*.py") if not path.stem.startswith("test_")]
+    modules += [f"{room}.{path.stem}" for room in ("sites", "scoring", "rounds", "methods", "experiments")
+                for path in (HERE / room).glob("*.py")]
     code = f"import sys, {', '.join(modules)}; print(*{{name.split('.')[0] for name in sys.modules}})"
     out = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True,
                          timeout=100, check=True).stdout.split()

@@ -23,20 +23,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import baselines
 import federated
 import train
 from config import BadInput, load_config
 from eval import load_checkpoint
 from federated import Diverged, SiteFailed
-from test_baselines import readme_example
+from methods import baselines
 from test_fedbcs import HERE, assert_same, write_nuclei
+from tests.test_methods import readme_example
 
 flwr_app = pytest.importorskip("flwr.app")
 ArrayRecord, Error, Message, RecordDict = (
     flwr_app.ArrayRecord, flwr_app.Error, flwr_app.Message, flwr_app.RecordDict)
 pytestmark = pytest.mark.flower
 identity = pytest.importorskip("flwr.supercore.task_identity").TaskIdentity
+from flower import app as flower_app
+from flower import messages as flower_messages
+
 identity.run_id = identity.task_id = identity.node_id = 1
 PROGRAMS = Path(sys.executable).parent
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -175,7 +178,7 @@ def test_readmes_commands_over_tls_equal_one_process(federation, tmp_path):
     federation.others.append(run)
     wait_for((home / "keys" / "ca.crt").exists, 60)
     wait_for(lambda: is_open(federation.port), 60)
-    subprocess.run([sys.executable, HERE / "make_certificates.py", tmp_path / "other", "a"], check=True)
+    subprocess.run([sys.executable, HERE / "flower" / "make_certificates.py", tmp_path / "other", "a"], check=True)
     tls = ["--root-certificates", home / "keys" / "ca.crt"]
     for name, site, folder, key in (  # one with no key, one that claims to be east with a key of its own
             ("keyless", "south", tmp_path / "more" / "south", []),
@@ -240,8 +243,7 @@ class Hospitals:
     """
 
     def __init__(self, folder, data, sites, overrides=(), sites_wanted=None, timeout=1):
-        app = pytest.importorskip("flower_app")
-        self.client, self.spoil, self.sent, self.folder = app.client, lambda _, r: r, [], folder
+        self.client, self.spoil, self.sent, self.folder = flower_app.client, lambda _, r: r, [], folder
         self.run = {"config": "config.yaml", "sites": sites_wanted or len(sites), "timeout": timeout,
                     "overrides": shlex.join((*SETTINGS, *overrides, f"out={folder / 'server'}"))}
         self.nodes, self.numbers, self.ids = {}, itertools.count(1), itertools.count()
@@ -271,7 +273,7 @@ class Hospitals:
 
     def train(self):
         """Run the server; return its last checkpoint and its result."""
-        sys.modules["flower_app"].run_server(self, SimpleNamespace(run_config=self.run))
+        flower_app.run_server(self, SimpleNamespace(run_config=self.run))
         return (load_checkpoint(self.folder / "server" / "last.pt"),
                 json.loads((self.folder / "server" / "result.json").read_text()))
 
@@ -308,7 +310,7 @@ def test_a_method_of_ones_own_travels(tmp_path, monkeypatch):
     """It lies beside the program at a site, whatever the folder that its node was started in."""
     data, overrides = write_nuclei(tmp_path / "data", ("a", "b")), ("rounds=2", "method=mine.py:fedproto")
     (tmp_path / "mine.py").write_text(readme_example()[0])
-    monkeypatch.setattr(baselines, "__file__", str(tmp_path / "baselines.py"))
+    monkeypatch.setattr(baselines, "__file__", str(tmp_path / "methods" / "baselines.py"))
     state, result = in_process(tmp_path / "one", data, *overrides, "fsr=none", "prototype_weight=0")
     served, said = Hospitals(tmp_path, data, "ab", (*overrides, "fsr=none", "prototype_weight=0")).train()
     for key in ("weights", "prototypes"):
@@ -452,7 +454,6 @@ def test_node_config_and_hold_out_are_checked(tmp_path, capsys):
     skip = ("rounds=1", "hold_out=east", "on_site_failure=skip")  # it may come later
     Hospitals(tmp_path / "skip", data, "ab", skip).train()
     assert "hold_out: site east is not there, only a, b; it is left out" in capsys.readouterr().err
-    flower_app = sys.modules["flower_app"]
     for key in ("site", "data", "out"):
         context = nodes.context(1)
         context.node_config = {k: v for k, v in context.node_config.items() if k != key}
@@ -478,7 +479,6 @@ def test_what_leaves_a_site(tmp_path):
             file.rename(file.with_name(f"TCGA-PATIENT-{number}.png"))
     nodes = Hospitals(tmp_path, data, "ab", ("rounds=2",))
     nodes.train()
-    flower_app = sys.modules["flower_app"]
     _, site, _, model = flower_app.own_site(nodes.context(1))
     shapes, kinds = {k: v.shape for k, v in model.state_dict().items()}, []
     for message, reply in nodes.sent:
@@ -516,7 +516,6 @@ def test_what_leaves_a_site(tmp_path):
 
 
 def test_what_the_server_is_told_of_a_failure(tmp_path, capsys):
-    messages = pytest.importorskip("flower_messages")
     data = write_nuclei(tmp_path / "data", ("a",))
     (data / "a" / "images" / "1.png").write_bytes(b"no image")
     nodes = Hospitals(tmp_path, data, "a")
@@ -525,13 +524,12 @@ def test_what_the_server_is_told_of_a_failure(tmp_path, capsys):
         "site": {"name": "a", "problem": "BadInput: see the log of that site"}}
     said = capsys.readouterr().err  # the site's own log
     assert said.startswith("error: ") and "1.png" in said and said.count("\n") == 1
-    assert "round 3" in messages.told(Diverged("the loss is nan at site a, round 3, step 1"))
+    assert "round 3" in flower_messages.told(Diverged("the loss is nan at site a, round 3, step 1"))
 
 
 def test_an_update_starts_from_the_optimizer_state_of_the_last_that_was_taken(tmp_path):
     """A server that resumes asks for a round again, one that took no update goes on from the one
     before, and one that starts anew begins at none: the same answers each time."""
-    flower_app = pytest.importorskip("flower_app")
     nodes = Hospitals(tmp_path, write_nuclei(tmp_path / "data", ("a",)), "a")
     model = flower_app.own_site(nodes.context(1))[3]
     content = {"weights": ArrayRecord(model.state_dict()), "prototypes": ArrayRecord()}
@@ -562,8 +560,7 @@ def test_an_update_that_was_not_taken_leaves_no_trace(tmp_path, monkeypatch):
         if (site.name, t) == ("b", 2):
             update.weights["head.weight"][0] = torch.nan
         return update
-    pytest.importorskip("flower_app")
-    for module in (federated, sys.modules["flower_app"]):
+    for module in (federated, flower_app):
         monkeypatch.setattr(module, "local_update", local_update)
     state, result = in_process(tmp_path / "one", data, *settings)
     served, said = Hospitals(tmp_path, data, "ab", settings).train()

@@ -1,4 +1,4 @@
-"""Ask a finished run why it is as it is: python diagnose.py --run FOLDER
+"""Ask a finished run why it is as it is: python -m experiments.diagnose --run FOLDER
 
 On training images of each site, with the weights and prototypes after the last round, it prints
   - the share that each term of the loss has in the gradient, and whether the terms agree;
@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from baselines import method_of
 from config import Parser, load_config, run_program
 from datasets import load_sites, read_splits, stack
 from eval import load_checkpoint, model_of
 from fft_style import EPS
+from methods.baselines import method_of
 from prototypes import PATHS, aligned_pixels, compare, contrastive_loss, keep_rows
 
 IMAGES = 12  # of each site, at most

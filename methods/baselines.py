@@ -243,7 +243,7 @@ def method_of(config):
     if config.method in METHODS:
         return METHODS[config.method](config)
     file, _, name = config.method.rpartition(":")
-    places = Path(file), Path(__file__).parent / file  # where Flower puts it at a site
+    places = Path(file), Path(__file__).parents[1] / file  # where Flower puts it at a site
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise BadInput(f"method: there is no file {file}, give its path from the current folder")

@@ -1,4 +1,4 @@
-"""Measure time and memory: python bench.py
+"""Measure time and memory: python -m experiments.bench
 
 Prints a table, and as its last line one JSON object. Times are medians of 5, taken in turn in one
 process; memory is the peak resident size less that before the first step, in a process of its own.
@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from baselines import METHODS, method_of
 from config import load_config, run_program
 from datasets import load_sites
 from federated import batch_gradient, federated_round, make_optimizer
 from fft_style import recalibrate, recalibrate_fourier
+from methods.baselines import METHODS, method_of
 from unet import build_model
 
 REPEATS = 5
@@ -66,7 +66,7 @@ def fsr_passes():
 
 def demo_round():
     """Return the seconds of round 2, the first with prototypes, on the demo with config.yaml."""
-    config = load_config(Path(__file__).with_name("config.yaml"))
+    config = load_config(Path(__file__).parents[1] / "config.yaml")
     sites, model, optimizers = load_sites(config), build_model(config), {}
     w, G = {name: value.clone() for name, value in model.state_dict().items()}, {}
     for t in (1, 2):

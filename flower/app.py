@@ -4,7 +4,7 @@ The server sends the global weights and prototypes, a site answers with what `lo
 them, and `accept` and `aggregate` are those of the round in one process. Only its name, weights,
 prototypes, counts and scalars leave a site; its images, splits, pictures and optimizer state stay in
 its own folders, which its node-config names: site="NAME" data="FOLDER" out="FOLDER". Needs
-requirements-flower.txt; README has the commands.
+flower/requirements.txt; README has the commands.
 """
 
 import shlex
@@ -17,7 +17,6 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 import train as training
-from baselines import method_of
 from config import BadInput, load_config
 from datasets import load_own_site
 from eval import (
@@ -31,7 +30,7 @@ from eval import (
     print_scores,
 )
 from federated import accept, aggregate, local_update, sit_out
-from flower_messages import (
+from flower.messages import (
     answering,
     as_records,
     as_update,
@@ -42,6 +41,7 @@ from flower_messages import (
     unpack,
     with_scores,
 )
+from methods.baselines import method_of
 from unet import build_model
 
 client = ClientApp()
@@ -51,7 +51,7 @@ server = ServerApp()
 def settings(context, *overrides):
     """Return the config that the server and all sites share, as the run's settings name it."""
     run = context.run_config
-    return load_config(Path(__file__).parent / str(run["config"]),
+    return load_config(Path(__file__).parents[1] / str(run["config"]),
                        [*shlex.split(str(run["overrides"])), *overrides])
 
 

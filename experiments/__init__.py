@@ -1,0 +1,1 @@
+"""The comparisons of the paper, measurements of speed, and questions to a finished run."""

@@ -1,0 +1,1 @@
+"""The same rounds between hospitals, on Flower."""

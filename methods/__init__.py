@@ -1,0 +1,1 @@
+"""The methods that FedBCS is compared with, one file each."""

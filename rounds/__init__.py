@@ -1,0 +1,1 @@
+"""What surrounds a round: the run folder, sites that fail, and what is printed."""

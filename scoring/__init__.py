@@ -1,0 +1,1 @@
+"""What a prediction is worth: scores, statistics of the norm layers, tables and pictures."""
