@@ -1,6 +1,6 @@
 """Tests of the federation on Flower: a real SuperLink and SuperNodes on loopback, and what travels.
 
-They need requirements-flower.txt. Run them with `pytest -m flower`.
+They need flower/requirements.txt. Run them with `pytest -m flower`.
 """
 
 import contextlib
@@ -158,7 +158,7 @@ def readme_commands(folder, data, ports):
     exports = next(line for line in first.splitlines() if line.startswith("export FLWR_TEL"))
     assert set(exports.split()[1:]) == {f"{name}={QUIET[name]}" for name in QUIET if "FLWR" in name}
     install, rest = first.split("\n", 1)
-    assert install == ". .venv/bin/activate && pip install -r requirements-flower.txt"
+    assert install == ". .venv/bin/activate && pip install -r flower/requirements.txt"
     rest, plain = rest.rsplit("HOW='insecure", 1)
     assert plain.endswith("federate plain\n")
     changes = {"$PWD/runs/flower": folder, "$PWD/data/demo_nuclei": data, "overrides='rounds=3 ":
@@ -607,7 +607,9 @@ def test_the_bundle_holds_code_and_settings_alone(tmp_path):
     bundle, = [*tmp_path.glob("*.fab"), *project.glob("*.fab")]
     names = set(zipfile.ZipFile(bundle).namelist())
     print(sorted(names))
-    code = {path.name for path in HERE.glob("*.py") if not path.name.startswith("test_")}
-    assert names - code <= {"config.yaml", "nuclei.yaml", "prostate.yaml", "LICENSE", "pyproject.toml",
+    rooms = ("sites", "scoring", "rounds", "methods", "flower")
+    code = {path.name for path in HERE.glob("*.py") if not path.name.startswith("test_")} | {
+        f"{room}/{path.name}" for room in rooms for path in (HERE / room).glob("*.py")}
+    assert names - code <= {"config.yaml", "paper/nuclei.yaml", "paper/prostate.yaml", "LICENSE", "pyproject.toml",
                             ".info/CONTENT"} | {name for name in names if name.startswith(".info/")}
     assert code <= names
