@@ -1,33 +1,32 @@
 """Score a run again: python eval.py --run FOLDER [data=OTHER] [test_stats=case] [key=value ...]"""
 
+import io
 import json
-import platform
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import nibabel
 import numpy as np
-import PIL
 import torch
-import yaml
 from torch.nn import functional
 
-from check_data import contact_sheet, draw_outline, image_tile
-from config import DEFAULTS, BadInput, Parser, load_config, run_program
+from config import BadInput, load_config
 from datasets import load_sites, read_splits
-from methods.baselines import method_of
-from scoring.metrics import definitions, format_table, mean_scores, score, site_scores, units
-from scoring.norm_statistics import mixed_precision, parts_of, site_statistics, with_statistics
-from unet import build_model
+from methods.find import build_model, find_method
+from rounds.run_folder import as_json, check_same_config, load_checkpoint, save
+from scoring.metrics import mean_scores, score, site_scores
+from scoring.norm_statistics import (
+    batch_norms,
+    mixed_precision,
+    norm_statistics,
+    own_network,
+    parts_of,
+)
+from scoring.pictures import contact_sheet, draw_outline, image_tile
+from scoring.results import KINDS, SCORED, explained, print_result
+from settings.program import Parser, run_program
 
-FORMAT = "fedbcs-1"
-NEEDED = {"config", "round", "weights", "statistics"}
 AT_ONCE = 32  # slices in one pass of a prediction
-FREE_ON_RESUME = {"rounds", "out", "device", "resume"}
-KINDS, SCORED = ("best", "last"), {"val": "validation", "test": "test"}
 FREE_ON_EVAL = {"data", "device", "test_stats", "eval_slices", "case_pattern"}
 
 
@@ -37,7 +36,7 @@ FREE_ON_EVAL = {"data", "device", "test_stats", "eval_slices", "case_pattern"}
 def predict(model, sample, config, device):
     """Return the foreground of one sample on its file's own grid, (S, H, W) bool.
 
-    model: from `with_statistics`. Nothing but this sample passes through the network, in
+    model: from `own_network`. Nothing but this sample passes through the network, in
     consecutive parts of at most 32 slices; its logits are resized (bilinear) before the argmax.
     """
     found = []
@@ -62,47 +61,55 @@ def score_sample(prediction, sample, config, distances=True):
             if config.eval_slices == "all" or truth.any()]
 
 
-def evaluate(model, sites, split, config, device, statistics, distances=True):
+def evaluate(model, sites, split, config, device, statistics, local, distances=True):
     """Return {"sites": {NAME: {dice, hd95, assd, misses, cases}}, "mean": {...}} of one split.
 
-    statistics: {site name: `site_statistics`} for test_stats: site, else {}. A site without samples
-    has None and cases 0. distances=False: Dice only, for the validation during training.
+    statistics, local: {site name: ...}, what a site's own network has besides the global weights, see
+    `own_network`. A site without samples has None and cases 0. distances=False: Dice only, for the
+    validation during training.
     """
     scores = {}
     for site in sites:
         samples, cases = getattr(site, split), []
         if samples:
-            local = with_statistics(model, statistics[site.name] if statistics else {})
+            network = own_network(model, statistics.get(site.name, {}), local.get(site.name, {}))
         for sample in samples:
-            prediction = predict(local, sample, config, device)
+            prediction = predict(network, sample, config, device)
             cases += score_sample(prediction, sample, config, distances)
         scores[site.name] = site_scores(cases)
     return {"sites": scores, "mean": mean_scores(scores)}
 
 
-# ---- Checkpoints ----
+def validate(model, w, kept, sites, config, device):
+    """Return validation scores of the global weights w, and the statistics used, {site name: ...}.
 
-def load_checkpoint(file, device="cpu"):
-    """Return what train.py saved; raises BadInput if the file is missing, truncated or foreign."""
-    advice = "give the folder of a run, or train it again"
-    if not Path(file).is_file():
-        raise BadInput(f"{file}: there is no such checkpoint; start the training, or go on with "
-                       "it by resume=true")
-    try:
-        checkpoint = torch.load(file, map_location=device, weights_only=True)
-    except Exception:  # noqa: BLE001 - what a foreign file raises has no common type
-        raise BadInput(f"{file}: is truncated or no checkpoint; {advice}") from None
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT \
-            or not NEEDED <= checkpoint.keys():
-        raise BadInput(f"{file}: is no checkpoint of this program (format {FORMAT}); {advice}")
-    return checkpoint | {"config": DEFAULTS | checkpoint["config"]}
+    kept: {site name: what it keeps}, its local weights among it.
+    """
+    local = {site: of_site["local"] for site, of_site in kept.items()}
+    model.load_state_dict(w)
+    statistics = site_statistics(model, {}, local, sites, config, device)
+    return evaluate(model, sites, "val", config, device, statistics, local, distances=False), statistics
 
+
+def site_statistics(model, stored, local, sites, config, device):
+    """Return {site name: statistics of its norm layers}: those stored, collected where there are none.
+
+    {} with test_stats: case, and for a network without batch norm.
+    """
+    if config.test_stats == "case" or not batch_norms(model):
+        return {}
+    return {site.name: stored[site.name] if site.name in stored
+            else norm_statistics(own_network(model, {}, local.get(site.name, {})), site, config, device)
+            for site in sites}
+
+
+# ---- A run ----
 
 def model_of(checkpoint, file, device):
     """Return the checkpoint's network; raises BadInput if its weights do not fit its config."""
     try:
         config = SimpleNamespace(**checkpoint["config"])
-        model = build_model(config, method_of(config).front)
+        model = build_model(config, find_method(config))
         model.load_state_dict(checkpoint["weights"])
     except (AttributeError, KeyError, RuntimeError, TypeError) as problem:
         reason = str(problem).splitlines()[0]
@@ -111,36 +118,13 @@ def model_of(checkpoint, file, device):
     return model.to(device)
 
 
-def check_same_config(file, saved, wanted):
-    """Raise BadInput, naming the keys, if a checkpoint was made under other settings."""
-    keys = (saved.keys() | wanted.keys()) - FREE_ON_RESUME
-    other = sorted(key for key in keys if saved.get(key) != wanted.get(key))
-    if other:
-        changes = ", ".join(f"{key} ({saved.get(key)}, now {wanted.get(key)})" for key in other)
-        raise BadInput(f"{file}: belongs to another config, differing in {changes}; set them back, "
-                       "or train into another folder with out=FOLDER")
-
-
-def local_statistics(model, checkpoint, sites, config, device):
-    """Return {site name: statistics}: those in the checkpoint, collected where it has none."""
-    if config.test_stats == "case":
-        return {}
-    stored = checkpoint["statistics"]
-    return {site.name: stored[site.name] if site.name in stored
-            else site_statistics(model, site, config, device) for site in sites}
-
-
-def score_checkpoint(file, sites, config, device):
-    """Return {round, val, test} of one checkpoint, each split as `evaluate` gives it."""
+def load_run(file, sites, config, device):
+    """Return a checkpoint's round, its network, and its sites' statistics and local weights."""
     checkpoint = load_checkpoint(file)
-    model = model_of(checkpoint, file, device)
-    statistics = local_statistics(model, checkpoint, sites, config, device)
-    scores = {split: evaluate(model, sites, split, config, device, statistics)
-              for split in SCORED}
-    return {"round": checkpoint["round"]} | scores
+    model, local = model_of(checkpoint, file, device), checkpoint["local"]
+    statistics = site_statistics(model, checkpoint["statistics"], local, sites, config, device)
+    return checkpoint["round"], model, statistics, local
 
-
-# ---- The result of a run ----
 
 def score_run(folder, sites, config, device, seconds):
     """Return result.json's content for the run in `folder` and print its tables.
@@ -151,48 +135,27 @@ def score_run(folder, sites, config, device, seconds):
     splits = read_splits(folder / "splits.json")
     foreign = [site.name for site in sites if not splits.get(site.name, {}).get("train")]
     for kind in KINDS:
-        result[kind] = score_checkpoint(folder / f"{kind}.pt", sites, config, device)
-        print_scores(kind, result[kind], config)
-    return explained(result, config, foreign, seconds + time.perf_counter() - start)
+        t, model, *own = load_run(folder / f"{kind}.pt", sites, config, device)
+        result[kind] = {"round": t} | {split: evaluate(model, sites, split, config, device, *own)
+                                       for split in SCORED}
+    normed = bool(batch_norms(model))
+    print_result(result, config, normed)
+    return explained(result, config, normed, foreign, seconds + time.perf_counter() - start)
 
 
-def print_scores(kind, scores, config):
-    """Print the tables of `best` or `last`, whose scores are {round, val, test}."""
-    for split, title in SCORED.items():
-        print(f"\n{kind} round {scores['round']}, {title}, statistics of the {config.test_stats}")
-        print(format_table(scores[split], units(config)["hd95"]), flush=True)
+def finish(folder, sites, config, device, seconds):
+    """Score test data once, with best and last round; write result.json and predictions.png.
 
-
-def explained(result, config, foreign, seconds):
-    """Return the result with its units, its definitions and the facts of the run."""
-    return (result | {"units": units(config), "definitions": definitions(config, foreign)}
-            | run_facts(seconds))
-
-
-def run_facts(seconds):
-    """Return {commit, versions, peak_mb, seconds}; None for what this machine cannot tell."""
-    versions = {"python": platform.python_version(), "torch": str(torch.__version__),
-                "numpy": np.__version__, "nibabel": nibabel.__version__, "pillow": PIL.__version__,
-                "pyyaml": yaml.__version__}
-    try:
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], check=True, text=True,
-                                cwd=Path(__file__).parent, capture_output=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
-    return {"commit": commit, "versions": versions, "peak_mb": peak_mb(),
-            "seconds": round(seconds, 1)}
-
-
-def peak_mb():
-    """Return the largest resident memory in MiB, plus the largest GPU allocation, or None."""
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return None
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    resident *= 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return round((resident + on_gpu) / 2**20, 1)
+    Returns the result.
+    """
+    result = score_run(folder, sites, config, device, seconds)
+    save(folder / "result.json", as_json(result))
+    picture, content = draw_predictions(folder, sites, config, device), io.BytesIO()
+    if picture:
+        picture.save(content, "png")
+        save(folder / "predictions.png", content.getvalue())
+    print(f"written to {folder}: result.json, metrics.csv, predictions.png, best.pt, last.pt")
+    return result
 
 
 def draw_predictions(folder, sites, config, device):
@@ -200,26 +163,25 @@ def draw_predictions(folder, sites, config, device):
 
     Of a volume it shows the slice with most organ. None if no site has test cases.
     """
-    checkpoint, rows = load_checkpoint(folder / "best.pt"), []
-    model = model_of(checkpoint, folder / "best.pt", device)
-    statistics = local_statistics(model, checkpoint, sites, config, device)
+    _, model, statistics, local = load_run(folder / "best.pt", sites, config, device)
+    rows = []
     for site in sites:
-        local = with_statistics(model, statistics.get(site.name, {}))
+        network = own_network(model, statistics.get(site.name, {}), local.get(site.name, {}))
         samples = list({sample.case: sample for sample in site.test}.values())[:2]
         if samples:
-            tiles = [prediction_tiles(local, sample, config, device) for sample in samples]
+            tiles = [prediction_tiles(network, sample, config, device) for sample in samples]
             rows.append((f"{site.name}: {', '.join(sample.case for sample in samples)}",
                          [tile for row in tiles for tile in row]))
     titles = ["image", "truth: green", "prediction: red, truth: green"]
     return contact_sheet(rows, 2 * titles) if rows else None
 
 
-def prediction_tiles(local, sample, config, device):
+def prediction_tiles(network, sample, config, device):
     """Return three tiles of a sample's slice with most foreground: plain, with truth, with both."""
     s = int(sample.truth.sum((1, 2)).argmax())
     image = image_tile(sample, s)
     with_truth = draw_outline(image, sample.truth[s], (0, 255, 0))
-    found = predict(local, sample, config, device)[s]
+    found = predict(network, sample, config, device)[s]
     return [image, with_truth, draw_outline(with_truth, found, (255, 0, 0))]
 
 
@@ -233,14 +195,15 @@ def main():
     folder = Path(given.run)
     if not folder.is_dir():
         raise BadInput(f"{folder}: there is no such run folder; give the one that train.py wrote")
+    checkpoints = {folder / f"{kind}.pt": load_checkpoint(folder / f"{kind}.pt") for kind in KINDS}
     saved = load_config(folder / "config.yaml")
     config = load_config(folder / "config.yaml", given.overrides)
     changed = {argument.partition("=")[0] for argument in given.overrides}
     if changed - FREE_ON_EVAL:
         raise BadInput(f"{min(changed - FREE_ON_EVAL)}: is fixed by the run, leave it out; "
                        f"only {allowed} can be changed here")
-    for file in (folder / "best.pt", folder / "last.pt"):
-        check_same_config(file, load_checkpoint(file)["config"], vars(saved))
+    for file, checkpoint in checkpoints.items():
+        check_same_config(file, checkpoint["config"], vars(saved))
     splits, device = read_splits(folder / "splits.json"), pick_device(config.device)
     sites = load_sites(config, splits, strict="data" not in changed)
     result = score_run(folder, sites, config, device, time.perf_counter() - start)

@@ -140,6 +140,21 @@ def finch(x):
     return partitions
 
 
+def aggregate_prototypes(prototypes):
+    """Server: return the global prototypes G[p][j] = means of FINCH's clusters, always (K, D).
+
+    prototypes: one {path: {class: (D,) or several (k, D)}} a site; a site without a class gives
+    none. {} in, {} out.
+    """
+    G = {}
+    for path in dict.fromkeys(path for c in prototypes for path in c):
+        sent = [c.get(path, {}) for c in prototypes]
+        vectors = {j: torch.cat([torch.atleast_2d(c[j]) for c in sent if j in c])
+                   for j in sorted({j for c in sent for j in c})}
+        G[path] = {j: cluster_means(x, finch(x)[-1]) for j, x in vectors.items()}
+    return G
+
+
 # ---- Alignment losses ----
 
 class Pixels(NamedTuple):

@@ -7,17 +7,20 @@ from torch.nn import functional
 from fft_style import StyleRecalibration
 
 
-def block(inputs, outputs):
-    """Return two times 3x3 convolution, batch norm, ReLU: (B, inputs, H, W) -> (B, outputs, H, W).
+def batch_norm(channels):
+    """Return a batch norm without affine and without running statistics, as in the released code.
 
-    The norm has no affine and no running statistics (released code), so the state dict, which is
-    what sites send, holds nothing of a site's statistics.
+    So the state dict, which is what sites send, holds nothing of a site's statistics.
     """
+    return nn.BatchNorm2d(channels, affine=False, track_running_stats=False)
+
+
+def block(inputs, outputs, norm=batch_norm):
+    """Return two times 3x3 convolution, norm, ReLU: (B, inputs, H, W) -> (B, outputs, H, W)."""
     layers = []
     for channels in (inputs, outputs):
         layers += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
-                   nn.BatchNorm2d(outputs, affine=False, track_running_stats=False),
-                   nn.ReLU(inplace=True)]
+                   norm(outputs), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 
@@ -27,24 +30,25 @@ class UNet(nn.Module):
     H and W have to be multiples of 16. fsr: "none", "global" or "adaptive". levels: the shallow
     levels that are fused with the deepest (3); with [] there are no fusion heads at all.
     The U-Net proper is built first, so its initial weights depend on the seed alone.
-    front: a map (B, 3, H, W) -> (B, 3, H, W) of the input, for methods that change it.
+    norm: channels -> the layer behind every convolution of a block.
+    `input_transform` is a map (B, 3, H, W) -> (B, 3, H, W) that a method may put before it.
     Source: released code; `adaptive`: paper.
     """
 
-    def __init__(self, width=32, classes=2, fsr="adaptive", levels=(0, 1, 2), front=None):
+    def __init__(self, width=32, classes=2, fsr="adaptive", levels=(0, 1, 2), norm=batch_norm):
         super().__init__()
         c = [width * 2**k for k in range(5)]
         self.classes = classes
-        self.encoder = nn.ModuleList(block(i, o) for i, o in zip([3, *c], c[:4]))
-        self.bottleneck = block(c[3], c[4])
+        self.encoder = nn.ModuleList(block(i, o, norm) for i, o in zip([3, *c], c[:4]))
+        self.bottleneck = block(c[3], c[4], norm)
         self.up = nn.ModuleList(nn.ConvTranspose2d(c[k + 1], c[k], 2, 2) for k in range(4))
-        self.decoder = nn.ModuleList(block(2 * c[k], c[k]) for k in range(4))
+        self.decoder = nn.ModuleList(block(2 * c[k], c[k], norm) for k in range(4))
         self.head = nn.Conv2d(c[0], classes, 1)
         recalibrated = [] if fsr == "none" else c[1:4]
         self.fsr = nn.ModuleList(StyleRecalibration(channels, fsr) for channels in recalibrated)
         paths = ("encoder", "decoder") if levels else ()
         self.fusion = nn.ModuleDict({path: fusion_heads(c, levels) for path in paths})
-        self.front = front or nn.Identity()
+        self.input_transform = nn.Identity()
 
     def features(self, x, keep=lambda path, k, x: None):
         """Return logits, the maps {"encoder": [e_0 .. e_3], "decoder": [d_0 .. d_3]}, and kept.
@@ -54,7 +58,7 @@ class UNet(nn.Module):
         """
         e, d = [None] * 4, [None] * 4
         kept = {"encoder": [None] * 4, "decoder": [None] * 4}
-        x = self.front(x)
+        x = self.input_transform(x)
         for k in (0, 1, 2, 3):
             x = self.encoder[k](x)
             if self.fsr and k > 0:
@@ -78,14 +82,3 @@ def fusion_heads(c, levels):
     paper's summaries fuse 'adjacent levels', the released code each level with the deepest.
     """
     return nn.ModuleDict({str(k): nn.Conv2d(c[k] + c[3], c[3], 1) for k in sorted(levels)})
-
-
-def build_model(config, front=None):
-    """Return the network of `config`, seeded; without prototypes it has no fusion heads.
-
-    front: the method's change of the input, None for none.
-    """
-    torch.manual_seed(config.seed)
-    levels = config.levels if config.prototype_weight > 0 else []
-    model = UNet(config.width, fsr=config.fsr, levels=levels, front=front)
-    return model.to(memory_format=torch.channels_last)

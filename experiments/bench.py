@@ -10,18 +10,17 @@ import resource
 import statistics
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch.nn import functional
 
-from config import load_config, run_program
+from config import METHODS, load_config
 from datasets import load_sites
-from federated import batch_gradient, federated_round, make_optimizer
+from federated import Context, average_weights, local_update, make_optimizer
 from fft_style import recalibrate, recalibrate_fourier
-from methods.baselines import METHODS, method_of
-from unet import build_model
+from methods.find import build_model, find_method
+from settings.program import run_program
 
 REPEATS = 5
 SETTING = {"task": "nuclei", "data": "demo", "out": "unused", "width": 32, "batch_size": 6}
@@ -41,19 +40,24 @@ def training_step(method):
     It is a step of a last local epoch in a later round: with prototypes, 2 a class, and gathering.
     """
     config = load_config(SETTING, [f"method={method}"])
-    rules, generator = method_of(config), torch.Generator().manual_seed(0)
-    model = build_model(config, rules.front)
+    rules, generator = find_method(config), torch.Generator().manual_seed(0)
+    model = build_model(config, rules)
     optimizer = make_optimizer(model, config)
     w = {name: value.clone() for name, value in model.state_dict().items()}
     x, y = blobs(config.batch_size, 256, 0.2, generator)
-    x, total = x.to(memory_format=torch.channels_last), {}
+    x, context = x.to(memory_format=torch.channels_last), Context("bench", 2, w, {}, {}, {})
     with torch.no_grad():  # one image, so that this leaves little behind in the peak of memory
-        rules.losses(model, x[:1], y[:1], {}, total)
-    G = rules.aggregate([rules.send(model, total)])
-    G = {path: {j: P[:1].repeat(2, 1) for j, P in G[path].items()} for path in G}
+        rules.losses(model, x[:1], y[:1], context)
+    G = rules.aggregate([rules.send(model, context)])
+    context.G = {path: {j: P[:1].repeat(2, 1) for j, P in G[path].items()} for path in G}
+    context.total = {}
 
-    gradient = partial(batch_gradient, model, optimizer, x, y, w, G, config, rules, {})
-    return lambda: rules.step(optimizer, gradient)
+    def closure():
+        optimizer.zero_grad()
+        L = sum(rules.losses(model, x, y, context).values())
+        L.backward()
+        return L
+    return lambda: rules.step(optimizer, closure)
 
 
 def fsr_passes():
@@ -67,11 +71,15 @@ def fsr_passes():
 def demo_round():
     """Return the seconds of round 2, the first with prototypes, on the demo with config.yaml."""
     config = load_config(Path(__file__).parents[1] / "config.yaml")
-    sites, model, optimizers = load_sites(config), build_model(config), {}
+    sites, method, kept = load_sites(config), find_method(config), {}
+    model = build_model(config, method)
     w, G = {name: value.clone() for name, value in model.state_dict().items()}, {}
     for t in (1, 2):
         start = time.perf_counter()
-        w, G, _ = federated_round(model, sites, w, G, optimizers, t, config)
+        updates = [local_update(model, site, w, G, kept.get(site.name), t, config, method)
+                   for site in sites]
+        w, G = average_weights(updates), method.aggregate([u.prototypes for u in updates])
+        kept = {update.site: update.kept for update in updates}
     return time.perf_counter() - start
 
 

@@ -12,23 +12,26 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from config import Parser, load_config, run_program
+from config import load_config
 from datasets import load_sites, read_splits, stack
-from eval import load_checkpoint, model_of
+from eval import model_of
+from federated import Context
 from fft_style import EPS
-from methods.baselines import method_of
+from methods.find import find_method
 from prototypes import PATHS, aligned_pixels, compare, contrastive_loss, keep_rows
+from rounds.run_folder import load_checkpoint
+from settings.program import Parser, run_program
 
 IMAGES = 12  # of each site, at most
 TAUS = (0.005, 0.02, 0.1, 0.4)
 
 
-def print_gradients(model, batches, G, method):
+def print_gradients(model, batches, context, method):
     """Print the norm of each term's gradient on the U-Net's own weights, summed over batches."""
     shared = [p for name, p in model.named_parameters() if not name.startswith("fusion")]
     total = {}
     for x, y in batches:
-        for name, term in method.losses(model, x, y, G, None).items():
+        for name, term in method.losses(model, x, y, context).items():
             if term.requires_grad:
                 parts = torch.autograd.grad(term, shared, retain_graph=True, allow_unused=True,
                                             materialize_grads=True)
@@ -116,13 +119,15 @@ def main():
     config, checkpoint = load_config(folder / "config.yaml"), load_checkpoint(folder / "last.pt")
     model = model_of(checkpoint, folder / "last.pt", torch.device("cpu")).train()
     sites = load_sites(config, read_splits(folder / "splits.json"))
-    G, method = checkpoint["prototypes"], method_of(config)
+    G, method = checkpoint["prototypes"], find_method(config)
     for site in (site for site in sites if site.train_slices):
         slices, B = site.train_slices[:IMAGES], config.batch_size
         batches = [stack(slices[i:i + B]) for i in range(0, len(slices), B)
                    if len(slices[i:i + B]) > 1 or len(slices) == 1]
         print(f"\n{site.name}")
-        print_gradients(model, batches, G, method)
+        memory = checkpoint["kept"][site.name]["memory"]
+        context = Context(site.name, checkpoint["round"], checkpoint["weights"], G, memory)
+        print_gradients(model, batches, context, method)
         if model.fusion:
             print_cosines(model, batches, G)
         if model.fsr:

@@ -6,14 +6,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from check_data import TILE, contact_sheet, image_tile
 from config import load_config
 from datasets import load_sites, read_splits
-from eval import load_checkpoint, local_statistics, model_of, pick_device, predict
+from eval import load_run, model_of, pick_device, predict
 from experiments.run_grid import read_rows, result_of
 from experiments.style_bias import LEVELS, scene_batches, style_bias
+from rounds.run_folder import load_checkpoint
 from scoring.metrics import score
-from scoring.norm_statistics import with_statistics
+from scoring.norm_statistics import own_network
+from scoring.pictures import TILE, contact_sheet, image_tile
 
 # Okabe and Ito's colours, told apart by the colour-blind; the dashes and marks tell them in print
 LOOKS = [("#000000", "-", "o"), ("#D55E00", "-", "s"), ("#0072B2", "--", "^"), ("#009E73", "-.", "v"),
@@ -21,7 +22,7 @@ LOOKS = [("#000000", "-", "o"), ("#D55E00", "-", "s"), ("#0072B2", "--", "^"), (
 EXTRA, MISSED = (86, 180, 233), (213, 94, 0)  # colours of errors: found but not there, and not found
 NAMES = {"fedavg": "FedAvg", "fedprox": "FedProx", "fedbcs": "FedBCS", "harmofl": "HarmoFL",
          "fpl": "FPL", "fedplvm": "FedPLVM", "feduv": "FedUV", "input_norm": "input norm",
-         "fsr": "FSR alone"}
+         "fsr": "FSR alone", "released": "as released"}
 
 
 def axes(columns=1):
@@ -136,12 +137,10 @@ def draw_pictures(runs, config, file):
     sites = load_sites(own, read_splits(runs[0].folder / "splits.json"))
     rows = {site.name: first_tiles(site.test[0]) for site in sites if site.test}
     for run in runs:
-        checkpoint = load_checkpoint(run.folder / "best.pt")
-        model = model_of(checkpoint, run.folder / "best.pt", device)
-        statistics_ = local_statistics(model, checkpoint, sites, own, device)
+        _, model, of_norms, local = load_run(run.folder / "best.pt", sites, own, device)
         for site in (site for site in sites if site.test):
-            local = with_statistics(model, statistics_.get(site.name, {}))
-            found = predict(local, site.test[0], own, device)
+            network = own_network(model, of_norms.get(site.name, {}), local.get(site.name, {}))
+            found = predict(network, site.test[0], own, device)
             rows[site.name].append(error_tile(site.test[0], found))
     titles = ["image", "truth", *(NAMES.get(run.setting, run.setting) for run in runs)]
     labels = [f"{site.name}: {site.test[0].case}" for site in sites if site.test]

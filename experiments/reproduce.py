@@ -22,12 +22,12 @@ from pathlib import Path
 
 import yaml
 
-from config import PRESETS, BadInput, Parser, as_yaml, load_config, run_program
-from eval import check_same_config
+from config import METHODS, BadInput, as_yaml, load_config
 from experiments import figures
 from experiments.run_grid import Run, result_of, train_all
-from methods.baselines import METHODS
+from rounds.run_folder import check_same_config
 from scoring.metrics import MEASURES
+from settings.program import Parser, run_program
 from sites import demo_data
 from sites.layouts import list_files
 
@@ -41,17 +41,15 @@ SET_HERE = {"method": "--methods", "seed": "--seeds", "out": "--out", "resume": 
 def settings_of(comparison, config, methods, sites, own=()):
     """Return {setting: overrides} of a comparison. FedBCS is the config as it stands.
 
-    own: key=value of the methods' own keys, such as fpl_tau, each for its method alone; a method of
-    your own, FILE.py:FUNCTION, starts from FedAvg. Raises BadInput if the config has switched off
-    what is compared.
+    own: key=value of the methods' own keys, such as fpl_tau, each for its method alone. Raises
+    BadInput if the config has switched off what is compared.
     """
     off = {"fsr": config.fsr == "none", "prototype_weight": config.prototype_weight == 0}
     for key in {"ablation": ("fsr", "prototype_weight"), "tau": ("prototype_weight",),
                 "style": ("fsr",)}.get(comparison, ()):
         if off[key]:
             raise BadInput(f"{key}: is off and {comparison} is about it, leave it out or set it on")
-    by_method = {method: [f"method={method}", *(text for text in own if text.startswith(f"{method}_")),
-                          *(() if method in PRESETS else ("fsr=none", "prototype_weight=0"))]
+    by_method = {method: [f"method={method}", *(text for text in own if text.startswith(f"{method}_"))]
                  for method in methods}
     base, ours = {"fedavg": ["method=fedavg"]}, {"fedbcs": ["method=fedbcs"]}
     fsr, prototypes = {"fsr": ["prototype_weight=0"]}, {"prototypes": ["fsr=none"]}
@@ -226,7 +224,7 @@ def main():
         raise BadInput("command line: write for example --seeds 0,1,2 --jobs 2")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the trainings end with it
     out, methods = Path(given.out), given.methods.split(",")
-    own = [text for text in given.overrides if text.startswith(tuple(f"{m}_" for m in PRESETS))]
+    own = [text for text in given.overrides if text.startswith(tuple(f"{m}_" for m in METHODS))]
     config = base_config(given.config, [text for text in given.overrides if text not in own], out)
     folder = demo_data.ensure(config.task) if config.data == "demo" else config.data
     sites, problems = list_files(folder, config.task, config.case_pattern)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from config import BadInput
-from eval import load_checkpoint
+from rounds.run_folder import load_checkpoint
 
 
 class Run(NamedTuple):

@@ -12,6 +12,7 @@ import torch
 
 from config import load_config
 from datasets import load_sites, stack
+from prototypes import PATHS
 from sites import demo_data
 from sites.layouts import list_files
 
@@ -59,11 +60,11 @@ def level_maps(model, x):
     """Return {level: (before, after)} its normalisation, maps (B, C, h, w) of one forward pass.
 
     before: the second convolution of the block; after: batch norm, ReLU and FSR if there is one.
-    For the level "x": the image, and what a method's `front` makes of it.
+    For the level "x": the image, and what a method's `input_transform` makes of it.
     """
     blocks = {f"e{k}": block for k, block in enumerate(model.encoder)} | {"b": model.bottleneck}
     blocks |= {f"d{k}": block for k, block in enumerate(model.decoder)}
-    before, after, hooks = {"x": x}, {"x": model.front(x)}, []
+    before, after, hooks = {"x": x}, {"x": model.input_transform(x)}, []
     for level, block in blocks.items():
         for store, module in ((before, block[3]), (after, block)):
             def keep(module, inputs, out, store=store, level=level):
@@ -72,7 +73,7 @@ def level_maps(model, x):
     _, maps, _ = model.features(x)
     for hook in hooks:
         hook.remove()
-    after |= {f"{path[0]}{k}": z for path in maps for k, z in enumerate(maps[path])}
+    after |= {f"{path[0]}{k}": z for path in PATHS for k, z in enumerate(maps[path])}
     return {level: (before[level], after[level]) for level in LEVELS}
 
 

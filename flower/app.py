@@ -1,10 +1,9 @@
 """FedBCS across hospitals: the same round, on Flower, every site a SuperNode with its own data.
 
-The server sends the global weights and prototypes, a site answers with what `local_update` made of
-them, and `accept` and `aggregate` are those of the round in one process. Only its name, weights,
-prototypes, counts and scalars leave a site; its images, splits, pictures and optimizer state stay in
-its own folders, which its node-config names: site="NAME" data="FOLDER" out="FOLDER". Needs
-flower/requirements.txt; README has the commands.
+The server's loop is that of train.py, with the updates asked for over the network. Only a site's name,
+weights, prototypes, counts and scalars leave it. Its images, splits, pictures and what it keeps from
+round to round stay in its own folders, which its node-config names: site="NAME" data="FOLDER"
+out="FOLDER". flower/README.md has the commands.
 """
 
 import shlex
@@ -16,20 +15,10 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-import train as training
 from config import BadInput, load_config
 from datasets import load_own_site
-from eval import (
-    FORMAT,
-    KINDS,
-    SCORED,
-    explained,
-    load_checkpoint,
-    local_statistics,
-    pick_device,
-    print_scores,
-)
-from federated import accept, aggregate, local_update, sit_out
+from eval import finish, pick_device, site_statistics, validate
+from federated import average_weights, local_update
 from flower.messages import (
     answering,
     as_records,
@@ -41,8 +30,21 @@ from flower.messages import (
     unpack,
     with_scores,
 )
-from methods.baselines import method_of
-from unet import build_model
+from methods.find import build_model, find_method
+from rounds.faults import accept, sit_out
+from rounds.run_folder import (
+    FORMAT,
+    Run,
+    as_bytes,
+    as_json,
+    check_run_folder,
+    load_checkpoint,
+    prepare_run_folder,
+    save,
+)
+from rounds.screen import RoundTable
+from scoring.norm_statistics import batch_norms
+from scoring.results import KINDS, SCORED, explained, print_result
 
 client = ClientApp()
 server = ServerApp()
@@ -63,8 +65,8 @@ def own_site(context):
     if lacks := [key for key in ("site", "data", "out") if not node.get(key)]:
         raise BadInput(f"node-config: lacks {lacks[0]}; give site, data and out")
     config = settings(context, f"data={node['data']}", f"out={node['out']}")
-    site, method = load_own_site(str(node["site"]), config), method_of(config)
-    return config, site, method, build_model(config, method.front).to(pick_device(config.device))
+    site, method = load_own_site(str(node["site"]), config), find_method(config)
+    return config, site, method, build_model(config, method).to(pick_device(config.device))
 
 
 def train_site(content, context):
@@ -73,40 +75,56 @@ def train_site(content, context):
     if not site.train_slices:  # it is held out, or its splits train on nothing
         return {"scalars": MetricRecord({"n": 0})}
     t, last = content["round"]["t"], content["last"].get(site.name, 0)
-    file, device = Path(config.out) / "optimizer.pt", pick_device(config.device)
-    # {round: state}: the server says which round's update it took last, a later one does not count
-    states = torch.load(file, "cpu", weights_only=True) if file.exists() else {}
-    before = states.get(last)  # None before the first
-    update = local_update(model, site, tensors(content["weights"], device),
-                          unpack(content["prototypes"], device), before, t, config, method=method)
+    file, device = Path(config.out) / "kept.pt", pick_device(config.device)
+    # {round: kept}: the server says which round's update it took last, a later one does not count
+    before = read(file).get(last)  # None before the first
+    w = dict(model.state_dict()) | tensors(content["weights"], device)
+    update = local_update(model, site, w, unpack(content["prototypes"], device), before, t, config,
+                          method)
     file.parent.mkdir(parents=True, exist_ok=True)
-    training.save(file, training.as_bytes({last: before, t: update.optimizer}))
+    save(file, as_bytes({last: before, t: update.kept}))
     return {"weights": ArrayRecord(update.weights), "prototypes": pack(update.prototypes),
             "losses": MetricRecord(update.losses),
             "scalars": MetricRecord({"n": update.n, "seconds": update.seconds})}
 
 
 def validate_site(content, context):
-    """Answer with the site's validation scores of the weights that came."""
+    """Answer with the site's validation scores of the weights that came.
+
+    The weights that stay here are kept as they were in this round and in the best so far.
+    """
     config, site, _, model = own_site(context)
-    state = {"weights": tensors(content["weights"]), "statistics": {}}
+    t, best = content["round"]["t"], content["round"]["best"]
+    kept = read(Path(config.out) / "kept.pt").get(content["last"].get(site.name, 0))
+    kept = {site.name: kept} if kept else {}
+    if kept and kept[site.name]["local"]:
+        file = Path(config.out) / "local.pt"
+        save(file, as_bytes({best: read(file).get(best, {}), t: kept[site.name]["local"]}))
     device = pick_device(config.device)
-    return as_records({"val": training.validate(model, state, [site], config, device)})
+    w = dict(model.state_dict()) | tensors(content["weights"], device)
+    return as_records({"val": validate(model, w, kept, [site], config, device)[0]})
 
 
 def finish_site(content, context):
     """Answer with the site's scores of the best and the last weights; leave a run folder there."""
     config, site, _, model = own_site(context)
-    out, device = Path(config.out), pick_device(config.device)
-    training.prepare_run_folder(out, [site], config)
+    out, device, initial = Path(config.out), pick_device(config.device), dict(model.state_dict())
+    prepare_run_folder(out, [site], config)
     for kind in KINDS:
-        checkpoint = {"format": FORMAT, "config": vars(config), "round": content["round"][kind],
-                      "weights": tensors(content[kind]), "statistics": {}}
-        model.load_state_dict(checkpoint["weights"])
-        checkpoint["statistics"] = local_statistics(model, checkpoint, [site], config, device)
-        training.save(out / f"{kind}.pt", training.as_bytes(checkpoint))
-    result = training.finish(out, [site], config, device, 0.0)
+        t, w = content["round"][kind], initial | tensors(content[kind], device)
+        local = {site.name: read(out / "local.pt").get(t, {})}
+        model.load_state_dict(w)
+        statistics = site_statistics(model, {}, local, [site], config, device)
+        checkpoint = {"format": FORMAT, "config": vars(config), "round": t, "weights": w,
+                      "local": local, "statistics": statistics}
+        save(out / f"{kind}.pt", as_bytes(checkpoint))
+    result = finish(out, [site], config, device, 0.0)
     return as_records({f"{kind}.{split}": result[kind][split] for kind in KINDS for split in SCORED})
+
+
+def read(file):
+    """Return what this site saved under its rounds, {} before the first."""
+    return torch.load(file, "cpu", weights_only=True) if file.exists() else {}
 
 
 client.train()(answering(train_site))
@@ -120,47 +138,65 @@ client.evaluate("finish")(answering(finish_site))
 def run_server(grid, context):
     """Run all rounds, then have every site score the best and the last weights on its test data."""
     config = settings(context)
-    out, method = Path(config.out), method_of(config)
-    training.check_run_folder(out, config, "config.yaml")
-    model = build_model(config, method.front)
-    state = training.start_or_resume(model, [], config, torch.device("cpu"))
-    training.prepare_run_folder(out, [], config)
-    ask_sites = partial(ask, grid, config, context.run_config, {})
-
-    def run_round(t):
-        w, G = state["weights"], state["prototypes"]
-        answers = ask_sites("train", {"weights": ArrayRecord(w), "prototypes": pack(G),
-                                      "round": ConfigRecord({"t": t}),
-                                      "last": MetricRecord(state["optimizers"])})
-        if config.hold_out not in (None, *answers):
-            sit_out(f"hold_out: site {config.hold_out} is not there, only {', '.join(answers)}", config)
-        results = {site: update for site, answer in answers.items()
-                   if (update := as_update(site, answer)) is not None}
-        updates = accept(results, w, G, config, t)
-        state["optimizers"] |= {update.site: t for update in updates}
-        return *aggregate(updates, config, method), updates
-
-    def score():
-        answers = ask_sites("evaluate", {"weights": ArrayRecord(state["weights"])})
-        return scores_of(with_scores(answers, ("val",), config), "val")
-
-    training.run_rounds(state, config, run_round, score)
-    finish(ask_sites, out, config, state["seconds"])
+    check_run_folder(config, "config.yaml")
+    method = find_method(config)
+    model = build_model(config, method)
+    run = Run(config, model.state_dict())
+    table, ask_sites = RoundTable(config.rounds), partial(ask, grid, config, context.run_config, {})
+    w, G, kept = run.w, run.G, run.kept
+    for t in run.rounds_left():
+        results = ask_updates(ask_sites, t, w, G, kept, config, method)
+        updates = accept(results, w, G, t, config, method)
+        w = w | average_weights(updates, config.weights)                 # w = sum_m n_m / n w_m
+        G = method.aggregate([update.prototypes for update in updates])  # means of FINCH's clusters
+        kept |= {update.site: update.kept for update in updates}         # here, its round alone
+        scores = ask_scores(ask_sites, t, w, run, config, method) if run.is_due(t) else None
+        run.save(t, w, G, updates, scores)
+        table.add(t, updates, scores, run.seconds())
+    ask_results(ask_sites, run, config, method, bool(batch_norms(model)))
 
 
-def finish(ask_sites, out, config, seconds):
+def shared(w, method):
+    """Return the weights that travel, as a record: all but those that the method keeps local."""
+    return ArrayRecord({name: value for name, value in w.items() if not method.local(name)})
+
+
+def ask_updates(ask_sites, t, w, G, kept, config, method):
+    """Return {site: its Update in round t, or what is wrong} of the sites that train."""
+    answers = ask_sites("train", {
+        "weights": shared(w, method), "prototypes": pack(G), "round": ConfigRecord({"t": t}),
+        "last": last_taken(kept)})
+    if config.hold_out not in (None, *answers):
+        sit_out(f"hold_out: site {config.hold_out} is not there, only {', '.join(answers)}", config)
+    updates = {site: as_update(site, answer, t) for site, answer in answers.items()}
+    return {site: update for site, update in updates.items() if update is not None}
+
+
+def last_taken(kept):
+    """Return {site: the round of its last update that was taken} as a record."""
+    return MetricRecord({site: of_site["round"] for site, of_site in kept.items()})
+
+
+def ask_scores(ask_sites, t, w, run, config, method):
+    """Return the sites' validation scores of the weights w of round t, as `evaluate` gives them."""
+    answers = ask_sites("evaluate", {
+        "weights": shared(w, method), "last": last_taken(run.kept),
+        "round": ConfigRecord({"t": t, "best": run.state["best"]["round"]})})
+    return scores_of(with_scores(answers, ("val",), config), "val")
+
+
+def ask_results(ask_sites, run, config, method, normed):
     """Have every site score the best and the last round; write and print result.json."""
-    checkpoints = {kind: load_checkpoint(out / f"{kind}.pt") for kind in KINDS}
+    checkpoints = {kind: load_checkpoint(run.out / f"{kind}.pt") for kind in KINDS}
     rounds = {kind: checkpoints[kind]["round"] for kind in KINDS}
     answers = ask_sites("evaluate.finish", {"round": ConfigRecord(rounds)} | {
-        kind: ArrayRecord(checkpoints[kind]["weights"]) for kind in KINDS})
+        kind: shared(checkpoints[kind]["weights"], method) for kind in KINDS})
     parts = [f"{kind}.{split}" for kind in KINDS for split in SCORED]
-    answers, result = with_scores(answers, parts, config), {}
-    for kind in KINDS:
-        result[kind] = {"round": rounds[kind]} | {
-            split: scores_of(answers, f"{kind}.{split}") for split in SCORED}
-        print_scores(kind, result[kind], config)
-    foreign = [site for site in answers if site not in checkpoints["last"]["optimizers"]]
-    result = explained(result, config, foreign, seconds)
-    training.save(out / "result.json", training.as_json(result))
-    print(f"written to {out}: result.json, metrics.csv, best.pt, last.pt", flush=True)
+    answers = with_scores(answers, parts, config)
+    result = {kind: {"round": rounds[kind]} | {
+        split: scores_of(answers, f"{kind}.{split}") for split in SCORED} for kind in KINDS}
+    print_result(result, config, normed)
+    foreign = [site for site in answers if site not in run.kept]
+    result = explained(result, config, normed, foreign, run.state["seconds"])
+    save(run.out / "result.json", as_json(result))
+    print(f"written to {run.out}: result.json, metrics.csv, best.pt, last.pt", flush=True)

@@ -12,7 +12,8 @@ import traceback
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from config import BadInput
-from federated import Diverged, SiteFailed, Update, sit_out
+from federated import Diverged, Update
+from rounds.faults import SiteFailed, sit_out
 from scoring.metrics import MEASURES, mean_scores
 
 
@@ -44,7 +45,7 @@ def as_records(parts):
             for part, scores in parts.items()}
 
 
-def told(problem):
+def describe_error(problem):
     """Return what the server is told of an exception: of most its kind alone, for the text may hold
     the name of a file or a patient. The site's own log has all of it."""
     text = str(problem) if isinstance(problem, Diverged) else "see the log of that site"
@@ -60,7 +61,7 @@ def answering(task):
         except Exception as problem:  # noqa: BLE001
             print("error:", problem if isinstance(problem, BadInput) else traceback.format_exc(),
                   file=sys.stderr, flush=True)
-            records, site["problem"] = {}, told(problem)
+            records, site["problem"] = {}, describe_error(problem)
         return Message(RecordDict(records | {"site": ConfigRecord(site)}), reply_to=message)
     return handler
 
@@ -108,9 +109,9 @@ def content_of(reply, timeout):
     return RuntimeError(problem) if problem else reply.content
 
 
-def as_update(site, answer):
-    """Return a site's answer as an Update, None if it has no training images; what went wrong there
-    as it is."""
+def as_update(site, answer, t):
+    """Return a site's answer to round t as an Update, None if it has no training images; what went
+    wrong there as it is. What the site keeps stays there, and is known here by its round."""
     if isinstance(answer, Exception):
         return answer
     try:
@@ -119,7 +120,7 @@ def as_update(site, answer):
             return None
         losses = {name: float(value) for name, value in answer["losses"].items()}
         return Update(site, scalars["n"], tensors(answer["weights"]), unpack(answer["prototypes"]),
-                      losses, {}, float(scalars["seconds"]))
+                      losses, {"round": t, "local": {}}, float(scalars["seconds"]))
     except Exception as problem:  # noqa: BLE001 - a foreign answer may be wrong in any way
         return ValueError(f"its answer cannot be read: {problem!r}")
 

@@ -16,10 +16,10 @@ def collect_statistics(model, x_batches):
 
         mean = 1/N sum_i mean_i,   variance = 1/N sum_i variance_i   over the N batches
 
-    x_batches: tensors (B, 3, H, W). Works on a copy: `model` and its state dict stay as they are.
+    A batch's variance is the unbiased one, as torch keeps it. x_batches: tensors (B, 3, H, W). Works on a copy: `model` and its state dict stay as they are.
     """
     model = copy.deepcopy(model).train()
-    norms = {name: norm for name, norm in model.named_modules() if isinstance(norm, nn.BatchNorm2d)}
+    norms = batch_norms(model)
     device = next(model.parameters()).device
     for norm in norms.values():
         norm.track_running_stats, norm.momentum = True, None  # None: the mean over all batches
@@ -33,19 +33,26 @@ def collect_statistics(model, x_batches):
             for name, norm in norms.items() for kind in ("running_mean", "running_var")}
 
 
-def with_statistics(model, statistics):
-    """Return a copy of the model, to predict with, that normalises by `collect_statistics`' result.
+def batch_norms(model):
+    """Return {name: batch norm} of a network, {} if it normalises in another way."""
+    return {name: norm for name, norm in model.named_modules() if isinstance(norm, nn.BatchNorm2d)}
 
-    With {} every batch norm takes the statistics of what it is given (test_stats: case).
+
+def own_network(model, statistics, local=None):
+    """Return a copy of the model as one site has it, to predict with.
+
+    local: weights that stay at the site. statistics: `collect_statistics`' result, by which it
+    normalises; with {} every batch norm takes those of what it is given (test_stats: case).
     """
     model = copy.deepcopy(model).eval()
+    model.load_state_dict(local or {}, strict=False)
     for name, value in statistics.items():
         norm, kind = name.rsplit(".", 1)
         setattr(model.get_submodule(norm), kind, value.to(next(model.parameters()).device))
     return model
 
 
-def site_statistics(model, site, config, device):
+def norm_statistics(model, site, config, device):
     """Return `collect_statistics` of up to 64 of the site's training images, a seeded choice.
 
     They are not augmented. A site without training images lends its own images, unlabelled.

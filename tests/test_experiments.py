@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from config import BadInput, as_yaml, load_config
-from eval import load_checkpoint
+from config import METHODS, BadInput, as_yaml, load_config
 from experiments import figures, reproduce, run_grid, style_bias
 from fft_style import StyleRecalibration
-from methods.baselines import METHODS, AmplitudeNorm
+from methods.input_norm import AmplitudeNorm
+from rounds.run_folder import load_checkpoint
 from sites.layouts import list_files
-from test_fedbcs import HERE, run_here, tiny_config, write_nuclei
+from test_fedbcs import HERE, tiny_config, write_nuclei
+from tests.helpers import run_here
 from unet import UNet
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}  # run in other folders
@@ -117,7 +118,7 @@ def test_more_rounds_go_on(finished, tmp_path):
     (("table", "method=fpl"), "method: is set by this program, leave it out; see --methods"),
     (("table", "seed=3"), "seed: is set by this program"),
     (("table", "--jobs", "0"), "command line: write for example"),
-    (("table", "--methods", "fedavg,fedbsc"), "method: expected fedbcs"),
+    (("table", "--methods", "fedavg,fedbsc"), "method: expected fedavg"),
     (("ablation", "fsr=none"), "fsr: is off and ablation is about it"),
     (("tau", "prototype_weight=0"), "prototype_weight: is off and tau is about it"),
     (("table", "rounds=1"), "out/fedavg_seed0/config.yaml: is a run of 2 rounds, more than 1"),
@@ -172,7 +173,7 @@ def test_settings():
     own = ["fpl_tau=0.5", "fedprox_mu=1"]
     found = reproduce.settings_of("convergence", config, ["fpl", "fedavg", "m.py:f"], [], own)
     assert found == {"fpl": ["method=fpl", "fpl_tau=0.5"], "fedavg": ["method=fedavg"],
-                     "m.py:f": ["method=m.py:f", "fsr=none", "prototype_weight=0"]}
+                     "m.py:f": ["method=m.py:f"]}
     tau = reproduce.settings_of("tau", config, names, [])
     assert list(tau) == ["fedavg", "tau=0.005", "tau=0.02", "tau=0.4", "fedbcs"]
     for comparison in ("ablation", "tau", "style"):
@@ -250,7 +251,8 @@ def test_maps_before_and_after_normalisation():
     torch.manual_seed(0)
     front = AmplitudeNorm(32)
     front.amplitude += torch.rand(3, 32, 17)
-    model, x = UNet(2, fsr="global", levels=[], front=front), torch.rand(4, 3, 32, 32)
+    model, x = UNet(2, fsr="global", levels=[]), torch.rand(4, 3, 32, 32)
+    model.input_transform = front
     maps = style_bias.level_maps(model, x)
     assert list(maps) == list(style_bias.LEVELS)
     assert torch.equal(maps["x"][0], x) and torch.equal(maps["x"][1], front(x))

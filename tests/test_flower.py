@@ -23,14 +23,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import config
 import federated
 import train
 from config import BadInput, load_config
-from eval import load_checkpoint
-from federated import Diverged, SiteFailed
-from methods import baselines
-from test_fedbcs import HERE, assert_same, write_nuclei
-from tests.test_methods import readme_example
+from federated import Diverged
+from rounds.faults import SiteFailed
+from rounds.run_folder import load_checkpoint
+from test_fedbcs import HERE, write_nuclei
+from tests.helpers import assert_same
+from tests.test_methods import worked_example
 
 flwr_app = pytest.importorskip("flwr.app")
 ArrayRecord, Error, Message, RecordDict = (
@@ -194,10 +196,10 @@ def test_readmes_commands_over_tls_equal_one_process(federation, tmp_path):
         "best.pt", "last.pt", "config.yaml", "metrics.csv", "result.json"}
     for site in ("east", "north"):
         assert {path.name for path in (home / f"tls_{site}").iterdir()} == {
-            "best.pt", "last.pt", "config.yaml", "optimizer.pt", "predictions.png", "result.json",
+            "best.pt", "last.pt", "config.yaml", "kept.pt", "predictions.png", "result.json",
             "splits.json"}
-        kept = torch.load(home / f"tls_{site}" / "optimizer.pt", weights_only=True)
-        assert_same(kept[2], state["optimizers"][site])
+        kept = torch.load(home / f"tls_{site}" / "kept.pt", weights_only=True)
+        assert_same(kept[2], state["kept"][site])
     for name in ("keyless", "foreign"):
         assert "Failed to initialize the connection" in federation.log(name), federation.log(name)
         assert federation.nodes[name].poll() not in (None, 0)
@@ -278,7 +280,7 @@ class Hospitals:
                 json.loads((self.folder / "server" / "result.json").read_text()))
 
 
-METHOD_SETTINGS = {"fedprox": (), "harmofl": (), "fpl": (), "fedplvm": (), "feduv": (),
+METHOD_SETTINGS = {"released": (), "fedprox": (), "harmofl": (), "fpl": (), "fedplvm": (), "feduv": (),
                    "input_norm": ("hold_out=b",), "fedavg": (), "fedbcs": ("fsr=adaptive", "weights=equal"),
                    "fedbcs hold_out": ("hold_out=b", "eval_every=2"), "fedbcs case": ("test_stats=case",),
                    "fedbcs early": ("lr=0.05",)}  # whose best round is the first
@@ -309,8 +311,8 @@ def test_every_method_equals_one_process(tmp_path, method, capsys):
 def test_a_method_of_ones_own_travels(tmp_path, monkeypatch):
     """It lies beside the program at a site, whatever the folder that its node was started in."""
     data, overrides = write_nuclei(tmp_path / "data", ("a", "b")), ("rounds=2", "method=mine.py:fedproto")
-    (tmp_path / "mine.py").write_text(readme_example()[0])
-    monkeypatch.setattr(baselines, "__file__", str(tmp_path / "methods" / "baselines.py"))
+    (tmp_path / "mine.py").write_text(worked_example()[0])
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "config.py"))
     state, result = in_process(tmp_path / "one", data, *overrides, "fsr=none", "prototype_weight=0")
     served, said = Hospitals(tmp_path, data, "ab", (*overrides, "fsr=none", "prototype_weight=0")).train()
     for key in ("weights", "prototypes"):
@@ -524,7 +526,7 @@ def test_what_the_server_is_told_of_a_failure(tmp_path, capsys):
         "site": {"name": "a", "problem": "BadInput: see the log of that site"}}
     said = capsys.readouterr().err  # the site's own log
     assert said.startswith("error: ") and "1.png" in said and said.count("\n") == 1
-    assert "round 3" in flower_messages.told(Diverged("the loss is nan at site a, round 3, step 1"))
+    assert "round 3" in flower_messages.describe_error(Diverged("the loss is nan at site a, round 3, step 1"))
 
 
 def test_an_update_starts_from_the_optimizer_state_of_the_last_that_was_taken(tmp_path):
@@ -543,7 +545,7 @@ def test_an_update_starts_from_the_optimizer_state_of_the_last_that_was_taken(tm
     assert_same(second, ask(2, 1))
     assert_same(second, ask(2, 1))
     ask(3, 1)
-    held = torch.load(tmp_path / "a" / "optimizer.pt", weights_only=True)
+    held = torch.load(tmp_path / "a" / "kept.pt", weights_only=True)
     assert set(held) == {1, 3}  # round 2 was not taken
     assert not torch.equal(first["head.weight"], second["head.weight"])  # adam's state has moved on
     assert not torch.equal(second["head.weight"], third["head.weight"])
@@ -560,13 +562,13 @@ def test_an_update_that_was_not_taken_leaves_no_trace(tmp_path, monkeypatch):
         if (site.name, t) == ("b", 2):
             update.weights["head.weight"][0] = torch.nan
         return update
-    for module in (federated, flower_app):
+    for module in (train, flower_app):
         monkeypatch.setattr(module, "local_update", local_update)
     state, result = in_process(tmp_path / "one", data, *settings)
     served, said = Hospitals(tmp_path, data, "ab", settings).train()
     assert_same(dict(served["weights"]), dict(state["weights"]))
     assert without_facts(said) == without_facts(result)
-    assert served["optimizers"] == {"a": 3, "b": 3}
+    assert {site: kept["round"] for site, kept in served["kept"].items()} == {"a": 3, "b": 3}
 
 
 @pytest.mark.parametrize("spoilt", [{"dice": float("nan")}, {"dice": None}, {"cases": None}, {"misses": [1, 2]},
@@ -607,7 +609,7 @@ def test_the_bundle_holds_code_and_settings_alone(tmp_path):
     bundle, = [*tmp_path.glob("*.fab"), *project.glob("*.fab")]
     names = set(zipfile.ZipFile(bundle).namelist())
     print(sorted(names))
-    rooms = ("sites", "scoring", "rounds", "methods", "flower")
+    rooms = {path.parent.name for path in HERE.glob("*/__init__.py")} - {"experiments", "tests"}
     code = {path.name for path in HERE.glob("*.py") if not path.name.startswith("test_")} | {
         f"{room}/{path.name}" for room in rooms for path in (HERE / room).glob("*.py")}
     assert names - code <= {"config.yaml", "paper/nuclei.yaml", "paper/prostate.yaml", "LICENSE", "pyproject.toml",

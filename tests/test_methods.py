@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,23 +13,21 @@ import torch
 
 import federated
 import train
-from config import PRESETS, BadInput, as_yaml, load_config
+from config import METHODS, BadInput, as_yaml, load_config, method_module
 from datasets import batches, load_sites, seeded, splits_of
-from eval import load_checkpoint
-from methods.baselines import LAST, METHODS, AmplitudeNorm, method_of
+from federated import Context
+from methods.find import build_model, find_method
+from methods.input_norm import AmplitudeNorm
+from methods.shared import LAST
 from prototypes import finch
-from test_fedbcs import (
-    HERE,
+from rounds.run_folder import load_checkpoint
+from test_fedbcs import HERE, one_round, tiny_config, write_nuclei
+from tests.helpers import (
     assert_same,
-    finished,
     rows_of,
     run_eval,
-    start_training,
-    tiny_config,
     without_seconds,
-    write_nuclei,
 )
-from unet import build_model
 
 
 class OneMap:
@@ -53,7 +53,8 @@ def problem(seed=0):
 def losses_of(name, f, logits, y, G, *overrides, total=None):
     config = load_config({"task": "nuclei", "data": "demo", "out": "unused"},
                          [f"method={name}", *overrides])
-    return method_of(config).losses(OneMap(f, logits), torch.zeros(2, 3, 4, 4), y, G, total)
+    context = Context("a", 2, {}, G, {}, total)
+    return find_method(config).losses(OneMap(f, logits), torch.zeros(2, 3, 4, 4), y, context)
 
 
 def foreground(f, y, j=1):
@@ -77,7 +78,7 @@ def test_fpl_losses_equal_literal():
     assert terms["contrast"].item() == pytest.approx(np.mean(contrast), rel=1e-5)
     assert terms["consistency"].item() == pytest.approx(np.mean(consistency), rel=1e-5)
     assert terms["dice"] == federated.segmentation_loss(logits, y)
-    assert load_config({"task": "nuclei", "data": "demo", "out": "x"}).fpl_tau == 0.02
+    assert load_config({"task": "nuclei", "data": "demo", "out": "x"}, ["method=fpl"]).fpl_tau == 0.02
 
 
 def test_fedplvm_losses_equal_literal():
@@ -170,7 +171,7 @@ def test_what_fpl_and_fedplvm_send():
         for f, logits, y in parts:
             losses_of(name, f, logits, y, {}, total=total)
         config = load_config({"task": "nuclei", "data": "demo", "out": "x"}, [f"method={name}"])
-        sent = method_of(config).send(None, total)[LAST]
+        sent = find_method(config).send(None, Context("a", 1, {}, {}, {}, total))[LAST]
         assert set(sent) == {0, 1}
         for j in (0, 1):
             pixels = [[f[b][:, y[b] == j].T for b in range(2)] for f, _, y in parts]
@@ -215,39 +216,39 @@ def test_the_sites_mean_amplitude_is_learned(tmp_path, method, share):
     write_nuclei(tmp_path / "e", ("b",), cases=10, seed=1)
     (tmp_path / "e" / "b").rename(folder / "b")
     config = tiny_config(folder, "unused", f"method={method}", "local_epochs=2")
-    rules, sites = method_of(config), load_sites(config)
-    model = build_model(config, rules.front)
+    rules, sites = find_method(config), load_sites(config)
+    model = build_model(config, rules)
     w = {name: value.clone() for name, value in model.state_dict().items()}
-    w, _, updates = federated.federated_round(model, sites, w, {}, {}, 1, config, method=rules)
+    w, _, updates = one_round(model, sites, w, {}, {}, 1, config, rules)
     means = []
     for site, update in zip(sites, updates):
         x = torch.cat([x for x, _ in batches(site.train_slices, 2, seeded(0, site.name, 1, 2))])
         means.append(torch.fft.rfft2(x).abs().mean(0))
-        torch.testing.assert_close(update.weights["front.amplitude"], means[-1])
-    torch.testing.assert_close(w["front.amplitude"], share[0] * means[0] + share[1] * means[1])
+        torch.testing.assert_close(update.weights["input_transform.amplitude"], means[-1])
+    torch.testing.assert_close(w["input_transform.amplitude"], share[0] * means[0] + share[1] * means[1])
     model.load_state_dict(w)
     x = next(batches(sites[0].train_slices, 2, seeded(0)))[0]
-    torch.testing.assert_close(torch.fft.rfft2(model.front(x)).abs(),
-                               w["front.amplitude"].expand(len(x), -1, -1, -1), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(torch.fft.rfft2(model.input_transform(x)).abs(),
+                               w["input_transform.amplitude"].expand(len(x), -1, -1, -1), rtol=1e-4, atol=1e-3)
 
 
 def test_harmofl_steps_with_the_gradient_at_the_perturbed_weights():
     """On L = a w^2 / 2 + b v^2 / 2 the gradient is linear, so the step has a closed form."""
-    rules = method_of(load_config({"task": "nuclei", "data": "demo", "out": "x"}, ["method=harmofl"]))
+    rules = find_method(load_config({"task": "nuclei", "data": "demo", "out": "x"}, ["method=harmofl"]))
     w, v, unused = (torch.nn.Parameter(torch.tensor([value])) for value in (3.0, -2.0, 7.0))
     optimizer = torch.optim.SGD([w, v, unused], lr=0.1)
     calls = []
 
-    def gradient():
+    def closure():
         calls.append((w.item(), v.item()))
         optimizer.zero_grad()
         L = (2 * w.square() / 2 + 5 * v.square() / 2).sum()
         L.backward()
-        return {"dice": L.detach()}
-    terms = rules.step(optimizer, gradient)
+        return L
+    rules.step(optimizer, closure)
     g = np.array([2 * 3.0, 5 * -2.0])
     there = np.array([3.0, -2.0]) + 0.05 * g / np.linalg.norm(g)
-    assert terms["dice"].item() == pytest.approx(2 * 9 / 2 + 5 * 4 / 2)
+    assert len(calls) == 2
     assert calls[0] == (3.0, -2.0) and calls[1] == pytest.approx(tuple(there), rel=1e-6)
     assert w.item() == pytest.approx(3.0 - 0.1 * 2 * there[0], rel=1e-6)
     assert v.item() == pytest.approx(-2.0 - 0.1 * 5 * there[1], rel=1e-6) and unused.item() == 7
@@ -282,15 +283,16 @@ def test_every_method_differs_from_fedavg(tmp_path):
     assert all(not torch.equal(a, b) for i, a in heads.items() for j, b in heads.items() if i < j)
 
 
-def test_methods_and_presets_are_the_same():
-    assert METHODS.keys() == PRESETS.keys()
-    for method in METHODS:
+def test_methods_stand_where_the_table_says_and_set_their_switches():
+    for method, place in METHODS.items():
+        file, _, name = place.partition(":")
+        assert (HERE / file).is_file() and callable(getattr(method_module(method)[0], name))
         config = load_config(HERE / "config.yaml", [f"method={method}"])  # wins over the file's fsr
         assert config.method == method
-        assert (config.fsr, config.prototype_weight) == (("global", 1) if method == "fedbcs"
-                                                         else ("none", 0))
+        assert (config.fsr, config.prototype_weight) == (
+            ("global", 1) if method in ("fedbcs", "released") else ("none", 0))
         assert config.weights == ("equal" if method in ("harmofl", "fedplvm") else "samples")
-        assert config.fedprox_mu == (0.01 if method == "fedprox" else 0)
+        assert getattr(config, "fedprox_mu", None) == (0.01 if method == "fedprox" else None)
 
 
 @pytest.mark.parametrize("given, overrides, words", [
@@ -300,9 +302,11 @@ def test_methods_and_presets_are_the_same():
     ({}, ["method=fpl", "fedplvm_tau=0.1"], "fedplvm_tau: is read by method: fedplvm only"),
     ({"fpl_tau": 0.5}, [], "fpl_tau: is read by method: fpl only"),
     ({}, ["method=fedavg", "fedprox_mu=0.1"], "fedprox_mu: is read by method: fedprox only"),
-    ({}, ["method=fedbsc"], "method: expected fedbcs or fedavg"),
+    ({}, ["method=fedbsc"], "method: expected fedavg or fedprox"),
     ({}, ["method=1"], "method: expected"),
-    ({}, ["feduv_pixels=2"], "feduv_pixels: expected a whole number of at least 4"),
+    ({}, ["fedprox_mu=0.1"], "fedprox_mu: is read by method: fedprox only, not by fedbcs"),
+    ({}, ["method=released", "tau=0.1"], "tau: 0.1 contradicts method: released"),
+    ({}, ["method=feduv", "feduv_pixels=2"], "feduv_pixels: expected a whole number of at least 4"),
 ])
 def test_contradictions(given, overrides, words):
     with pytest.raises(BadInput) as problem:
@@ -312,7 +316,7 @@ def test_contradictions(given, overrides, words):
 
 def test_a_methods_own_keys_can_be_set():
     for overrides in (["method=fedprox", "fedprox_mu=0.5"], ["method=fpl", "fpl_tau=0.5"],
-                      ["fedprox_mu=0.5"]):
+                      ["method=feduv", "feduv_pixels=8"]):
         config = load_config(HERE / "config.yaml", overrides)
         key, value = overrides[-1].split("=")
         assert getattr(config, key) == float(value)
@@ -321,27 +325,35 @@ def test_a_methods_own_keys_can_be_set():
         assert vars(again) == vars(config) | {"out": "o"}
 
 
-def readme_example():
-    """The worked example in README: its file's text and its command."""
-    text = (HERE / "README.md").read_text()
-    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Method(" in block)
+def worked_example(name="fedproto"):
+    """A worked example in docs/fork.md: its file's text and its command."""
+    text = (HERE / "docs" / "fork.md").read_text()
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+                if f"\ndef {name}(" in block)
     command = re.search(r"# mine\.py; (python train\.py .+)", code)[1]
     return code, command.split()
 
 
-def test_the_worked_example_of_readme_runs(tmp_path):
-    code, command = readme_example()
+def run_example(name, folder, *overrides):
+    """Run a worked example by its own command, for two rounds; return its checkpoint and its rows."""
+    code, command = worked_example(name)
     assert len(code.splitlines()) <= 40
-    write_nuclei(tmp_path / "data")
-    (tmp_path / "mine.py").write_text(code)
-    (tmp_path / "c.yaml").write_text(as_yaml(tiny_config("data", "run")))
+    write_nuclei(folder / "data")
+    (folder / "mine.py").write_text(code)
+    (folder / "c.yaml").write_text(as_yaml(tiny_config("data", "run")))
     assert command[:4] == ["python", "train.py", "--config", "config.yaml"]
-    code, _, err = finished(start_training(tmp_path, *command[4:], "out=run"))
-    assert code == 0, err
-    state = load_checkpoint_in(tmp_path, "run")
+    command = ["--config", "c.yaml", *command[4:], "out=run", *overrides]
+    done = subprocess.run([sys.executable, HERE / "train.py", *command], cwd=folder, check=False,
+                          capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr
+    return load_checkpoint_in(folder, "run"), [row for row in rows_of(folder / "run") if row["split"] == "train"]
+
+
+def test_the_worked_example_of_readme_runs(tmp_path):
+    state, rows = run_example("fedproto", tmp_path)
     assert state["prototypes"][LAST][1].shape == (1, 2)
-    assert any(float(row["loss_consistency"]) > 0 for row in rows_of(tmp_path / "run")
-               if row["split"] == "train")
+    assert any(float(row["loss_consistency"]) > 0 for row in rows)
+    assert not any(name.startswith(("fsr", "fusion")) for name in state["weights"])  # the plain network
     assert run_eval("--run", "run", folder=tmp_path).returncode == 0
 
 
@@ -358,7 +370,7 @@ def test_a_method_that_cannot_be_had(tmp_path, monkeypatch, method, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("def f(config):\n    return 3\n")
     with pytest.raises(BadInput, match=re.escape(words)):
-        method_of(SimpleNamespace(method=method))
+        find_method(SimpleNamespace(method=method))
 
 
 # ---- Leave one site out ----
@@ -373,7 +385,7 @@ def test_hold_out(tmp_path, monkeypatch):
     assert {k: held[k] for k in "ac"} == {k: usual[k] for k in "ac"}
     trained = []
     update = federated.local_update
-    monkeypatch.setattr(federated, "local_update",
+    monkeypatch.setattr(train, "local_update",
                         lambda model, site, *rest: trained.append(site.name) or update(model, site, *rest))
     train.train(config)
     assert trained == ["a", "c"] * 2

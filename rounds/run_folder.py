@@ -1,0 +1,245 @@
+"""The run folder: the state of the rounds so far, its checkpoints, and metrics.csv.
+
+    last.pt  everything that the next round needs      best.pt  what the best round is scored with
+"""
+
+import csv
+import io
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from config import DEFAULTS, BadInput, as_yaml
+from datasets import read_splits, splits_of
+
+FORMAT = "fedbcs-2"
+NEEDED = {"config", "round", "weights", "local", "statistics"}
+FREE_ON_RESUME = {"rounds", "out", "device", "resume"}
+COLUMNS = ("round", "split", "site", "dice", "loss_dice", "loss_contrast", "loss_consistency",
+           "seconds", "weight_bytes", "prototype_bytes")
+
+
+class Run:
+    """A run folder on disk and the state in it, after the last saved round or before round 1.
+
+    w and G are the global weights and prototypes of that round, kept = {site: what it keeps}.
+    """
+
+    def __init__(self, config, w, sites=(), device="cpu"):
+        """Resume the run in config.out if it has a checkpoint, else begin it from the weights w.
+
+        sites: those of one process; between hospitals the server knows none. Raises BadInput.
+        """
+        self.out, self.config = Path(config.out), config
+        last = self.out / "last.pt"
+        if config.resume and last.exists():
+            self.state = load_to_resume(last, sites, config, device)
+            print(f"resuming after round {self.state['round']} of {last}")
+        else:
+            self.state = {"format": FORMAT, "round": 0, "prototypes": {}, "kept": {},
+                          "history": [], "seconds": 0.0, "best": {"round": 0, "dice": None},
+                          "weights": {name: value.clone() for name, value in w.items()}}
+        self.state["config"] = vars(config)
+        prepare_run_folder(self.out, sites, config)
+
+    @property
+    def w(self):
+        """The global weights after the last round, a state dict."""
+        return self.state["weights"]
+
+    @property
+    def G(self):
+        """The global prototypes after the last round, {path: {class: (K, D)}}."""
+        return self.state["prototypes"]
+
+    @property
+    def kept(self):
+        """What each site keeps from round to round, {site: its `Update.kept`}, brought up to date by the
+        loop."""
+        return self.state["kept"]
+
+    def rounds_left(self):
+        """Yield the numbers of the rounds to go, and take the time of each until it is saved."""
+        for t in range(self.state["round"] + 1, self.config.rounds + 1):
+            self.start = time.perf_counter()
+            yield t
+
+    def seconds(self):
+        """Return the seconds since this round began."""
+        return time.perf_counter() - self.start
+
+    def is_due(self, t):
+        """Return whether round t is validated: every `eval_every` rounds, and the last."""
+        return t % self.config.eval_every == 0 or t == self.config.rounds
+
+    def save(self, t, w, G, updates, scores=None, statistics=None):
+        """Save round t: its weights, prototypes and updates, and its validation if it had one.
+
+        Each file is written whole or not at all, last.pt before metrics.csv: a run killed in between
+        goes on from last.pt, which holds all rows of metrics.csv itself.
+        """
+        state = self.state
+        state |= {"round": t, "weights": w, "prototypes": G, "statistics": statistics or {}}
+        state["local"] = {site: kept["local"] for site, kept in self.kept.items()}
+        state["seconds"] += self.seconds()
+        state["history"] += history_rows(t, updates, scores)
+        if note_best(state, scores):
+            names = ("format", "config", "round", "weights", "local", "statistics")
+            save(self.out / "best.pt", as_bytes({name: state[name] for name in names}))
+        save(self.out / "last.pt", as_bytes(state))
+        save(self.out / "metrics.csv", as_csv(state["history"]))
+
+
+# ---- Before the first round ----
+
+def load_to_resume(file, sites, config, device):
+    """Return the state in last.pt; raises BadInput if it is of other settings, data or weights alone."""
+    state = load_checkpoint(file, device)
+    if "kept" not in state:
+        raise BadInput(f"{file}: holds weights only and cannot be resumed, "
+                       "train into another folder with out=FOLDER")
+    check_same_config(file, state["config"], vars(config))
+    check_same_splits(file.with_name("splits.json"), splits_of(sites))
+    if state["round"] > config.rounds:
+        raise BadInput(f"rounds: {config.rounds} is less than the {state['round']} rounds that "
+                       f"{file} has behind it, set rounds to at least that")
+    return state
+
+
+def check_same_splits(file, splits):
+    """Raise BadInput if the data folder no longer gives the splits that the run began with."""
+    if file.exists() and read_splits(file) != splits:
+        raise BadInput(f"{file}: differs from the splits of the data now, the data have changed; "
+                       "restore them, or train into another folder with out=FOLDER")
+
+
+def check_run_folder(config, mark="splits.json"):
+    """Raise BadInput if the run folder holds something already that is not to be resumed.
+
+    mark: the file by which a run folder is known.
+    """
+    out = Path(config.out)
+    if not config.resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"{out}: exists already; continue that run with resume=true, "
+                       "or train into another folder with out=FOLDER")
+    if out.is_dir() and any(out.iterdir()) and not (out / mark).exists():
+        raise BadInput(f"{out}: is no run folder but holds files, choose another out=FOLDER")
+
+
+def prepare_run_folder(out, sites, config):
+    """Make the run folder and write config.yaml to it, and splits.json if there are sites."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise BadInput(f"{out}: cannot be made ({problem.strerror}), "
+                       "choose another out=FOLDER") from None
+    save(out / "config.yaml", as_yaml(config).encode())
+    if sites:
+        save(out / "splits.json", as_json(splits_of(sites)))
+
+
+# ---- Checkpoints ----
+
+def load_checkpoint(file, device="cpu"):
+    """Return what `Run.save` saved; raises BadInput if the file is missing, truncated or foreign."""
+    advice = "give the folder of a run, or train it again"
+    if not Path(file).is_file():
+        raise BadInput(f"{file}: there is no such checkpoint; start the training, or go on with "
+                       "it by resume=true")
+    try:
+        checkpoint = torch.load(file, map_location=device, weights_only=True)
+    except Exception:  # noqa: BLE001 - what a foreign file raises has no common type
+        raise BadInput(f"{file}: is truncated or no checkpoint; {advice}") from None
+    if isinstance(checkpoint, dict) and checkpoint.get("format") == "fedbcs-1":
+        raise BadInput(f"{file}: was written by version 1 of this program; score or resume it with "
+                       "that version (git checkout 8e45f15), or train it again")
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT \
+            or not NEEDED <= checkpoint.keys():
+        raise BadInput(f"{file}: is no checkpoint of this program (format {FORMAT}); {advice}")
+    return checkpoint | {"config": DEFAULTS | checkpoint["config"]}
+
+
+def check_same_config(file, saved, wanted):
+    """Raise BadInput, naming the keys, if a checkpoint was made under other settings."""
+    keys = (saved.keys() | wanted.keys()) - FREE_ON_RESUME
+    other = sorted(key for key in keys if saved.get(key) != wanted.get(key))
+    if other:
+        changes = ", ".join(f"{key} ({saved.get(key)}, now {wanted.get(key)})" for key in other)
+        raise BadInput(f"{file}: belongs to another config, differing in {changes}; set them back, "
+                       "or train into another folder with out=FOLDER")
+
+
+def note_best(state, scores):
+    """Return whether this round is the best so far on the sites' mean validation Dice.
+
+    Without any site that has validation cases, the last round counts as the best.
+    """
+    if not scores:
+        return False
+    dice, best = scores["mean"]["dice"], state["best"]["dice"]
+    if best is not None and (dice is None or dice <= best):
+        return False
+    state["best"] = {"round": state["round"], "dice": dice}
+    return True
+
+
+# ---- Files ----
+
+def history_rows(t, updates, scores):
+    """Return round t's rows of metrics.csv: a train row a site, and a val row if it was scored.
+
+    A loss term that the method does not have is None.
+    """
+    terms = [name.removeprefix("loss_") for name in COLUMNS if name.startswith("loss_")]
+    rows = [(t, "train", u.site, None, *(u.losses.get(name) for name in terms), u.seconds,
+             size_in_bytes(u.weights), size_in_bytes(u.prototypes)) for u in updates]
+    for name, score in (scores["sites"] if scores else {}).items():
+        if score["cases"]:
+            rows.append((t, "val", name, score["dice"], *[None] * 6))
+    return rows
+
+
+def size_in_bytes(tensors):
+    """Return the number of bytes of all tensors in a nested dictionary."""
+    if isinstance(tensors, torch.Tensor):
+        return tensors.numel() * tensors.element_size()
+    return sum(size_in_bytes(value) for value in tensors.values())
+
+
+def as_csv(rows):
+    """Return the content of metrics.csv."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(["null" if value is None else value for value in row] for row in rows)
+    return table.getvalue().encode()
+
+
+def as_bytes(checkpoint):
+    """Return the file content of a checkpoint."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    return buffer.getvalue()
+
+
+def as_json(content):
+    """Return the content of a JSON file."""
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+
+
+def save(file, content):
+    """Write bytes to a file so that at any moment it is the old one or the whole new one."""
+    part = file.with_name(file.name + ".part")
+    try:
+        with open(part, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, file)
+    except OSError as problem:
+        part.unlink(missing_ok=True)
+        raise BadInput(f"{file}: cannot be written ({problem.strerror}); make room, "
+                       "then go on with resume=true") from None

@@ -1,0 +1,42 @@
+"""Pictures: a slice as a tile, the outline of a mask on it, and tiles on a sheet."""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+TILE = 192  # pixels, side of a picture on a sheet
+GAP = 4     # between them
+
+
+def image_tile(sample, s):
+    """Return slice s of a sample, not its neighbours, as a tile (TILE, TILE, 3) uint8."""
+    image = (sample.images[s] * 255).round().byte()
+    image = image if len(sample.truth) == 1 else image[1:2].expand(3, -1, -1)
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    return np.asarray(picture.resize((TILE, TILE), Image.Resampling.BICUBIC))
+
+
+def draw_outline(tile, mask, colour):
+    """Return a copy of a tile with the outline of a mask (H, W), of any size, in a colour."""
+    inside = np.asarray(Image.fromarray(mask).resize((TILE, TILE), Image.Resampling.NEAREST))
+    padded = np.pad(inside, 1)
+    core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    drawn = tile.copy()
+    drawn[inside & ~core] = colour
+    return drawn
+
+
+def contact_sheet(rows, titles=()):
+    """Return a picture of rows (label, [tiles]); titles: captions over the tiles."""
+    head, label_height = (18 if titles else 0), 18
+    wide = max(len(images) for _, images in rows)
+    size = wide * (TILE + GAP), head + len(rows) * (TILE + label_height)
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for i, title in enumerate(titles):
+        draw.text((i * (TILE + GAP) + 4, 3), title, "black", font)
+    for number, (label, images) in enumerate(rows):
+        y = head + number * (TILE + label_height)
+        draw.text((4, y + 2), label, "black", font)
+        for i, image in enumerate(images):
+            sheet.paste(Image.fromarray(image), (i * (TILE + GAP), y + label_height))
+    return sheet

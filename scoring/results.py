@@ -1,0 +1,121 @@
+"""The result of a run: its tables, what its numbers mean, and the machine that they were found on."""
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import PIL
+import torch
+import yaml
+
+KINDS, SCORED = ("best", "last"), {"val": "validation", "test": "test"}
+
+
+def print_result(result, config, normed):
+    """Print the tables of the best and the last round, once if they are the same round.
+
+    result: {best: {round, val, test}, last: ...}; normed: whether the network has batch norms.
+    """
+    same = result["best"]["round"] == result["last"]["round"]
+    whose = f"statistics of the {config.test_stats}" if normed else "no batch-norm statistics"
+    for kind in ("last",) if same else KINDS:
+        name = "best and last" if same else kind
+        for split, title in SCORED.items():
+            print(f"\n{name} round {result[kind]['round']}, {title}, {whose}")
+            print(format_table(result[kind][split], units(config)["hd95"]), flush=True)
+
+
+def explained(result, config, normed, foreign, seconds):
+    """Return the result with its units, its definitions and the facts of the run."""
+    return (result | {"units": units(config), "definitions": definitions(config, normed, foreign)}
+            | run_facts(seconds))
+
+
+def format_table(scores, unit):
+    """Return `evaluate`'s result as aligned lines: every site, the mean, the site of lowest Dice.
+
+    unit: of the distances, "px" or "mm".
+    """
+    sites, mean = scores["sites"], scores["mean"]
+    scored = [name for name in sites if sites[name]["cases"]]
+    rows = [(name, sites[name]) for name in sites]
+    rows.append(("mean of sites", mean | {"cases": sum(sites[name]["cases"] for name in scored)}))
+    if scored:
+        worst = min(scored, key=lambda name: sites[name]["dice"])
+        rows.append((f"worst: {worst}", sites[worst]))
+    wide = max(len(label) for label, _ in rows)
+    lines = [f"{'site':{wide}}  cases    Dice  HD95 {unit}  ASSD {unit}  misses"]
+    for label, row in rows:
+        numbers = ["-" if row[name] is None else f"{row[name]:.{digits}f}"
+                   for name, digits in (("dice", 4), ("hd95", 2), ("assd", 2), ("misses", 0))]
+        cells = [f"{value:>{width}}" for value, width in zip(numbers, (6, 7, 7, 6))]
+        lines.append("  ".join([f"{label:{wide}}", f"{row['cases']:5}", *cells]))
+    return "\n".join(lines)
+
+
+def units(config):
+    """Return the unit of each number of a result: distances are in mm only where files say mm."""
+    distance = "mm" if config.task == "prostate" else "px"
+    return {"dice": "1", "hd95": distance, "assd": distance, "misses": "cases", "cases": "1",
+            "peak_mb": "MiB", "seconds": "s"}
+
+
+def definitions(config, normed=True, foreign_sites=()):
+    """Return what every number of a result means.
+
+    normed: whether the network has batch norms; foreign_sites: those that took no part.
+    """
+    case = "one image" if config.task == "nuclei" else "one volume, in 3-D"
+    if config.eval_slices == "foreground":
+        case = "one slice with organ in its truth, in 2-D"
+    kind = {"site": "site: batch-norm mean and variance of up to 64 training images of the case's "
+                    "own site, cumulative over batches, never sent or averaged",
+            "case": "case: batch-norm mean and variance of the case, at most 32 slices at once"}
+    words = {
+        "dice": "foreground Dice 2|P and T|/(|P|+|T|) on the file's grid; both empty 1, one 0",
+        "hd95": "larger of the two directed 95th percentiles (linear interpolation) of border "
+                "distances; both masks empty 0, one empty the diagonal of the image",
+        "assd": "mean of the border distances of both directions pooled; empty masks as for hd95",
+        "misses": "cases with exactly one of prediction and truth empty; in 'mean' their total",
+        "case": case,
+        "mean": "sites: mean over a site's cases; mean: unweighted mean over the sites with cases",
+        "test_stats": kind[config.test_stats] if normed else
+        "none: the network has no batch norm",
+        "eval_slices": f"{config.eval_slices}: a case is {case}",
+        "best": "the round of the best validation mean Dice, the last round if no site validates",
+        "last": "the last round",
+        "peak_mb": "largest resident memory of the process, plus the largest allocation on a GPU"}
+    if foreign_sites:
+        own = (": they used statistics of their own unlabelled images"
+               if normed and config.test_stats == "site" else "")
+        words["foreign_sites"] = f"{', '.join(foreign_sites)} took no part in training{own}"
+    return words
+
+
+def run_facts(seconds):
+    """Return {commit, versions, peak_mb, seconds}; None for what this machine cannot tell."""
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__),
+                "numpy": np.__version__, "nibabel": nibabel.__version__, "pillow": PIL.__version__,
+                "pyyaml": yaml.__version__}
+    try:
+        commit = subprocess.run(["git", "describe", "--always", "--dirty"], check=True, text=True,
+                                cwd=Path(__file__).parents[1], capture_output=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    return {"commit": commit, "versions": versions, "peak_mb": peak_mb(),
+            "seconds": round(seconds, 1)}
+
+
+def peak_mb():
+    """Return the largest resident memory in MiB, plus the largest GPU allocation, or None."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    resident *= 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return round((resident + on_gpu) / 2**20, 1)

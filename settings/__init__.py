@@ -1,0 +1,1 @@
+"""What a setting may be, and how a program reads its command line and ends."""

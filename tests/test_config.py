@@ -1,0 +1,97 @@
+"""Tests of the settings and of the messages about them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import federated
+import train
+from config import BadInput, as_yaml, load_config
+from datasets import load_sites
+from rounds import run_folder
+from test_fedbcs import HERE, tiny_config
+
+# ---- Settings and messages ----
+
+@pytest.mark.parametrize("override, words", [
+    ("tau=0", "tau: .*above 0"), ("tau=-1", "tau: .*above 0"), ("rounds=0", "rounds: .*at least 1"),
+    ("image_size=40", "image_size: .*multiple of 16"), ("image_size=16", "image_size: .*at least 32"),
+    ("learning_rate=1", "learning_rate: unknown key, the nearest is '"), ("taus=1", "taus: .*'tau'"),
+    ("lr=fast", "lr: expected a number"), ("lr=nan", "lr: "), ("lr=true", "lr: "), ("seed=1.5", "seed: "),
+    ("resume=1", "resume: expected true or false"), ("fsr=adaptative", "fsr: expected none or global"),
+    ("levels=[]", "levels: "), ("levels=[0,3]", "levels: "), ("levels=[1,1]", "levels: "),
+    ("levels=0", "levels: "), ("case_pattern=tnbc_.+", "case_pattern: .*group 1"),
+    ("case_pattern=(", "case_pattern: .*regular expression"), ("amp=fp16", "amp: .*or none"),
+    ("folds=2", "folds: "), ("device=gpu", "device: "), ("width", "width: not of the form key=value"),
+    ("seed=2020-13-45", "seed: "), ("seed=9999999999999999999999", "seed: "), ("lr=1" + "0" * 400, "lr: "),
+    ("eval_slices=foreground", "eval_slices: "), ("data=", "data: "),
+])
+def test_bad_settings(override, words):
+    with pytest.raises(BadInput, match=f"^{words}"):
+        config = tiny_config("unused", "unused", override)
+        load_sites(config)
+
+
+def test_settings_are_typed_and_written_back(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text("task: nuclei\ndata: demo\nlr: 1e-3\nfolds: none\n")
+    config = load_config(file, ["weight_decay=1e-4", "levels=[2, 0]", "case_pattern=^([a-z]+)_"])
+    assert config.lr == 1e-3 and config.weight_decay == 1e-4 and config.levels == [0, 2]
+    assert config.folds is None and config.case_pattern == "^([a-z]+)_"
+    assert config.out == str(Path("runs") / "my")
+    file.write_text(as_yaml(config))
+    assert vars(load_config(file)) == vars(config)
+
+
+@pytest.mark.parametrize("text, words", [
+    ("data: demo", "task: missing"), ("- a", "c.yaml: holds no"), ("a: [", "c.yaml: is not YAML"),
+    ("task: nuclei\ndata: demo\nfolds: 5\nfold: 5", "fold: "), ("task: nuclei\ndata: null", "data: "),
+    ("task: nuclei\ndata: nowhere", "nowhere: "), ("task: nuclei\ndata: c.yaml", "c.yaml: "),
+])
+def test_messages_of_train_are_one_line(tmp_path, program, text, words):
+    (tmp_path / "c.yaml").write_text(text)
+    code, out, err = program(train, tmp_path, "--config", "c.yaml")
+    assert (code, out) == (2, "") and re.fullmatch(rf"error: {words}.*\n", err)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]  # nothing half-written
+
+
+def test_a_folder_that_is_no_run_is_left_alone(workplace, program):
+    before = (workplace / "c.yaml").read_text()
+    (workplace / "config.yaml").write_text("precious")
+    code, _, err = program(train, workplace, "--config", "c.yaml", "out=.", "resume=true")
+    assert code == 2 and err.startswith("error: .: is no run folder")
+    assert (workplace / "config.yaml").read_text() == "precious"
+    assert (workplace / "c.yaml").read_text() == before
+    code, _, err = program(train, workplace, "--config", "c.yaml", "out=" + 300 * "x")
+    assert code == 2 and err.count("\n") == 1 and "too long" in err
+    splits = {site: {"test": ["0"]} for site in "ab"}
+    (workplace / "splits.json").write_text(json.dumps(splits))
+    code, _, err = program(train, workplace, "--config", "c.yaml", "splits=splits.json")
+    assert code == 2 and "no site has a training case" in err
+
+
+def test_a_new_term_stays_out_of_the_columns():
+    """A forker's fourth loss term does not shift the columns of metrics.csv."""
+    losses = {"dice": 1.0, "mine": 9.0, "contrast": 2.0, "consistency": 3.0}
+    update = federated.Update("a", 1, {"w": torch.zeros(2)}, {}, losses, {}, 0.5)
+    assert run_folder.history_rows(1, [update], {}) == [(1, "train", "a", None, 1.0, 2.0, 3.0, 0.5, 8, 0)]
+
+
+def test_unwritable_run_folder(workplace, program):
+    (workplace / "file").write_text("")
+    code, _, err = program(train, workplace, "--config", "c.yaml", "out=file/run")
+    assert code == 2 and err.startswith("error: file/run: cannot be made")
+
+
+@pytest.mark.parametrize("name", ["config", "nuclei", "prostate"])
+def test_shipped_configs(name):
+    config = load_config(HERE / ("config.yaml" if name == "config" else f"paper/{name}.yaml"))
+    assert config.task == ("prostate" if name == "prostate" else "nuclei")
+    assert (config.batch_size, config.local_epochs, config.weight_decay) == (6, 1, 1e-4)
+    if name != "config":  # the paper's settings
+        assert config.rounds == 400 and config.width == 32 and not config.contrast_clip
+        assert (config.optimizer, config.lr, config.tau) == (
+            ("sgd", 0.01, 0.005) if name == "nuclei" else ("adam", 1e-4, 0.4))

@@ -1,0 +1,146 @@
+"""Tests of a round: what is trained, averaged and sent, and sites that fail."""
+
+import json
+import math
+import time
+
+import pytest
+import torch
+
+import federated
+import prototypes
+import train
+from methods.find import find_method
+from prototypes import PATHS
+from rounds import faults
+from test_fedbcs import first_state, one_round, tiny_config, write_nuclei
+from tests.helpers import assert_same
+from unet import UNet
+
+# ---- The round ----
+
+def test_local_prototypes_come_from_the_last_local_epoch(tmp_path):
+    config = tiny_config(write_nuclei(tmp_path / "d"), "unused", "local_epochs=3")
+    model, sites, w = first_state(config)
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(federated, "add_class_sums", lambda total, maps, *_: calls.append(len(maps)))
+        steps = []
+        federated.local_update(model, sites[0], w, {}, None, 1, config, find_method(config),
+                               lambda site, step, total: steps.append((step, total)))
+    assert len(calls) == 2 and steps == [(i, 6) for i in range(1, 7)]
+
+
+def test_a_site_sends_no_statistics_and_no_data(tmp_path):
+    """What leaves a site: trained parameters, 2 classes x 2 paths of prototypes, counts, losses."""
+    config = tiny_config(write_nuclei(tmp_path / "d"), "unused")
+    model, sites, w = first_state(config)
+    names = {name for name, _ in model.named_parameters()}
+    G = {}
+    for t in (1, 2):
+        w, G, updates = one_round(model, sites, w, G, {}, t, config)
+        for update in updates:
+            assert update.weights.keys() == names
+            assert {p: sorted(c) for p, c in update.prototypes.items()} == {
+                p: [0, 1] for p in PATHS}
+            assert all(v.shape == (3 * 16,) for c in update.prototypes.values() for v in c.values())
+            assert set(update.losses) == {"dice", "contrast", "consistency"}
+            assert (update.losses["contrast"] > 0) == (t == 2)  # no L_MP without global prototypes
+    assert w.keys() == names
+
+
+@pytest.mark.parametrize("width, levels", [(1, [2]), (3, [0, 2]), (2, [1])])
+def test_any_width_and_levels_train(tmp_path, width, levels):
+    config = tiny_config(write_nuclei(tmp_path / "d"), "unused", f"width={width}", f"levels={levels}")
+    model, sites, w = first_state(config)
+    G = {}
+    for t in (1, 2):
+        w, G, updates = one_round(model, sites, w, G, {}, t, config)
+    assert {g.shape[1] for path in PATHS for g in G[path].values()} == {8 * width * len(levels)}
+    assert all(update.losses["contrast"] > 0 for update in updates)
+
+
+def test_server_work_for_a_hundred_sites_is_under_a_second():
+    torch.manual_seed(0)
+    updates = [federated.Update("a", n, UNet(8).state_dict(), {}, {}, {}, 0.0) for n in range(1, 101)]
+    vectors = [{path: {j: torch.randn(768) for j in (0, 1)} for path in PATHS} for _ in range(100)]
+    start = time.perf_counter()
+    federated.average_weights(updates)
+    prototypes.aggregate_prototypes(vectors)
+    assert time.perf_counter() - start < 1
+
+
+def test_optimizer_state_stays_at_its_site(tmp_path):
+    """Adam counts on over the rounds, for each site its own steps; only the weights come anew."""
+    config = tiny_config(write_nuclei(tmp_path / "d"), "unused", "optimizer=adam", "lr=1e-3")
+    model, sites, w = first_state(config)
+    optimizers, G = {}, {}
+    for t in (1, 2):
+        before = optimizers.copy()
+        w, G, updates = one_round(model, sites, w, G, optimizers, t, config)
+        assert [optimizers[u.site]["optimizer"]["state"][0]["step"].item() for u in updates] == [2 * t, 2 * t]
+        assert all(optimizers[site] is not before.get(site) for site in optimizers)
+    a, b = (optimizers[site]["optimizer"]["state"][0]["exp_avg"] for site in "ab")
+    assert not torch.equal(a, b)
+
+
+def spoiled(update, how):
+    """An update that something is wrong with."""
+    w, c = dict(update.weights), {p: dict(v) for p, v in update.prototypes.items()}
+    if how == "nan weight":
+        w["head.weight"] = w["head.weight"] * math.nan
+    elif how == "weight shape":
+        w["head.weight"] = w["head.weight"][:1]
+    elif how == "weight missing":
+        del w["head.weight"]
+    elif how == "inf prototype":
+        c["encoder"][1] = c["encoder"][1] / 0
+    elif how == "prototype shape":
+        c["encoder"][1] = c["encoder"][1][:-1]
+    elif how == "no images":
+        return update._replace(n=0)
+    return update._replace(weights=w, prototypes=c)
+
+
+@pytest.mark.parametrize("how, words", [
+    ("raises", "the disk has gone"), ("nan weight", "not finite"), ("weight shape", "name or shape"),
+    ("weight missing", "name or shape"), ("inf prototype", "not finite"),
+    ("prototype shape", "prototypes of the encoder are not vectors of 48 numbers"),
+    ("no images", "0 training images")])
+def test_a_site_that_fails_stops_the_run_or_sits_out(tmp_path, monkeypatch, capsys, how, words):
+    folder, honest = write_nuclei(tmp_path / "d", ("a", "b", "c")), federated.local_update
+
+    def update(model, site, *rest):
+        if site.name != "b":
+            return honest(model, site, *rest)
+        if how == "raises":
+            raise RuntimeError("the disk has gone")
+        return spoiled(honest(model, site, *rest), how)
+    for skip in (True, False):
+        config = tiny_config(folder, "unused", *(["on_site_failure=skip", "min_sites=2"] * skip))
+        model, sites, w = first_state(config)
+        alone = one_round(model, [sites[0], sites[2]], w, {}, {}, 1, config)
+        monkeypatch.setattr(federated, "local_update", update)
+        if skip:
+            optimizers = {}
+            found = one_round(model, sites, w, {}, optimizers, 1, config)
+            assert_same(found[0], alone[0])
+            assert_same(found[1], alone[1])
+            assert [u.site for u in found[2]] == ["a", "c"] and set(optimizers) == {"a", "c"}
+            said = capsys.readouterr().err
+            assert "site b failed in round 1" in said and words in said and "left out" in said
+            config.min_sites = 3
+            with pytest.raises(faults.SiteFailed, match="2 sites are left in round 1, min_sites: 3"):
+                one_round(model, sites, w, {}, {}, 1, config)
+        else:
+            with pytest.raises(RuntimeError if how == "raises" else faults.SiteFailed, match=words) as it:
+                one_round(model, sites, w, {}, {}, 1, config)
+            assert "site b failed in round 1" in capsys.readouterr().err + str(it.value)
+        monkeypatch.setattr(federated, "local_update", honest)
+
+
+def test_one_site_and_a_class_of_one_site_alone(tmp_path):
+    folder = write_nuclei(tmp_path / "d", ("a",))
+    config = tiny_config(folder, tmp_path / "run", "rounds=2")
+    train.train(config)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["last"]["round"] == 2
