@@ -23,9 +23,8 @@ from datasets import batches, seeded
 from prototypes import (
     add_class_sums,
     aggregate_prototypes,
-    aligned_pixels,
+    aligned_features,
     alignment_loss,
-    keep_rows,
     local_prototypes,
 )
 from unet import UNet
@@ -145,9 +144,8 @@ def fedbcs_losses(model, x, y, context, config):
     Source: paper; mu: `prototype_weight`, 1 in the paper.
     """
     mu, G = config.prototype_weight, context.G
-    pixels = aligned_pixels(y, model.fusion, G) if G else None
-    keep = {"keep": keep_rows(pixels, model.fusion)} if G else {}
-    logits, maps, rows = run_network(model, x, config, **keep)
+    f = aligned_features(y, model.fusion, G) if G else None
+    logits, maps = run_network(model, x, config, f)
     L_dice = segmentation_loss(logits, y)
     if mu == 0:
         return {"dice": L_dice}  # FedAvg
@@ -155,19 +153,19 @@ def fedbcs_losses(model, x, y, context, config):
         add_class_sums(context.total, maps, model.fusion, y, model.classes)
     L_contra, L_consis = logits.new_zeros(2)
     if G:
-        L_contra, L_consis = alignment_loss(rows, model.fusion, pixels, G, config.tau,
-                                            config.contrast_clip)
+        L_contra, L_consis = alignment_loss(f, maps, G, config.tau, config.contrast_clip)
     return {"dice": L_dice, "contrast": mu * L_contra, "consistency": mu * L_consis}
 
 
-def run_network(model, x, config, **keep):
+def run_network(model, x, config, fused=None):
     """Return logits (B, C, H, W) in float32 and the maps, as `features` gives them for x (B, 3, H, W).
 
-    The network may run in bfloat16, the losses are float32.
+    The network may run in bfloat16, the losses are float32. fused: {path: FusedFeatures} that want
+    rows of the maps.
     """
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
-        logits, maps, kept = model.features(x, **keep)
-    return logits.float(), maps, kept
+        logits, maps = model.features(x, fused) if fused else model.features(x)
+    return logits.float(), maps
 
 
 def segmentation_loss(logits, y):

@@ -3,6 +3,7 @@
 Golden vectors are read from tests/golden/, or from the folder in the environment variable FEDBCS_GOLDEN.
 """
 
+import copy
 import itertools
 import json
 import math
@@ -23,8 +24,8 @@ import train
 from config import load_config
 from datasets import batches, load_sites, seeded
 from fft_style import StyleRecalibration, recalibrate, recalibrate_fourier
+from fused_features import PATHS, FusedFeatures, literal_features
 from methods.find import build_model, find_method
-from prototypes import PATHS
 from rounds.faults import accept, attempt
 from unet import UNet
 
@@ -127,26 +128,11 @@ def test_fsr_weights():
 
 # ---- Prototypes and alignment: the literal form, which is the oracle ----
 
-def literal_fused(path, maps, heads):
-    """f (B, D, H, W) on the path's grid, as the equations say: up, concatenate, convolve, concatenate."""
-    levels = sorted(int(k) for k in heads)
-    grid = levels[0] if path == "encoder" else levels[-1]
-    fused = []
-    for k in levels if path == "encoder" else reversed(levels):
-        deep = maps[3].repeat_interleave(2 ** (3 - k), 2).repeat_interleave(2 ** (3 - k), 3)
-        f = heads[str(k)](torch.cat([maps[k], deep], 1))
-        if k > grid:
-            f = f.repeat_interleave(2 ** (k - grid), 2).repeat_interleave(2 ** (k - grid), 3)
-        fused.append(f[:, :, ::2 ** max(0, grid - k), ::2 ** max(0, grid - k)])
-    return torch.cat(fused, 1), grid
-
-
 def literal_alignment(maps, fusion, labels, G, tau):
     """L_contra and L_consis, each the mean over the paths, pixel by pixel as the equations say."""
     contrast, consistency = [], []
     for path in PATHS:
-        f, grid = literal_fused(path, maps[path], fusion[path])
-        y = labels[:, ::2**grid, ::2**grid]
+        f, y = literal_features(path, maps[path], fusion[path], labels)
         contra, consis = [f.new_zeros(())], [f.new_zeros(())]
         present = [j for j in G[path] if j > 0 and (y == j).any()]
         for j in present:
@@ -161,21 +147,17 @@ def literal_alignment(maps, fusion, labels, G, tau):
     return sum(contrast) / 2, sum(consistency) / 2
 
 
+def fast_alignment(maps, fusion, labels, G, tau):
+    return prototypes.alignment_loss(prototypes.aligned_features(labels, fusion, G), maps, G, tau)
+
+
 def literal_prototypes(maps, fusion, labels, classes):
     result = {}
     for path in PATHS:
-        f, grid = literal_fused(path, maps[path], fusion[path])
-        y = labels[:, ::2**grid, ::2**grid]
+        f, y = literal_features(path, maps[path], fusion[path], labels)
         result[path] = {j: f.permute(0, 2, 3, 1)[y == j].mean(0) for j in range(classes)
                         if (y == j).any()}
     return result
-
-
-def efficient_alignment(maps, fusion, labels, G, tau, clip=False):
-    pixels = prototypes.aligned_pixels(labels, fusion, G)
-    keep = prototypes.keep_rows(pixels, fusion)
-    rows = {path: [keep(path, k, maps[path][k]) for k in range(4)] for path in PATHS}
-    return prototypes.alignment_loss(rows, fusion, pixels, G, tau, clip)
 
 
 def random_problem(width, levels, classes, batch=2, size=32, dtype=torch.double, missing=()):
@@ -185,7 +167,7 @@ def random_problem(width, levels, classes, batch=2, size=32, dtype=torch.double,
     labels = torch.randint(classes, (batch, size // 4, size // 4))
     labels = labels.repeat_interleave(4, 1).repeat_interleave(4, 2).roll(3, 2)
     with torch.no_grad():
-        _, maps, _ = model.features(torch.rand(batch, 3, size, size, dtype=dtype))
+        maps = model.features(torch.rand(batch, 3, size, size, dtype=dtype))[1]
     maps = {path: [x.requires_grad_() for x in maps[path]] for path in PATHS}
     D = len(levels) * 8 * width
     G = {path: {j: 0.1 * torch.randn(1 + j % 3, D, dtype=dtype) for j in range(classes)
@@ -193,23 +175,39 @@ def random_problem(width, levels, classes, batch=2, size=32, dtype=torch.double,
     return model, maps, labels, G
 
 
-SETTINGS = [(4, [0, 1, 2], 2), (4, [0], 2), (3, [1], 3), (2, [2], 2), (1, [0, 2], 4), (5, [1, 2], 1),
+LEVELS = [(4, [0, 1, 2], 2), (4, [0], 2), (3, [1], 3), (2, [2], 2), (1, [0, 2], 4), (5, [1, 2], 1),
             (4, [0, 1], 5)]
 
 
-@pytest.mark.parametrize("width, levels, classes", SETTINGS)
+@pytest.mark.parametrize("width, levels, classes", LEVELS)
+def test_literal_features_equal_the_equation(width, levels, classes):
+    """f at each pixel of the grid, by hand: what lies over its top-left corner, concatenated, times W."""
+    model, maps, labels, _ = random_problem(width, levels, classes)
+    for path, order, grid in (("encoder", levels, levels[0]), ("decoder", levels[::-1], levels[-1])):
+        f, y = literal_features(path, maps[path], model.fusion[path], labels)
+        assert f.shape[2:] == y.shape[1:] == (32 >> grid, 32 >> grid)
+        for row, column in itertools.product(range(0, 32 >> grid, 3), repeat=2):
+            top, left = row << grid, column << grid
+            over = [maps[path][k][:, :, top >> k, left >> k] for k in range(4)]
+            expected = [torch.cat([over[k], over[3]], 1) @ model.fusion[path][str(k)].weight[:, :, 0, 0].T
+                        + model.fusion[path][str(k)].bias for k in order]
+            torch.testing.assert_close(f[:, :, row, column], torch.cat(expected, 1))
+            assert torch.equal(y[:, row, column], labels[:, top, left])
+
+
+@pytest.mark.parametrize("width, levels, classes", LEVELS)
 def test_alignment_equals_literal(width, levels, classes):
     model, maps, labels, G = random_problem(width, levels, classes)
     variables = [x for path in PATHS for k, x in enumerate(maps[path]) if k in (*levels, 3)]
     variables += list(model.fusion.parameters())
     results = []
-    for form in (efficient_alignment, literal_alignment):
+    for form in (fast_alignment, literal_alignment):
         contrast, consistency = form(maps, model.fusion, labels, G, 0.3)
         gradients = (torch.autograd.grad(contrast + 2 * consistency, variables)
                      if classes > 1 else [])
         results.append([contrast, consistency, *gradients])
     for a, b in zip(*results):
-        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10, check_dtype=classes > 1)
 
 
 def test_alignment_without_some_classes():
@@ -218,15 +216,15 @@ def test_alignment_without_some_classes():
     G["decoder"] = {0: G["decoder"][0]}
     for absent in (1, 3):
         labels = torch.where(whole == absent, 0, whole)
-        for a, b in zip(efficient_alignment(maps, model.fusion, labels, G, 0.3),
+        for a, b in zip(fast_alignment(maps, model.fusion, labels, G, 0.3),
                         literal_alignment(maps, model.fusion, labels, G, 0.3)):
             torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
             assert a > 0
-    terms = efficient_alignment(maps, model.fusion, torch.zeros_like(labels), G, 0.3)
-    assert terms.tolist() == [0, 0]
+    terms = fast_alignment(maps, model.fusion, torch.zeros_like(labels), G, 0.3)
+    assert terms == (0, 0)
 
 
-@pytest.mark.parametrize("width, levels, classes", SETTINGS)
+@pytest.mark.parametrize("width, levels, classes", LEVELS)
 def test_prototypes_equal_literal_and_batches_equal_whole(width, levels, classes):
     model, maps, labels, _ = random_problem(width, levels, classes, batch=4)
     labels[:3][labels[:3] == classes - 1] = 0  # the last class is in the last image alone
@@ -270,7 +268,7 @@ def test_golden_dual_level():
         for path in PATHS:
             for key in (key for key in v if key.startswith(f"local_{short[path]}_")):
                 assert_close(local[path][int(key.split("_")[-1])], v[key])
-        L_MP = efficient_alignment(maps, fusion, labels, found, float(v["tau"])).sum()
+        L_MP = sum(fast_alignment(maps, fusion, labels, found, float(v["tau"])))
         assert_close(L_MP.detach(), v["L_MP"])
         L_MP.backward()
         for number, (x, y) in enumerate(zip(e, d)):
@@ -279,19 +277,20 @@ def test_golden_dual_level():
         assert_close(federated.segmentation_loss(tensor(v["logits"]), labels), v["L_seg"])
 
 
-def loss_of_features(f, G, tau):
-    """path_loss of given features f (N, D) of class 1, N <= 512: a fusion head that copies x_0."""
+def loss_of_features(f, G, tau, bias=0.0):
+    """L_contra and L_consis of given features f (N, D) of class 1, N <= 512.
+
+    A fusion head that adds `bias` to x_0 makes them, the same on both paths.
+    """
     N, D = f.shape
-    heads = nn.ModuleDict({"0": nn.Conv2d(2 * D, D, 1)})
-    heads["0"].weight.data = torch.eye(D, 2 * D)[:, :, None, None]
-    heads["0"].bias.data.zero_()
+    heads = nn.ModuleDict({"0": nn.Conv2d(2 * D, D, 1)}).to(f.dtype)
+    heads["0"].weight.data = torch.eye(D, 2 * D, dtype=f.dtype)[:, :, None, None]
+    heads["0"].bias.data.fill_(bias)
     labels = (torch.arange(512) < N).long().view(1, 8, 64)
-    x_0 = functional.pad(f, (0, 0, 0, 512 - N)).view(1, 8, 64, D).permute(0, 3, 1, 2)
-    fusion = dict.fromkeys(PATHS, heads)
-    pixels = prototypes.aligned_pixels(labels, fusion, dict.fromkeys(PATHS, G))
-    keep = prototypes.keep_rows(pixels, fusion)
-    rows = [keep("encoder", 0, x_0), None, None, keep("encoder", 3, torch.zeros(1, D, 1, 8))]
-    return prototypes.path_loss("encoder", rows, heads, pixels["encoder"], G, tau).detach()
+    x_0 = functional.pad(f - bias, (0, 0, 0, 512 - N)).view(1, 8, 64, D).permute(0, 3, 1, 2)
+    maps = [x_0, None, None, x_0.new_zeros(1, D, 1, 8)]
+    return fast_alignment(dict.fromkeys(PATHS, maps), dict.fromkeys(PATHS, heads), labels,
+                                     dict.fromkeys(PATHS, G), tau)
 
 
 def test_golden_alignment_loss():
@@ -336,15 +335,47 @@ def test_infonce_has_a_gradient_where_the_clip_has_none():
         np.testing.assert_allclose(cos.grad, [[0, 0]] if clip else [[-200, 200]], atol=1e-9)
 
 
-def test_cancellation_of_the_consistency_is_as_documented():
-    """(f - Gbar)^2 is expanded in float32: features 1e-2 apart from Gbar lose up to 1e-3 of it."""
-    for seed in range(5):
+def test_consistency_does_not_cancel():
+    """Features 1e-2 apart from Gbar, both large in common: float32 keeps 1e-4 of the distance."""
+    for seed, common in itertools.product(range(5), (1.0, 30.0)):
         generator = torch.Generator().manual_seed(seed)
-        Gbar = torch.randn(1, 256, generator=generator)
+        Gbar = common * torch.randn(1, 256, generator=generator)
         f = Gbar + 1e-2 * torch.randn(500, 256, generator=generator)
         exact = (f.double() - Gbar.double()).square().mean()
-        error = abs(loss_of_features(f, {1: Gbar}, 1.0)[1].double() / exact - 1)
-        assert 0 < error < 1e-3
+        assert abs(loss_of_features(f, {1: Gbar}, 1.0)[1].double() / exact - 1) < 1e-4
+
+
+@pytest.mark.parametrize("bias", [0.0, 1e3, 1e4])
+def test_fused_features_with_large_biases(bias):
+    """In float32 against the literal form in float64: norms, products, distances and their gradients."""
+    model, maps, labels, _ = random_problem(4, [0, 1, 2], 2, dtype=torch.float32)
+    maps, heads, generator = maps["encoder"], model.fusion["encoder"], torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for conv in heads.values():
+            conv.bias += bias * torch.linspace(-1, 1, len(conv.bias))
+    exact_maps = [x.detach().double().requires_grad_() for x in maps]
+    exact_heads = copy.deepcopy(heads).double()
+    literal, y = literal_features("encoder", exact_maps, exact_heads, labels)
+    index = (y == 1).flatten().nonzero()[:, 0]
+    literal, own = literal.permute(0, 2, 3, 1).flatten(0, 2)[index], index % 2
+    g = (literal.detach().mean(0) + 0.1 * torch.randn(2, literal.shape[1], generator=generator)).float()
+    f = FusedFeatures("encoder", heads, y, index).complete(maps)
+    exact = literal.norm(dim=1), literal @ g.T.double(), (literal - g[own]).square().sum(1)
+    fast = f.norm(), f.dot(g), f.squared_distance(g, own)
+    assert exact[2].mean() < 30  # while |f|^2 is up to 3e9
+    for a, b in zip(exact, fast):
+        assert ((b - a).abs() <= 1e-5 * a.abs().max()).all()
+    for a, b in zip(torch.autograd.grad(exact[2].mean(), [*exact_maps, *exact_heads.parameters()]),
+                    torch.autograd.grad(fast[2].mean(), [*maps, *heads.parameters()])):
+        assert ((b - a).abs() <= 1e-4 * a.abs().max()).all()
+
+
+def test_consistency_is_never_negative():
+    """All pixels at Gbar itself, where rounding alone decides."""
+    f = torch.randn(1, 64, generator=torch.Generator().manual_seed(1)).expand(200, -1) * 50
+    for bias in (0.0, 1e3, 1e4):
+        for Gbar in (f[:1], f[:1] * (1 + 1e-6)):
+            assert 0 <= loss_of_features(f, {1: Gbar}, 1.0, bias)[1].item() < 1e-5 * (1 + bias)
 
 
 # ---- FINCH ----
@@ -499,7 +530,7 @@ def test_fedavg_is_the_loop_with_two_switches_off(tmp_path):
     model, sites, w = first_state(config)
     assert not any(name.startswith(("fsr", "fusion")) for name in w)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("aligned_pixels", "keep_rows", "add_class_sums", "alignment_loss"):
+        for name in ("aligned_features", "add_class_sums", "alignment_loss"):
             patch.setattr(federated, name, lambda *_: pytest.fail("computed for prototypes"))
         found, G, updates = one_round(model, sites, w, {}, {}, 1, config)
     assert G == {} and all(update.prototypes == {} for update in updates)

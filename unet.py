@@ -50,26 +50,28 @@ class UNet(nn.Module):
         self.fusion = nn.ModuleDict({path: fusion_heads(c, levels) for path in paths})
         self.input_transform = nn.Identity()
 
-    def features(self, x, keep=lambda path, k, x: None):
-        """Return logits, the maps {"encoder": [e_0 .. e_3], "decoder": [d_0 .. d_3]}, and kept.
+    def features(self, x, fused=None):
+        """Return logits and maps {"encoder": [e_0 .. e_3], "decoder": [d_0 .. d_3], "bottleneck": b}.
 
-        e_k, d_k: (B, w 2^k, H / 2^k, W / 2^k). kept has the same form and holds what
-        `keep(path, k, map)` returned for each map, called as soon as the map exists.
+        e_k, d_k: (B, w 2^k, H / 2^k, W / 2^k), FSR included; b: (B, 16 w, H / 16, W / 16). fused:
+        {path: FusedFeatures}, which take the rows they need as soon as a map exists.
         """
         e, d = [None] * 4, [None] * 4
-        kept = {"encoder": [None] * 4, "decoder": [None] * 4}
         x = self.input_transform(x)
         for k in (0, 1, 2, 3):
             x = self.encoder[k](x)
             if self.fsr and k > 0:
                 x = self.fsr[k - 1](x)
-            e[k], kept["encoder"][k] = x, keep("encoder", k, x)
+            e[k] = x
+            if fused:
+                fused["encoder"].take(k, x)
             x = functional.max_pool2d(x, 2)
-        x = self.bottleneck(x)
+        x = b = self.bottleneck(x)
         for k in (3, 2, 1, 0):
-            x = self.decoder[k](torch.cat([self.up[k](x), e[k]], 1))
-            d[k], kept["decoder"][k] = x, keep("decoder", k, x)
-        return self.head(x), {"encoder": e, "decoder": d}, kept
+            x = d[k] = self.decoder[k](torch.cat([self.up[k](x), e[k]], 1))
+            if fused:
+                fused["decoder"].take(k, x)
+        return self.head(x), {"encoder": e, "decoder": d, "bottleneck": b}
 
     def forward(self, x):
         return self.features(x)[0]

@@ -17,8 +17,9 @@ from datasets import load_sites, read_splits, stack
 from eval import model_of
 from federated import Context
 from fft_style import EPS
+from fused_features import PATHS
 from methods.find import find_method
-from prototypes import PATHS, aligned_pixels, compare, contrastive_loss, keep_rows
+from prototypes import aligned_features, contrastive_loss, cosines
 from rounds.run_folder import load_checkpoint
 from settings.program import Parser, run_program
 
@@ -48,12 +49,10 @@ def print_cosines(model, batches, G):
     classes, and the share of pixels whose contrastive loss has a gradient."""
     found = {path: [] for path in PATHS}
     for x, y in batches:
-        pixels = aligned_pixels(y, model.fusion, G)
         with torch.no_grad():
-            rows = model.features(x, keep_rows(pixels, model.fusion))[2]
-            for path in PATHS:
-                found[path].append(compare(path, rows[path], model.fusion[path], pixels[path],
-                                           G[path])[:2])
+            maps = model.features(x)[1]
+            for path, f in aligned_features(y, model.fusion, G).items():
+                found[path].append(cosines(f.complete(maps[path]), G[path]))
     for path in PATHS:
         cos, positive = (torch.cat(parts) for parts in zip(*found[path]))
         own = cos.masked_fill(~positive, -1).max(1)[0]

@@ -12,7 +12,7 @@ import torch
 
 from config import load_config
 from datasets import load_sites, stack
-from prototypes import PATHS
+from fused_features import PATHS
 from sites import demo_data
 from sites.layouts import list_files
 
@@ -70,7 +70,7 @@ def level_maps(model, x):
             def keep(module, inputs, out, store=store, level=level):
                 store[level] = out
             hooks.append(module.register_forward_hook(keep))
-    _, maps, _ = model.features(x)
+    _, maps = model.features(x)
     for hook in hooks:
         hook.remove()
     after |= {f"{path[0]}{k}": z for path in PATHS for k, z in enumerate(maps[path])}

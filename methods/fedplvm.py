@@ -28,7 +28,7 @@ def fedplvm(config):
     partition is taken, as at the server.
     """
     def losses(model, x, y, context):
-        logits, maps, _ = run_network(model, x, config)
+        logits, maps = run_network(model, x, config)
         f, j = class_means(maps["decoder"][0].float(), y, model.classes)
         if context.total is not None:
             for c in j.unique().tolist():

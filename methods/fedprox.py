@@ -13,7 +13,7 @@ def fedprox(config):
         L = L_dice + mu / 2 |w_m - w|^2
     """
     def losses(model, x, y, context):
-        logits, _, _ = run_network(model, x, config)
+        logits, _ = run_network(model, x, config)
         distance = sum((p - context.w[name]).square().sum() for name, p in model.named_parameters())
         return {"dice": segmentation_loss(logits, y), "proximal": config.fedprox_mu / 2 * distance}
     return Method(losses)

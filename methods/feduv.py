@@ -26,7 +26,7 @@ def feduv(config):
     at equal steps through its pixels (no random state); z is their last decoder feature.
     """
     def losses(model, x, y, context):
-        logits, maps, _ = run_network(model, x, config)
+        logits, maps = run_network(model, x, config)
         members = [(y.flatten() == j).nonzero()[:, 0] for j in y.unique()]
         share = config.feduv_pixels // len(members)
         steps = [torch.arange(min(share, len(m)), device=y.device) * len(m) // min(share, len(m))

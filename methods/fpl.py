@@ -29,7 +29,7 @@ def fpl(config):
     pixel, which at small scale drew all foreground to one point and the prediction to background.
     """
     def losses(model, x, y, context):
-        logits, maps, _ = run_network(model, x, config)
+        logits, maps = run_network(model, x, config)
         d_0 = maps["decoder"][0].float()
         if (total := context.total) is not None:
             for name, value in zip(("sum", "n"), image_sums(d_0.detach(), y, model.classes)):

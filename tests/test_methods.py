@@ -24,8 +24,10 @@ from rounds.run_folder import load_checkpoint
 from test_fedbcs import HERE, one_round, tiny_config, write_nuclei
 from tests.helpers import (
     assert_same,
+    finished,
     rows_of,
     run_eval,
+    run_here,
     without_seconds,
 )
 
@@ -37,7 +39,7 @@ class OneMap:
         self.f, self.logits, self.classes = f, logits, logits.shape[1]
 
     def features(self, x):
-        return self.logits, {"encoder": [], "decoder": [self.f]}, None
+        return self.logits, {"encoder": [], "decoder": [self.f]}
 
 
 def problem(seed=0):
@@ -355,6 +357,98 @@ def test_the_worked_example_of_readme_runs(tmp_path):
     assert any(float(row["loss_consistency"]) > 0 for row in rows)
     assert not any(name.startswith(("fsr", "fusion")) for name in state["weights"])  # the plain network
     assert run_eval("--run", "run", folder=tmp_path).returncode == 0
+
+
+def test_moon_remembers_over_rounds_and_kills(tmp_path):
+    """Its contrast is that of its formula; a resumed run has the memory of the uninterrupted one."""
+    state, rows = run_example("moon", tmp_path, "rounds=3")
+    assert [row["loss_contrast"] for row in rows[:2]] == ["null"] * 2
+    assert all(0 < float(row["loss_contrast"]) < 0.01 * math.log(1 + math.exp(2 / 0.5)) for row in rows[2:])
+    for rounds in ("rounds=1", "rounds=3"):
+        command = ["--config", "c.yaml", "method=mine.py:moon", rounds, "out=again", "resume=true"]
+        assert finished(subprocess.Popen([sys.executable, HERE / "train.py", *command], cwd=tmp_path,
+                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE))[0] == 0
+    again = load_checkpoint_in(tmp_path, "again")
+    for key in ("weights", "kept"):
+        assert_same(again[key], state[key])
+    for kept in state["kept"].values():
+        assert kept["memory"]["weights"].keys() == state["weights"].keys()
+
+
+def test_moon_equals_its_formula(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(worked_example("moon")[0])
+    config = tiny_config(write_nuclei(tmp_path / "d"), "o", "method=mine.py:moon", "moon_mu=0.5")
+    method = find_method(config)
+    model, (x, y) = build_model(config, method), next(batches(load_sites(config)[0].train_slices, 2, seeded(0)))
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append({name: value + 0.1 * torch.randn_like(value) for name, value in model.state_dict().items()})
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    z = []
+    for weights in (own, *states):
+        model.load_state_dict(weights)
+        z.append(model.features(x)[1]["bottleneck"].mean((2, 3)))
+    model.load_state_dict(own)
+    terms = method.losses(model, x, y, Context("a", 2, states[0], {}, {"weights": states[1]}))
+    literal = []
+    for z_own, z_w, z_prev in zip(*z):
+        e = [math.exp(cosine(z_own, other) / 0.5) for other in (z_w, z_prev)]
+        literal.append(-math.log(e[0] / (e[0] + e[1])))
+    assert terms["contrast"].item() == pytest.approx(0.5 * np.mean(literal), rel=1e-5)
+
+
+def test_local_weights_stay_at_their_site_and_score_it(tmp_path):
+    """FedPer: nobody's head is sent or averaged; eval.py scores each site with its own."""
+    state, rows = run_example("fedper", tmp_path)
+    heads = {site: kept["local"] for site, kept in state["kept"].items()}
+    assert all(set(local) == {"head.weight", "head.bias"} for local in heads.values())
+    assert not torch.equal(heads["a"]["head.weight"], heads["b"]["head.weight"])
+    config = tiny_config(tmp_path / "data", "unused", "fsr=global")
+    initial = build_model(config, find_method(config)).state_dict()
+    assert torch.equal(state["weights"]["head.weight"], initial["head.weight"])
+    assert not torch.equal(state["weights"]["up.0.weight"], initial["up.0.weight"])
+    sent = sum(value.numel() for name, value in initial.items() if not name.startswith("head."))
+    assert {row["weight_bytes"] for row in rows} == {str(4 * sent)}
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    again = json.loads(run_eval("--run", "run", folder=tmp_path).stdout.splitlines()[-1])
+    assert again["last"] == result["last"] and again["best"] == result["best"]
+    state["local"]["a"]["head.bias"][1] -= 9  # everything is background
+    torch.save(state, tmp_path / "run" / "last.pt")
+    other = json.loads(run_eval("--run", "run", folder=tmp_path).stdout.splitlines()[-1])["last"]["test"]["sites"]
+    assert other["a"] != result["last"]["test"]["sites"]["a"]
+    assert other["b"] == result["last"]["test"]["sites"]["b"]
+
+
+def test_a_network_of_ones_own(tmp_path):
+    state, rows = run_example("small", tmp_path)
+    assert "down.0.weight" in state["weights"] and state["prototypes"]["encoder"][1].shape == (1, 3 * 16)
+    assert all(float(row["loss_contrast"]) > 0 for row in rows[2:])
+    assert run_eval("--run", "run", folder=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("pooling, words", [
+    ("functional.avg_pool2d(e[-1], 1)", "network: level 1 of its encoder has stride 1, prototypes need 2"),
+    ("functional.max_pool2d(e[-1], 4)", "network: level 1 of its encoder has stride 4, prototypes need 2")])
+def test_maps_of_other_strides_are_refused(tmp_path, monkeypatch, pooling, words):
+    monkeypatch.chdir(tmp_path)
+    code = worked_example("small")[0].replace("functional.max_pool2d(e[-1], 2)", pooling)
+    (tmp_path / "mine.py").write_text(code)
+    config = tiny_config("d", "o", "method=mine.py:small", "prototype_weight=1")
+    with pytest.raises(BadInput, match=re.escape(words)):
+        build_model(config, find_method(config))
+
+
+def test_another_norm_layer(tmp_path, monkeypatch, capsys):
+    """No statistics are collected or spoken of; a width that it cannot divide is one line."""
+    state, _ = run_example("group_norm", tmp_path, "width=8")
+    assert state["statistics"] == {}
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["definitions"]["test_stats"] == "none: the network has no batch norm"
+    code, _, err = run_here(monkeypatch, capsys, train, tmp_path, "--config", "c.yaml", "out=other", "width=6",
+                            *worked_example("group_norm")[1][4:])
+    assert code == 2 and err.startswith("error: width: the network cannot have 6 (") and err.count("\n") == 1
 
 
 def load_checkpoint_in(folder, run):

@@ -10,8 +10,8 @@ import torch
 import federated
 import prototypes
 import train
+from fused_features import PATHS
 from methods.find import find_method
-from prototypes import PATHS
 from rounds import faults
 from test_fedbcs import first_state, one_round, tiny_config, write_nuclei
 from tests.helpers import assert_same
