@@ -4,7 +4,7 @@ FOLDER gets ca.crt, server.pem and server.key for 127.0.0.1 and localhost, valid
 every NODE a key pair NODE, NODE.pub. For trying only: the CA's own key is thrown away.
 
 Between machines of their own, each with this program, requirements.txt and flower/requirements.txt,
-the FLWR settings of README in its environment and a clock in step (to seconds):
+the FLWR settings of flower/README.md in its environment and a clock in step (to seconds):
 
   server    has a certificate of its own name; flower-superlink runs there with --host 0.0.0.0, flwr
             on the machine that registers the keys and starts the run

@@ -35,7 +35,7 @@ def list_site(site, task, case_pattern=None):
     """Return the entries of one site's folder and a list of everything wrong with it, as texts."""
     found, problems = (list_images if task == "nuclei" else list_volumes)(site)
     if not found and not problems:
-        problems = [(f"{site}: has no images of task {task}; lay it out as README says "
+        problems = [(f"{site}: has no images of task {task}; lay it out as docs/data.md says "
                     "or remove the folder")]
     cased = [with_case(entry, case_pattern, problems) for entry in found]
     return [entry for entry in cased if entry], problems

@@ -154,9 +154,8 @@ def without_facts(result):
 
 
 def readme_commands(folder, data, ports):
-    """README's commands for TLS as a script: with other ports and folders, and a small run."""
-    first, second = re.findall(r"```bash\n(.*?)```", (HERE / "README.md").read_text().split(
-        "## Between hospitals")[1], re.DOTALL)[:2]
+    """The commands of flower/README.md for TLS as a script: with other ports and folders, and a small run."""
+    first, second = re.findall(r"```bash\n(.*?)```", (HERE / "flower" / "README.md").read_text(), re.DOTALL)
     exports = next(line for line in first.splitlines() if line.startswith("export FLWR_TEL"))
     assert set(exports.split()[1:]) == {f"{name}={QUIET[name]}" for name in QUIET if "FLWR" in name}
     install, rest = first.split("\n", 1)
