@@ -378,6 +378,24 @@ def test_consistency_is_never_negative():
             assert 0 <= loss_of_features(f, {1: Gbar}, 1.0, bias)[1].item() < 1e-5 * (1 + bias)
 
 
+def test_features_that_vanish_have_a_finite_loss_and_gradient():
+    f = torch.zeros(3, 16, requires_grad=True)
+    loss = sum(loss_of_features(f, {0: torch.ones(1, 16), 1: -torch.ones(1, 16)}, 0.1))
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(f.grad).all()
+
+
+def test_a_class_of_a_single_pixel_has_a_prototype():
+    model, maps, labels, _ = random_problem(2, [0, 1, 2], 2)
+    labels[:] = 0
+    labels[1, 8, 12] = 1
+    total = {}
+    prototypes.add_class_sums(total, maps, model.fusion, labels, 2)
+    local, literal = prototypes.local_prototypes(total), literal_prototypes(maps, model.fusion, labels, 2)
+    for path in PATHS:
+        torch.testing.assert_close(local[path][1], literal[path][1].float(), rtol=1e-5, atol=1e-6)
+
+
 # ---- FINCH ----
 
 def test_golden_finch():
@@ -411,6 +429,13 @@ def test_finch_on_hand_made_graphs(degrees, counts, last):
     partitions = prototypes.finch(directions(*degrees))
     assert [int(p.max()) + 1 for p in partitions] == counts
     assert same_partition(partitions[-1].tolist(), last)
+
+
+def test_finch_tells_apart_what_float32_cannot():
+    """Cosines of these directions are all 1 in float32."""
+    angles = torch.tensor([0, 3e-5, 3.5e-5, 1e-4, 1.05e-4])
+    vectors = torch.stack([torch.ones(5), angles], 1)
+    assert same_partition(prototypes.finch(vectors)[-1].tolist(), [0, 0, 0, 1, 1])
 
 
 def test_finch_uses_means_of_original_vectors():
@@ -458,6 +483,20 @@ def test_golden_segmentation_loss():
         for i in numbered(v, "logits"):
             loss = federated.segmentation_loss(tensor(v[f"logits{i}"]), tensor(v[f"labels{i}"]))
             assert_close(loss, v[f"loss{i}"])
+
+
+def test_segmentation_loss_against_its_formula():
+    """Also where a class is nearly absent, where the smoothing of 1e-5 decides."""
+    torch.manual_seed(0)
+    logits, y = torch.randn(2, 3, 4, 4, dtype=torch.double), torch.randint(2, (2, 4, 4))
+    for rare in (0.0, -14.0):
+        logits[:, 2] += rare
+        p = logits.softmax(1)
+        CE = -torch.log(p.gather(1, y[:, None])).mean()
+        dice = [(2 * p[:, c][y == c].sum() + 1e-5) / (p[:, c].sum() + (y == c).sum() + 1e-5)
+                for c in range(3)]
+        expected = (CE + 1 - sum(dice) / 3) / 2
+        assert federated.segmentation_loss(logits, y).item() == pytest.approx(expected.item(), rel=1e-9)
 
 
 # ---- The network ----

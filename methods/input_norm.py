@@ -13,9 +13,9 @@ class AmplitudeNorm(nn.Module):
 
         x_hat = F^-1[ Abar exp(i arg F(x)) ],   Abar = average of A_m,   A_m = site m's mean |F(x)|
 
-    Abar is a buffer: it is averaged with the weights, as they are, and normalises the input at evaluation too. In
-    round 1 it is 0 and the images pass as they are. The whole amplitude is replaced; HarmoFL's
-    released code (L = 0) only moves the mean.
+    Abar is a buffer: it is averaged with the weights and normalises the input at evaluation too. In
+    round 1 it is 0 and the images pass as they are. The whole amplitude is replaced; HarmoFL's released
+    code (L = 0) only moves the mean.
     """
 
     def __init__(self, size):

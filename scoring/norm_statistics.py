@@ -16,7 +16,8 @@ def collect_statistics(model, x_batches):
 
         mean = 1/N sum_i mean_i,   variance = 1/N sum_i variance_i   over the N batches
 
-    A batch's variance is the unbiased one, as torch keeps it. x_batches: tensors (B, 3, H, W). Works on a copy: `model` and its state dict stay as they are.
+    A batch's variance is the unbiased one, as torch keeps it. x_batches: tensors (B, 3, H, W). Works on
+    a copy: `model` and its state dict stay as they are.
     """
     model = copy.deepcopy(model).train()
     norms = batch_norms(model)

@@ -319,6 +319,25 @@ def test_a_method_of_ones_own_travels(tmp_path, monkeypatch):
     assert served["prototypes"] and without_facts(said) == without_facts(result)
 
 
+def test_local_weights_stay_at_their_site_over_flower(tmp_path, monkeypatch):
+    """FedPer: bit for bit as in one process, and no head is ever on the wire."""
+    data, overrides = write_nuclei(tmp_path / "data", ("a", "b")), ("rounds=2", "method=mine.py:fedper")
+    (tmp_path / "mine.py").write_text(worked_example("fedper")[0])
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "config.py"))
+    state, result = in_process(tmp_path / "one", data, *overrides, "prototype_weight=1")
+    hospitals = Hospitals(tmp_path, data, "ab", (*overrides, "prototype_weight=1"))
+    served, said = hospitals.train()
+    for key in ("weights", "prototypes"):
+        assert_same(dict(served[key]), dict(state[key]))
+    assert without_facts(said) == without_facts(result)
+    for _, reply in hospitals.sent:
+        if "weights" in reply.content:
+            assert not [name for name in reply.content["weights"] if name.startswith("head.")]
+    for site in "ab":
+        assert_same(dict(load_checkpoint(tmp_path / site / "last.pt")["local"][site]),
+                    state["kept"][site]["local"])
+
+
 def failing(how, node_of_b):
     """Return spoil(message, reply): site b fails from its second training on."""
     trained = []

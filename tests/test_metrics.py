@@ -118,6 +118,8 @@ def test_averages_over_cases_sites_and_missing():
     assert metrics.mean_scores({"none": sites["none"]}) == nothing
     fast = metrics.site_scores([case | {"hd95": None, "assd": None}])
     assert (fast["dice"], fast["hd95"], fast["assd"], fast["misses"]) == (.5, None, None, 1)
+    half = metrics.mean_scores({"a": fast, "b": sites["a"]})  # a distance that one site alone has
+    assert half == {"dice": .625, "hd95": None, "assd": None, "misses": 2}
     scores = {"sites": sites, "mean": metrics.mean_scores(sites)}
     lines = results.format_table(scores, "mm").split("\n")
     assert len({len(line) for line in lines}) == 1
@@ -270,6 +272,20 @@ def test_logits_are_resized_before_the_argmax():
     u = np.array([1, .75, .25, 0])
     assert (found == (3 * np.outer(u, u) > np.outer(1 - u, 1 - u))).all()
     assert found.sum() > 4
+
+
+def test_logits_are_resized_by_half_pixels():
+    """Column c of n lies at (c + 1/2) w / n - 1/2 of the w logits; corners are not aligned."""
+    class Ramp(nn.Module):
+        def forward(self, x):
+            logits = torch.zeros(1, 2, 1, 4)
+            logits[0, 1] = torch.tensor([-1.0, 2.0, 0.5, -3.0])
+            return logits
+
+    for n in (6, 8, 11, 3):
+        found = evaluation.predict(Ramp(), a_sample("a", "c", own=(1, n)), a_config(), CPU)[0, 0]
+        at = np.clip((np.arange(n) + 0.5) * 4 / n - 0.5, 0, 3)
+        assert found.tolist() == (np.interp(at, range(4), [-1.0, 2.0, 0.5, -3.0]) > 0).tolist()
 
 
 def test_cases_that_are_scored():

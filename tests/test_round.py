@@ -1,5 +1,6 @@
 """Tests of a round: what is trained, averaged and sent, and sites that fail."""
 
+import copy
 import json
 import math
 import time
@@ -47,6 +48,62 @@ def test_a_site_sends_no_statistics_and_no_data(tmp_path):
             assert set(update.losses) == {"dice", "contrast", "consistency"}
             assert (update.losses["contrast"] > 0) == (t == 2)  # no L_MP without global prototypes
     assert w.keys() == names
+
+
+def constant_loss(value):
+    """A method whose one term is `value`, without a gradient of its own."""
+    return federated.Method(lambda model, x, y, context: {"dice": value + 0 * model.head.bias.sum()})
+
+
+def test_losses_are_means_over_all_steps(tmp_path):
+    config = tiny_config(write_nuclei(tmp_path / "d"), "unused", "local_epochs=3", "weight_decay=0")
+    model, sites, w = first_state(config)
+    update = federated.local_update(model, sites[0], w, {}, None, 1, config, constant_loss(2.5))
+    assert update.losses == pytest.approx({"dice": 2.5})
+
+
+def test_the_loss_of_a_step_is_that_before_it(tmp_path):
+    """A step that asks again at other weights does not change what is reported of it."""
+    config = tiny_config(write_nuclei(tmp_path / "d"), "unused", "batch_size=99", "weight_decay=0")
+    model, sites, w = first_state(config)
+    asked = []
+
+    def losses(model, x, y, context):
+        asked.append(len(asked))
+        return {"dice": asked[-1] + 0 * model.head.bias.sum()}
+    method = federated.Method(losses, step=lambda optimizer, closure: (closure(), closure()))
+    assert federated.local_update(model, sites[0], w, {}, None, 1, config, method).losses == {"dice": 0}
+    assert asked == [0, 1]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_what_a_site_keeps_is_not_changed_by_its_next_round(tmp_path, optimizer):
+    """An update that is not taken must leave no trace: the same call gives the same bits again."""
+    config = tiny_config(write_nuclei(tmp_path / "d"), "unused", f"optimizer={optimizer}")
+    model, sites, w = first_state(config)
+
+    def losses(model, x, y, context):
+        context.memory.setdefault("seen", []).append(len(context.memory.get("seen", [])))
+        return find_method(config).losses(model, x, y, context)
+    method = federated.Method(losses)
+    kept = federated.local_update(model, sites[0], w, {}, None, 1, config, method).kept
+    before = copy.deepcopy(kept)
+    first, second = (federated.local_update(model, sites[0], w, {}, kept, 2, config, method)
+                     for _ in range(2))
+    assert_same(kept, before)
+    assert_same(first.weights, second.weights)
+    assert_same(first.kept, second.kept)
+    assert len(first.kept["memory"]["seen"]) == 2 * len(kept["memory"]["seen"])
+
+
+@pytest.mark.parametrize("P", [torch.zeros(0), torch.zeros(0, 48), torch.zeros(2, 2, 48),
+                               torch.zeros(47), torch.tensor(1.0)])
+def test_a_prototype_of_another_shape_is_refused(P):
+    update = federated.Update("a", 1, {"w": torch.zeros(2)}, {"encoder": {1: P}}, {}, {}, 0.0)
+    problem = faults.check_update(update, {"w": torch.Size([2])}, {"encoder": 48})
+    assert problem == "its prototypes of the encoder are not vectors of 48 numbers"
+    good = update._replace(prototypes={"encoder": {1: torch.zeros(48)}})
+    assert faults.check_update(good, {"w": torch.Size([2])}, {"encoder": 48}) is None
 
 
 @pytest.mark.parametrize("width, levels", [(1, [2]), (3, [0, 2]), (2, [1])])

@@ -217,6 +217,22 @@ def test_run_folder(tmp_path):
     assert result["last"]["val"]["sites"]["a"]["dice"] == pytest.approx(scores["3"])
 
 
+def test_a_round_without_validation_keeps_no_older_statistics(tmp_path):
+    """They belong to the weights that they were collected with."""
+    config = tiny_config("unused", tmp_path / "run", "eval_every=2", "rounds=4")
+    run = run_folder.Run(config, {"w": torch.zeros(2)})
+    mean = {"dice": 0.5}
+    for t in run.rounds_left():
+        due = run.is_due(t)
+        assert due == (t % 2 == 0)
+        run.save(t, {"w": torch.full((2,), float(t))}, {}, [], {"sites": {}, "mean": mean} if due else None,
+                 {"a": {"norm": torch.tensor(t)}} if due else {})
+        last = run_folder.load_checkpoint(tmp_path / "run" / "last.pt")
+        assert last["statistics"] == ({"a": {"norm": torch.tensor(t)}} if due else {})
+        assert last["weights"]["w"].tolist() == [t, t]
+    assert run_folder.load_checkpoint(tmp_path / "run" / "best.pt")["round"] == 2  # equal ones do not follow
+
+
 def test_best_round_is_that_of_the_best_validation():
     state, kept = {"best": {"round": 0, "dice": None}}, []
     for t, dice in enumerate([0.1, 0.5, None, 0.4, 0.5, 0.6], 1):
