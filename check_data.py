@@ -1,6 +1,7 @@
 """Look at a data folder before training: python check_data.py FOLDER --task nuclei [key=value ...]
 
-Prints what every site holds and everything that is wrong with its files; draws one contact sheet.
+Prints what every site holds, what is suspicious about its files (warnings) and what is wrong with them
+(problems), and draws one contact sheet. Exit code 1 if there are problems.
 """
 
 import sys
@@ -13,7 +14,7 @@ from datasets import read_splits, split_of
 from scoring.pictures import contact_sheet, draw_outline, image_tile
 from settings.program import Parser, run_program
 from sites import demo_data
-from sites.layouts import IMAGE_KINDS, list_files, visible
+from sites.layouts import IMAGE_KINDS, OTHER_KINDS, VOLUME_KINDS, list_files, unread, visible
 from sites.readers import look_at, read_sample
 
 SAMPLES = 4  # on a site, on the contact sheet
@@ -24,9 +25,10 @@ def check(config, sheet):
     folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
     entries, problems = list_files(folder, config.task, config.case_pattern)
     splits = read_splits(config.splits) if config.splits else None
-    rows = []
+    rows, warnings = [], unread(folder, [entry for found in entries.values() for entry in found])
     for site in entries:
         facts, samples = read_all(site, entries[site], config, problems)
+        warnings += [text for sample in samples for text in sample.warnings]
         if samples and not any(sample.truth.any() for sample in samples):
             problems.append(f"{folder / site}: all its masks are empty, foreground has to be > 0")
         try:
@@ -35,15 +37,17 @@ def check(config, sheet):
         except BadInput as problem:
             problems.append(str(problem))
             parts = {}
-        ignored = other_files(folder / site, config.task)
-        print("\n".join(report(site, config.task, entries[site], facts, samples, parts, ignored)))
+        print("\n".join(report(site, config.task, entries[site], facts, samples, parts,
+                               other_files(folder / site))))
         if samples:
             rows.append((site, [tile for sample in shown(samples) for tile in tiles(sample)]))
     if rows:
         save_sheet(rows, sheet)
-    print(f"\n{len(problems)} problem{'s' * (len(problems) != 1)}")
-    for problem in problems:
-        print(f"  {problem}")
+    for name, texts in (("warning", warnings), ("problem", problems)):
+        if texts or name == "problem":
+            print(f"\n{len(texts)} {name}{'s' * (len(texts) != 1)}")
+        for text in texts:
+            print(f"  {text}")
     return len(problems)
 
 
@@ -90,12 +94,12 @@ def distinct(values, at_most=4):
     return listed + f", {len(different) - at_most} others" * (len(different) > at_most)
 
 
-def other_files(site, task):
-    """Return how many files of a site's folders are no images or volumes and therefore not read."""
-    kinds = (*IMAGE_KINDS, "list.txt") if task == "nuclei" else (".nii", ".nii.gz")
-    inside = [path for folder in visible(site) if folder.is_dir() for path in visible(folder)]
-    files = [path for path in (*visible(site), *inside) if path.is_file()]
-    return sum(not path.name.lower().endswith(kinds) for path in files)
+def other_files(site):
+    """Return how many files of a site's folders are of kinds that hold no images and no volumes."""
+    kinds = (*IMAGE_KINDS, *VOLUME_KINDS, *OTHER_KINDS, "list.txt")
+    return sum(path.is_file() and not path.name.lower().endswith(kinds)
+               for folder in (site, *(path for path in visible(site) if path.is_dir()))
+               for path in visible(folder)) if site.is_dir() else 0
 
 
 # ---- Pictures ----

@@ -15,6 +15,7 @@ from settings.kinds import (
     level_list,
     number,
     or_none,
+    path,
     pattern,
     text,
     whole,
@@ -45,27 +46,29 @@ METHODS = {
 
 def method_name(value):
     """The kind: a method of this project, or FILE.py:FUNCTION."""
-    if value not in list(METHODS) and not re.fullmatch(r".+\.py:[A-Za-z_]\w*", str(value)):
+    if isinstance(value, str) and value in METHODS:
+        return value
+    if not isinstance(value, str) or not re.fullmatch(r".+\.py:[A-Za-z_]\w*", value):
         raise ValueError("expected " + " or ".join(METHODS) + " or FILE.py:FUNCTION")
-    return value
+    return path(value)
 
 
 PLAIN = {"fsr": "none", "prototype_weight": 0.0}  # what a method of one's own starts from
 
 KEYS = {  # key: (kind, default, help)
     "task": (choice("nuclei", "prostate"), REQUIRED, "nuclei: 2-D images; prostate: MRI volumes"),
-    "data": (text, REQUIRED, "folder with one folder a site, or demo: sites that are generated"),
-    "out": (or_none(text), None, "run folder; none: runs/ + the name of the config file"),
+    "data": (path, REQUIRED, "folder with one folder a site, or demo: sites that are generated"),
+    "out": (or_none(path), None, "run folder; none: runs/ + the name of the config file"),
     "method": (method_name, "fedbcs", "one of METHODS, or FILE.py:FUNCTION of your own"),
     "hold_out": (or_none(text), None, "site that does not train; all of its cases test"),
     "rounds": (whole(1), 400, "communication rounds"),
     "local_epochs": (whole(1), 1, "passes over its own images that a site makes in a round"),
-    "batch_size": (whole(1), 6, "images in a training step"),
+    "batch_size": (whole(1, most=100000), 6, "images in a training step"),
     "optimizer": (choice("sgd", "adam"), "sgd", "sgd (momentum 0) or adam, state kept at the site"),
     "lr": (number(above=0), 0.01, "learning rate, without a schedule"),
     "weight_decay": (number(least=0), 1e-4, "weight decay of the optimizer"),
-    "image_size": (whole(32, multiple=16), 256, "side in pixels of the square network input"),
-    "width": (whole(1), 32, "channels of the first level; they double at each deeper one"),
+    "image_size": (whole(32, multiple=16, most=16384), 256, "side in pixels of the square network input"),
+    "width": (whole(1, most=4096), 32, "channels of the first level; they double at each deeper one"),
     "levels": (level_list, [0, 1, 2], "shallow levels whose features are fused and aligned"),
     "fsr": (choice("none", "global", "adaptive"), "global", "style recalibration weights"),
     "prototype_weight": (number(least=0), 1.0, "mu, the weight of L_MP; 0: no prototypes at all"),
@@ -74,11 +77,11 @@ KEYS = {  # key: (kind, default, help)
     "weights": (choice("samples", "equal"), "samples", "a site's share in the average of weights"),
     "on_site_failure": (choice("stop", "skip"), "stop", "skip: a site that fails sits out a round"),
     "min_sites": (whole(1), 1, "with skip: the fewest sites that a round may be averaged over"),
-    "seed": (whole(0), 0, "seed of initial weights, splits, shuffling and augmentation"),
+    "seed": (whole(0, most=2**63 - 1), 0, "seed of initial weights, splits, shuffling and augmentation"),
     "device": (device_name, "auto", "auto (a GPU if there is one), cpu, cuda or cuda:N"),
     "amp": (or_none(choice("bf16")), None, "bf16: mixed precision; losses stay float32"),
     "resume": (flag, False, "true: go on from the run folder's last checkpoint"),
-    "splits": (or_none(text), None, "splits.json to use; none: split by cases with the seed"),
+    "splits": (or_none(path), None, "splits.json to use; none: split by cases with the seed"),
     "folds": (or_none(whole(3)), None, "K of K-fold cross-validation; none: one 60/20/20 split"),
     "fold": (whole(0), 0, "with folds: this fold (from 0) tests, the next one validates"),
     "case_pattern": (or_none(pattern), None, "regular expression on file names, group 1: case"),
@@ -105,49 +108,71 @@ def method_module(method):
         raise BadInput(f"method: there is no file {file}, give its path from the current folder")
     spec = importlib.util.spec_from_file_location(found.stem, found)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as problem:  # noqa: BLE001 - it is somebody's own code
+        raise BadInput(f"method: {file} cannot be imported ({type(problem).__name__}: {problem}), "
+                       "mend it") from None
+    if not callable(getattr(module, name, None)):
+        raise BadInput(f"method: {file} has no function {name}(config), name one of its functions")
     return module, name
 
 
 def read_value(key, value, keys, method):
     """Return the typed value of one of `keys`; raises BadInput for an unknown key or a wrong value."""
     if key not in keys:
-        owner = str(key).partition("_")[0]
+        owner = str(key)[:80].partition("_")[0]
         if owner in METHODS and key in getattr(method_module(owner)[0], "SETTINGS", {}):
             raise BadInput(f"{key}: is read by method: {owner} only, not by {method}; "
                            "leave it out or choose that method")
-        near = difflib.get_close_matches(str(key), keys, n=1, cutoff=0)
-        raise BadInput(f"{key}: unknown key, the nearest is '{near[0]}'")
+        near = difflib.get_close_matches(str(key)[:80], keys, n=1, cutoff=0)
+        raise BadInput(f"{brief(key)}: unknown key, the nearest is '{near[0]}'")
     kind, default, _ = keys[key]
     try:
         return kind(value)
     except ValueError as problem:
         hint = " or none" if default is None else ""
-        raise BadInput(f"{key}: {problem}{hint}, not {value!r}; mend it in the config file "
+        raise BadInput(f"{key}: {problem}{hint}, not {shown(value)}; mend it in the config file "
                        "or on the command line") from None
+
+
+def brief(words):
+    """Return a key, or what stands in its place, cut for a message."""
+    return words[:80] if isinstance(words, str) else shown(words)
+
+
+def shown(value):
+    """Return a wrong value for a message, cut to a length that fits on a screen."""
+    try:
+        words = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists in lists
+        words = f"a {type(value).__name__} that is too long to show"
+    return words if len(words) <= 80 else f"{words[:77]}..."
 
 
 def read_override(argument):
     """Return (key, value) of one `key=value` argument, its value read as YAML unless it is text."""
     key, equals, value = argument.partition("=")
     if not equals:
-        raise BadInput(f"{argument}: not of the form key=value, write for example rounds=10")
+        raise BadInput(f"{brief(argument)}: not of the form key=value, write for example rounds=10")
     if key in ("data", "out", "splits", "case_pattern", "hold_out"):  # there [a-z] is not a list
         return key, value
     try:
         return key, yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
-        raise BadInput(f"{key}: cannot read {value!r}, write for example levels=[0,2]") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise BadInput(f"{brief(key)}: cannot read {shown(value)}, write for example levels=[0,2]") from None
 
 
 def read_yaml(file):
     """Return the mapping in a YAML file; raises BadInput if there is none."""
+    if Path(file).exists() and not Path(file).is_file():
+        raise BadInput(f"{file}: is no regular file, name a file of settings")
     try:
         settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except OSError as problem:
         raise BadInput(f"{file}: cannot be read ({problem.strerror}), name another") from None
-    except (yaml.YAMLError, ValueError) as problem:
-        reason = " ".join(str(problem).split())
+    except (yaml.YAMLError, ValueError, RecursionError) as problem:
+        reason = " ".join(str(problem).split())[:200]
         raise BadInput(f"{file}: is not YAML, mend it: {reason}") from None
     if not isinstance(settings, dict):
         raise BadInput(f"{file}: holds no 'key: value' lines, start from a copy of config.yaml")
@@ -162,7 +187,7 @@ def load_config(file, overrides=()):
     another override. Raises BadInput for an unreadable file, an unknown, missing, ill-typed or
     contradictory key.
     """
-    given = file if isinstance(file, dict) else read_yaml(file)
+    given = file if isinstance(file, dict) else read_yaml(Path(path(str(file))))
     changed = dict(read_override(argument) for argument in overrides)
     method = read_value("method", (DEFAULTS | given | changed)["method"], KEYS, None)
     module, _ = method_module(method)
@@ -188,6 +213,8 @@ def check_contradictions(values, fixed):
         if values[key] != fixed[key]:
             raise BadInput(f"{key}: {values[key]} contradicts method: {method}, which is {key}: "
                            f"{fixed[key]}; leave {key} out or choose another method")
+    if values["fold"] and not values["folds"]:
+        raise BadInput(f"fold: {values['fold']} means nothing without folds, set folds too")
     if values["folds"] and values["fold"] >= values["folds"]:
         raise BadInput(f"fold: {values['fold']} is not below folds: {values['folds']}; "
                        "folds count from 0")

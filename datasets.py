@@ -2,13 +2,15 @@
 
 import json
 import random
+import sys
 from pathlib import Path
 
 import torch
 
 from config import BadInput
 from sites import demo_data
-from sites.layouts import list_files, list_site
+from sites.files import check_regular, why
+from sites.layouts import as_seen, list_files, list_site, unread
 from sites.readers import read_sample
 
 SPLITS = ("train", "val", "test")
@@ -35,6 +37,7 @@ def load_sites(config, splits=None, strict=True):
     entries, problems = list_files(folder, config.task, config.case_pattern)
     if problems:
         raise BadInput(problems[0])
+    warn(folder, unread(folder, [entry for site in entries.values() for entry in site]))
     if strict and config.hold_out not in (None, *entries):
         raise BadInput(f"hold_out: {folder} has no site {config.hold_out}, "
                        f"name one of {', '.join(entries)}")
@@ -62,11 +65,19 @@ def load_site(name, entries, split, config):
     if not any(sample.truth.any() for part in SPLITS for sample in samples[part]):
         raise BadInput(f"{entries[0].mask.parent}: the masks of all of site {name} are empty, "
                        "nucleus or organ has to be > 0")
+    warn(name, [text for part in SPLITS for sample in samples[part] for text in sample.warnings])
     site = Site(name, **samples)
     if site.train and not site.train_slices:
         raise BadInput(f"{entries[0].mask.parent}: no slice of site {name}'s training cases has "
                        "foreground, choose another seed or splits")
     return site
+
+
+def warn(name, warnings):
+    """Print what is suspicious about a site's files in one line on stderr."""
+    if warnings:
+        more = f" ({len(warnings)} warnings in all, check_data.py lists them)" * (len(warnings) > 1)
+        print(f"warning: {name}: {warnings[0]}{more}", file=sys.stderr, flush=True)
 
 
 def load_own_site(name, config):
@@ -77,6 +88,7 @@ def load_own_site(name, config):
     entries, problems = list_site(folder, config.task, config.case_pattern)
     if problems:
         raise BadInput(problems[0])
+    warn(name, unread(folder, entries))
     cases = {entry.case for entry in entries}
     splits = read_splits(config.splits) if config.splits else None
     return load_site(name, entries, split_of(name, cases, splits, config), config)
@@ -161,10 +173,11 @@ def known_split(site, cases, splits, strict):
 
 def read_splits(file):
     """Return {site: {train|val|test: [case]}} of a splits.json; raises BadInput if it is none."""
+    check_regular(file)
     try:
         splits = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise BadInput(f"{file}: cannot be read ({problem}), give a splits.json") from None
+    except (OSError, ValueError, RecursionError) as problem:
+        raise BadInput(f"{file}: {why(problem, 'JSON')}") from None
     parts = list(splits.items()) if isinstance(splits, dict) else [("", None)]
     for site, split in parts:
         if not (isinstance(split, dict) and split.keys() <= set(SPLITS) and all(
@@ -176,7 +189,8 @@ def read_splits(file):
         if len(set(listed)) < len(listed):
             twice = next(case for case in listed if listed.count(case) > 1)
             raise BadInput(f"{file}: case {twice} of site {site} is listed twice, keep one")
-    return splits
+    return {as_seen(site): {part: [as_seen(case) for case in cases] for part, cases in split.items()}
+            for site, split in splits.items()}
 
 
 def splits_of(sites):

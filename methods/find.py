@@ -9,10 +9,14 @@ from federated import Method
 def find_method(config):
     """Return the Method that `method` names; raises BadInput if its file has no such function."""
     module, name = method_module(config.method)
-    method = getattr(module, name, lambda config: None)(config)
+    file = config.method.rpartition(":")[0]
+    try:
+        method = getattr(module, name)(config)
+    except (Exception, SystemExit) as problem:  # noqa: BLE001 - it may be somebody's own code
+        raise BadInput(f"method: {file} raises {type(problem).__name__}: {problem}; mend it") from None
     if not isinstance(method, Method):
-        raise BadInput(f"method: {config.method.rpartition(':')[0]} has no function {name}(config) "
-                       "that returns a federated.Method, add it")
+        raise BadInput(f"method: {file} has no function {name}(config) that returns a federated.Method, "
+                       "add it")
     return method
 
 

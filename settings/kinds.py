@@ -3,6 +3,7 @@ what it wants."""
 
 import math
 import re
+from pathlib import Path
 
 
 def choice(*words):
@@ -15,10 +16,20 @@ def choice(*words):
 
 
 def text(value):
-    """The kind: text that is not empty."""
+    """The kind: text that is not empty, without control characters."""
     if not isinstance(value, str) or not value:
         raise ValueError("expected text (put quotes around a number)")
+    if len(value) > 4096 or any(ord(letter) < 32 or ord(letter) == 127 for letter in value):
+        raise ValueError("expected text of one line")
     return value
+
+
+def path(value):
+    """The kind: a path; ~ is the home folder."""
+    try:
+        return str(Path(text(value)).expanduser())
+    except RuntimeError:
+        raise ValueError("expected a path whose ~ is somebody's home folder") from None
 
 
 def flag(value):
@@ -28,26 +39,26 @@ def flag(value):
     return value
 
 
-def number(least=-math.inf, above=-math.inf):
-    """Return the kind: a finite number of at least `least`, above `above`."""
+def number(least=-math.inf, above=-math.inf, most=1e6):
+    """Return the kind: a number of at least `least`, above `above`, at most `most`."""
     def read(value):
         try:  # YAML 1.1 reads 1e-4 as text, so text that is a number counts as one
             result = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError, OverflowError):
             result = math.nan
-        if not math.isfinite(result) or result < least or result <= above:
+        if not least <= result <= most or result <= above:
             bound = f" above {above:g}" if above > -math.inf else f" of at least {least:g}"
-            raise ValueError("expected a number" + bound)
+            raise ValueError(f"expected a number{bound} and at most {most:g}")
         return result
     return read
 
 
-def whole(least, multiple=1):
-    """Return the kind: a whole number of at least `least`, a multiple of `multiple`."""
+def whole(least, multiple=1, most=10**9):
+    """Return the kind: a whole number from `least` to `most`, a multiple of `multiple`."""
     def read(value):
-        if type(value) is not int or not least <= value < 2**63 or value % multiple:
-            rule = f" and a multiple of {multiple}" if multiple > 1 else ""
-            raise ValueError(f"expected a whole number of at least {least}{rule}")
+        if type(value) is not int or not least <= value <= most or value % multiple:
+            rule = f" that is a multiple of {multiple}" if multiple > 1 else ""
+            raise ValueError(f"expected a whole number of at least {least} and at most {most}{rule}")
         return value
     return read
 
@@ -71,7 +82,7 @@ def pattern(value):
     """The kind: a regular expression with a group 1."""
     try:
         groups = re.compile(text(value)).groups
-    except re.error as problem:
+    except (re.error, RecursionError, OverflowError) as problem:
         raise ValueError(f"is no regular expression ({problem})") from None
     if not groups:
         raise ValueError("expected a regular expression whose group 1, in (), is the case")
@@ -80,6 +91,6 @@ def pattern(value):
 
 def device_name(value):
     """The kind: a torch device, or auto."""
-    if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+    if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value):
         raise ValueError("expected auto, cpu, cuda or cuda:0")
     return value

@@ -1,9 +1,14 @@
 """How every program reads its command line, and how it ends."""
 
 import argparse
+import contextlib
+import errno
+import os
 import sys
 
 from config import BadInput
+
+LONGEST = 2000  # characters of an error's line
 
 
 class Parser(argparse.ArgumentParser):
@@ -15,17 +20,49 @@ class Parser(argparse.ArgumentParser):
 
 def run_program(main):
     """Run `main` as a program: what a user can mend becomes one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a screen may not know a name's letters
     try:
         main()
-    except BadInput as problem:
-        print("error:", " ".join(str(problem).split()), file=sys.stderr)
-        sys.exit(2)
+        sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output has enough
         sys.stderr.close()
         sys.exit(1)
-    except OSError as problem:
-        print(f"error: {problem.filename}: {problem.strerror}; check the path and its permissions",
-              file=sys.stderr)
+    except (BadInput, OSError, MemoryError, RuntimeError) as problem:
+        reason = in_words(problem)
+        if reason is None:
+            raise
+        print("error:", " ".join(reason.split())[:LONGEST], file=sys.stderr)
+        drop_output(problem)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def in_words(problem):
+    """Return what went wrong and what to do, None if it is a fault of the program."""
+    if isinstance(problem, BadInput):
+        return str(problem)
+    words = str(problem)
+    if isinstance(problem, MemoryError) or "not enough memory" in words or "out of memory" in words \
+            or "can't allocate memory" in words:
+        return ("memory: there is not enough of it; lower batch_size, image_size or width, or close other "
+                "programs")
+    if not isinstance(problem, OSError):
+        return None
+    if problem.filename is None and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        return f"the output (stdout): cannot be written ({problem.strerror}); make room or send it elsewhere"
+    if problem.filename is None:
+        return None
+    advice = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EACCES: "check its permissions",
+              errno.EPERM: "check its permissions", errno.EROFS: "choose another folder",
+              errno.ENOENT: "it was there before; restore it"}.get(problem.errno, "check the path")
+    return f"{problem.filename}: {problem.strerror}; {advice}"
+
+
+def drop_output(problem):
+    """Forget what could not be written to stdout, which Python would try to write again at its end."""
+    if isinstance(problem, OSError):
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -97,10 +97,11 @@ def test_resizing_keeps_areas_and_does_not_alias(tmp_path):
     assert (rows.min(), rows.max()) == (2, 28)  # rows 10, 14, .., 114
 
 
-def test_a_constant_image_is_zero(tmp_path):
+def test_a_constant_image_is_refused(tmp_path):
     folder = write_nuclei(tmp_path, ("a",), cases=1)
     Image.new("RGB", (32, 32), (9, 9, 9)).save(folder / "a" / "images" / "0.png")
-    assert not one_sample(folder).images.any()
+    with pytest.raises(BadInput, match=r"0.png: has one value everywhere \(9\)"):
+        one_sample(folder)
 
 
 def test_volumes_follow_their_header(tmp_path):
@@ -230,12 +231,14 @@ def save_volume(file, array, affine=None):
 
 VOLUME = np.arange(32 * 32 * 4, dtype=np.float32).reshape(32, 32, 4)
 MASK = np.ones((32, 32, 4), np.uint8)
+MASK[:4] = 0
 PROSTATE_FAULTS = [
     (lambda a: cut(a / "Case0.nii.gz"), "Case0.nii.gz: cannot be read"),
     (lambda a: cut(a / "Case0_segmentation.nii.gz", 30), "Case0_segmentation.nii.gz: cannot be read"),
     (lambda a: (a / "Case0.nii.gz").write_text("no"), "Case0.nii.gz: cannot be read"),
     (lambda a: save_volume(a / "Case0.nii.gz", VOLUME.astype(np.complex64)), "Case0.nii.gz: .*complex"),
-    (lambda a: save_volume(a / "Case0.nii.gz", VOLUME[..., None]), "Case0.nii.gz: is 4-D"),
+    (lambda a: save_volume(a / "Case0.nii.gz", np.stack([VOLUME, VOLUME], 3)),
+     "Case0.nii.gz: is 4-D"),
     (lambda a: save_volume(a / "Case0.nii.gz", VOLUME[..., 0]), "Case0.nii.gz: is 2-D"),
     (lambda a: save_volume(a / "Case0.nii.gz", np.where(VOLUME == 5, np.nan, VOLUME)), "Case0.nii.gz: has NaN"),
     (lambda a: save_volume(a / "Case0.nii.gz", np.where(VOLUME == 5, np.inf, VOLUME)), "infinite"),

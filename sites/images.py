@@ -1,0 +1,203 @@
+"""Reading a 2-D image and its mask as the files store them, or saying why that cannot be done."""
+
+import math
+import warnings as python_warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from config import BadInput
+from sites.files import UNREADABLE, check_regular, why
+
+Image.MAX_IMAGE_PIXELS = None  # slides are large; the memory they take is reported
+
+FORMATS = ("PNG", "TIFF", "BMP", "DIB", "JPEG", "MPO")
+GREY = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+LOSSY = ("jpeg", "tiff_jpeg", "webp", "JPEG", "MPO")
+BITS, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # TIFF's tags; the last is EXIF's too
+NEARLY_ALL = 0.98  # of a mask's pixels: more foreground than this is suspicious
+
+
+def read_image_pair(image_file, mask_file):
+    """Return image (1, 3, H, W) float32 in [0, 1], scaled over all channels, mask (1, H, W) bool, and
+    warnings, a list of texts. Raises BadInput."""
+    pixels, found = read_pixels(image_file)
+    labels, more = read_labels(mask_file)
+    if labels.shape != pixels.shape[:2]:
+        turned = "; one of them is turned by its EXIF tag" if any("EXIF" in text for text in found + more) \
+            else ""
+        raise BadInput(f"{mask_file}: its size {sides(labels.shape)} differs from its image's "
+                       f"{sides(pixels.shape)}{turned}, export the mask again at the image's size")
+    channels = np.broadcast_to(pixels.transpose(2, 0, 1), (3, *labels.shape))
+    return scale(channels, image_file, found)[None], (labels > 0)[None], found + more
+
+
+def read_pixels(file):
+    """Return an image's pixels, float32 (H, W, 1 or 3), without alpha, and warnings; raises BadInput."""
+    image, found = open_image(file)
+    if image.mode not in GREY:
+        target = "L" if image.mode in ("LA", "La") else "RGB"
+        image = converted(file, image, target)
+    pixels = as_array(file, image)
+    return (pixels if pixels.ndim == 3 else pixels[:, :, None]), found
+
+
+def read_labels(file):
+    """Return a mask's labels (H, W), whole numbers as float32, and warnings; raises BadInput.
+
+    Of a colour mask it is the largest channel. A lossy file has halos of small values around edges:
+    there a label is 1 above half of the largest value, else 0. A palette's index is the label, unless
+    the palette is black and white alone: then white is 1.
+    """
+    image, found = open_image(file)
+    lossy = image.format in LOSSY or image.info.get("compression") in LOSSY
+    labels, shape = label_channels(file, image)
+    if labels.size and (labels != np.round(labels)).any():
+        raise BadInput(f"{file}: its labels are not whole numbers ({labels.min():g} to "
+                       f"{labels.max():g}), export it again with nearest neighbour")
+    if labels.min() < 0:
+        raise BadInput(f"{file}: has negative labels, background has to be 0")
+    if shape is not None and ((shape > 0) != (labels > 0)).any():
+        raise BadInput(f"{file}: its alpha channel shows another shape than its colours; "
+                       "save the mask as plain grey, without alpha")
+    values, high = np.unique(labels), labels.max()
+    if lossy:
+        middle = np.mean((labels > high / 4) & (labels < high * 3 / 4))
+        if middle > 0.25 * np.mean(labels > high / 2):
+            found.append(f"{file}: is a lossy file with more than two labels, only those above half "
+                         "of its largest value count; save it as PNG")
+        return (labels > high / 2).astype(np.float32), found
+    between = (labels > 0) & (labels < high)
+    if high == 255 and len(values) > 2 and 2 * between.sum() < (labels == high).sum() > 0:
+        found.append(f"{file}: has {len(values) - 2} values between 0 and 255, which count as foreground; "
+                     "if it is smoothed or was a JPEG, save it with two values")
+    if values[0] > 0:
+        raise BadInput(f"{file}: every pixel of it is foreground, its smallest label is {values[0]:g}; "
+                       "background has to be 0")
+    if (labels > 0).mean() > NEARLY_ALL:
+        found.append(f"{file}: {100 * (labels > 0).mean():.0f} % of it is foreground; "
+                     "background has to be 0")
+    return labels.astype(np.float32), found
+
+
+def label_channels(file, image):
+    """Return a mask's labels (H, W) and its alpha, None where there is none or all is opaque."""
+    alpha = None
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        alpha = as_array(file, converted(file, image, "RGBA"))[:, :, 3]
+        alpha = None if alpha.min() == 255 else alpha
+    if image.mode in ("P", "PA"):
+        return palette_labels(file, image), alpha
+    if image.mode in ("LA", "RGBA"):
+        image = converted(file, image, image.mode[:-1])
+    if image.mode not in (*GREY, "RGB"):
+        raise BadInput(f"{file}: is a mask in {image.mode} colours, save it as grey")
+    labels = as_array(file, image)
+    white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
+    if white_is_zero and not set(np.unique(labels)) <= {0, 255}:
+        raise BadInput(f"{file}: stores white as 0 and has more than two labels, "
+                       "save it with black as 0")
+    return (labels if labels.ndim == 2 else labels.max(2)), alpha
+
+
+def palette_labels(file, image):
+    """Return the labels of a palette mask (H, W); raises BadInput where it could be read two ways."""
+    index = np.asarray(image if image.mode == "P" else image.getchannel(0), dtype=np.int64)
+    colours = np.array(image.getpalette("RGB"), dtype=np.int64).reshape(-1, 3)
+    used = np.unique(index).tolist()
+    brightness = {i: (int(colours[i].min()), int(colours[i].max())) if i < len(colours) else None
+                  for i in {0, *used}}
+    black = [i for i in used if brightness[i] == (0, 0)]
+    white = [i for i in used if brightness[i] and brightness[i][0] >= 250]
+    if len(used) == 2 and len(black) == len(white) == 1:
+        return (index == white[0]).astype(np.float32)
+    if brightness[0] == (0, 0):
+        return index.astype(np.float32)
+    raise BadInput(f"{file}: its palette does not show which colour is background (index 0 is not "
+                   "black), save it as grey with background 0")
+
+
+def open_image(file):
+    """Return the decoded image, upright by its own orientation tag, and warnings; raises BadInput."""
+    check_regular(file)
+    try:
+        with python_warnings.catch_warnings():
+            python_warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file, formats=FORMATS) as image:
+                check_kind(file, image)
+                kind, info, turn = image.format, dict(image.info), orientation(image)
+                tags = dict(getattr(image, "tag_v2", {}))
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+    except UNREADABLE as problem:
+        raise BadInput(f"{file}: {why(problem, 'an image (png, tif, bmp or jpg)')}") from None
+    upright.format, upright.info, upright.tag_v2 = kind, info | upright.info, tags
+    upright.info.pop("exif", None)
+    found = [f"{file}: was turned upright, as its EXIF tag says"] if turn not in (None, 0, 1) else []
+    return upright, found
+
+
+def orientation(image):
+    """Return the orientation tag of an opened image, None without one."""
+    return image.getexif().get(ORIENTATION) if hasattr(image, "getexif") else None
+
+
+def check_kind(file, image):
+    """Raise BadInput for what Pillow would read wrongly in silence, before it is decoded."""
+    if getattr(image, "n_frames", 1) > 1:
+        raise BadInput(f"{file}: has {image.n_frames} pages, save one alone")
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(BITS, (8,)) if image.format == "TIFF" else (png_bits(file),)
+    bits = bits if isinstance(bits, tuple) else (bits,)
+    if image.mode not in GREY and max(bits) > 8:
+        raise BadInput(f"{file}: has {max(bits)} bits in each of several channels, of which 8 would be "
+                       "read; save it with 8 bits a channel, or as grey with 16")
+    if tags.get(PHOTOMETRIC) == 0 and max(bits) > 8:
+        raise BadInput(f"{file}: stores white as 0 with {max(bits)} bits, save it with black as 0")
+
+
+def png_bits(file):
+    """Return the bits a channel of a PNG file, 8 for all else."""
+    with open(file, "rb") as stream:
+        head = stream.read(25)
+    return head[24] if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) == 25 else 8
+
+
+def converted(file, image, mode):
+    """Return the image in another mode; raises BadInput where Pillow knows no way."""
+    try:
+        return image.convert(mode)
+    except ValueError:
+        raise BadInput(f"{file}: is in {image.mode} colours, save it as RGB or grey") from None
+
+
+def as_array(file, image):
+    """Return an image's numbers as float32, all finite; raises BadInput."""
+    values = np.asarray(image)
+    exact = values.astype(np.float32)
+    if values.dtype == bool:
+        return exact * 255  # as black and white are in any other mode
+    if not np.isfinite(exact).all():
+        raise BadInput(f"{file}: has NaN or infinite pixels, replace them")
+    return exact
+
+
+def scale(values, file, found):
+    """Return values mapped from [min, max] to [0, 1], float32; raises BadInput if all are one value.
+
+    A warning goes to `found` if hardly any contrast is left.
+    """
+    low, high = float(values.min()), float(values.max())
+    if not high > low:
+        raise BadInput(f"{file}: has one value everywhere ({low:g}), export it again")
+    if not math.isfinite(high - low):
+        raise BadInput(f"{file}: its values reach from {low:g} to {high:g}, export it again")
+    scaled = ((values - low) / (high - low)).astype(np.float32)
+    if float(scaled.std()) < 0.01:
+        found.append(f"{file}: has hardly any contrast, a few values of up to {high:g} hide the rest")
+    return scaled
+
+
+def sides(shape):
+    """Return an image's size for a message."""
+    return " x ".join(str(n) for n in shape[:2])

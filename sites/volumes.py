@@ -1,0 +1,136 @@
+"""Reading a volume and its labels from NIfTI, checked to the end of the file."""
+
+import gzip
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+from config import BadInput
+from sites.files import UNREADABLE, check_regular, why
+from sites.images import NEARLY_ALL, scale
+
+MM = {"meter": 1000.0, "micron": 0.001}  # what a header's unit of length is, else 1
+POSSIBLE = (0.01, 50.0)                  # mm, sides of a voxel
+
+
+def read_volume_pair(image_file, mask_file):
+    """Return volume (S, 1, H, W) float32 in [0, 1], mask (S, H, W) bool, spacing in mm, and warnings.
+
+    The volume is clipped at its 99 % quantile and scaled from [min, max]; labels are merged > 0.
+    Both are turned as their headers say; slices lie along the third axis (foot to head).
+    Source: paper; orientation: ours. Raises BadInput.
+    """
+    voxels, affine, spacing, found = read_nifti(image_file)
+    labels, mask_affine, _, more = read_labels(mask_file)
+    if labels.shape != voxels.shape:
+        raise BadInput(f"{mask_file}: its size {labels.shape} differs from its image's "
+                       f"{voxels.shape}, export the mask again on the image's grid")
+    if not np.allclose(affine, mask_affine, rtol=0, atol=0.1 * min(spacing)):
+        raise BadInput(f"{mask_file}: its header places it elsewhere than its image's, "
+                       "copy the image's header (affine) to the mask")
+    if voxels.min() == voxels.max():
+        raise BadInput(f"{image_file}: has one value everywhere ({voxels.min():g}), export it again")
+    clipped = np.minimum(voxels, np.quantile(voxels, 0.99))
+    if clipped.min() == clipped.max():
+        raise BadInput(f"{image_file}: fewer than 1 % of its voxels differ from the rest, nothing is left "
+                       "of it after the clip at the 99 % quantile; crop or export it again")
+    order = (2, 1, 0)  # (x, y, z) -> (slice, row, column)
+    volume = np.ascontiguousarray(scale(clipped, image_file, found).transpose(order))[:, None]
+    truth = np.ascontiguousarray(labels.transpose(order) > 0)
+    return volume, truth, tuple(float(spacing[axis]) for axis in order), found + more
+
+
+def read_labels(file):
+    """Return a mask's labels (X, Y, Z) as `read_nifti` does; raises BadInput for what are no labels."""
+    labels, affine, spacing, found = read_nifti(file)
+    if (labels != np.round(labels)).any():
+        raise BadInput(f"{file}: its labels are not whole numbers, resample it with nearest neighbour")
+    if labels.min() < 0:
+        raise BadInput(f"{file}: has negative labels, background has to be 0")
+    if labels.min() > 0:
+        raise BadInput(f"{file}: every voxel of it is foreground, its smallest label is "
+                       f"{labels.min():g}; background has to be 0")
+    share = (labels > 0).mean()
+    if share == 0:
+        found.append(f"{file}: has no foreground at all; if the organ was not drawn, remove the case")
+    elif share > NEARLY_ALL:
+        found.append(f"{file}: {100 * share:.0f} % of it is foreground; background has to be 0")
+    return labels, affine, spacing, found
+
+
+def read_nifti(file):
+    """Return voxels (X, Y, Z), affine in mm, voxel sizes in mm and warnings, turned to left, posterior,
+    superior. Raises BadInput.
+
+    So rows run from front to back and columns to the patient's left, as radiologists look at it. The
+    affine alone says where a voxel lies and how large it is.
+    """
+    check_regular(file)
+    try:
+        volume = load(file)
+        check_shape(file, volume)
+        volume = volume.slicer[(..., *[0] * (volume.ndim - 3))] if volume.ndim > 3 else volume
+        found = contradictions(file, volume)
+        turn = ornt_transform(io_orientation(volume.affine), axcodes2ornt("LPS"))
+        volume = volume.as_reoriented(turn)
+        voxels = np.asarray(volume.dataobj, dtype=np.float32)
+    except UNREADABLE as problem:
+        raise BadInput(f"{file}: {why(problem, 'NIfTI')}") from None
+    if not np.isfinite(voxels).all():
+        raise BadInput(f"{file}: has NaN or infinite voxels, replace them")
+    affine = volume.affine * MM.get(volume.header.get_xyzt_units()[0], 1.0)
+    return voxels, affine, tuple(voxel_sizes(affine)), found
+
+
+def load(file):
+    """Return the NIfTI image in a file that is read to its end, so that gzip's checksum counts."""
+    content = Path(file).read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        content = gzip.decompress(content)
+    size = [int.from_bytes(content[:4], order) for order in ("little", "big")]
+    kind = nibabel.Nifti2Image if 540 in size else nibabel.Nifti1Image
+    volume = kind.from_bytes(content)
+    if volume.get_data_dtype().kind not in "iuf":
+        raise ValueError(f"voxels of type {volume.get_data_dtype()}")
+    return volume
+
+
+def check_shape(file, volume):
+    """Raise BadInput unless a file holds one 3-D volume whose affine is possible."""
+    if volume.ndim < 3 or any(n != 1 for n in volume.shape[3:]) or 0 in volume.shape:
+        raise BadInput(f"{file}: is {volume.ndim}-D with shape {volume.shape}, "
+                       "give one 3-D volume a file")
+    unit = MM.get(volume.header.get_xyzt_units()[0], 1.0)
+    if not np.isfinite(volume.affine).all() or abs(np.linalg.det(volume.affine[:3, :3])) < 1e-12:
+        raise BadInput(f"{file}: its header gives no possible place to its voxels, export it again")
+    sizes = voxel_sizes(volume.affine) * unit
+    if not (sizes > POSSIBLE[0]).all() or not (sizes < POSSIBLE[1]).all():
+        raise BadInput(f"{file}: its voxels would have sides of "
+                       f"{' x '.join(f'{side:.3g}' for side in sizes)} mm, mend its header")
+
+
+def contradictions(file, volume):
+    """Return a warning for each thing that a header says in two ways."""
+    found, header, sizes = [], volume.header, voxel_sizes(volume.affine)
+    zooms = np.array(header.get_zooms()[:3], dtype=float)
+    if not np.allclose(zooms, sizes, rtol=0.01, atol=1e-3):
+        found.append(f"{file}: its header says voxels of {listed(zooms)} in one place and of "
+                     f"{listed(sizes)} in its affine, which is used")
+    (qform, q), (sform, s) = header.get_qform(coded=True), header.get_sform(coded=True)
+    if q and s and not np.allclose(qform, sform, rtol=0, atol=0.1 * sizes.min()):
+        found.append(f"{file}: its qform and its sform differ, the sform is used")
+    unit = sizes / np.abs(volume.affine[:3, :3]).max(0)
+    if (unit > 1.42).any():  # more than 45 degrees between an axis and its nearest
+        found.append(f"{file}: its axes are oblique by more than 45 degrees")
+    axes = volume.affine[:3, :3] / sizes
+    if not np.allclose(axes.T @ axes, np.eye(3), atol=0.02):
+        found.append(f"{file}: its axes are not at right angles, distances are only nearly right")
+    return found
+
+
+def listed(sizes):
+    """Return the sides of a voxel for a message."""
+    return " x ".join(f"{side:.3g}" for side in sizes)
