@@ -137,7 +137,8 @@ def main():
     given = parser.parse_intermixed_args()
     settings = {"task": given.task, "data": given.folder, "out": "unused"}
     config = load_config(settings, given.overrides)
-    sys.exit(1 if check(config, given.sheet or f"check_{given.task}.png") else 0)
+    sheet = Path(given.sheet or f"check_{given.task}.png").expanduser()
+    sys.exit(1 if check(config, sheet) else 0)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def shown(value):
     try:
         words = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists in lists
-        words = f"a {type(value).__name__} that is too long to show"
+        words = f"one of type {type(value).__name__} that is too long to show"
     return words if len(words) <= 80 else f"{words[:77]}..."
 
 

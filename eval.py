@@ -1,4 +1,7 @@
-"""Score a run again: python eval.py --run FOLDER [data=OTHER] [test_stats=case] [key=value ...]"""
+"""Score a run again: python eval.py --run FOLDER [data=OTHER] [test_stats=case] [key=value ...]
+
+A run of a method of one's own runs that method's file, and needs trust=true.
+"""
 
 import io
 import json
@@ -13,7 +16,8 @@ from torch.nn import functional
 from config import BadInput, load_config
 from datasets import load_sites, read_splits
 from methods.find import build_model, find_method
-from rounds.run_folder import as_json, check_same_config, load_checkpoint, save
+from rounds.checkpoint import check_fits, check_same_config, load_checkpoint, save
+from rounds.run_folder import as_json, check_trust
 from scoring.metrics import mean_scores, score, site_scores
 from scoring.norm_statistics import (
     batch_norms,
@@ -122,7 +126,15 @@ def load_run(file, sites, config, device):
     """Return a checkpoint's round, its network, and its sites' statistics and local weights."""
     checkpoint = load_checkpoint(file)
     model, local = model_of(checkpoint, file, device), checkpoint["local"]
-    statistics = site_statistics(model, checkpoint["statistics"], local, sites, config, device)
+    for weights in local.values():
+        check_fits(file, "local weights", weights, {name: value for name, value in model.state_dict().items()
+                                                    if name in weights})
+    stored = checkpoint["statistics"]
+    for of_site in stored.values():
+        check_fits(file, "statistics", of_site, {
+            f"{name}.{kind}": torch.empty(norm.num_features) for name, norm in batch_norms(model).items()
+            for kind in ("running_mean", "running_var")})
+    statistics = site_statistics(model, stored, local, sites, config, device)
     return checkpoint["round"], model, statistics, local
 
 
@@ -190,15 +202,17 @@ def main():
     start = time.perf_counter()
     allowed, parser = ", ".join(sorted(FREE_ON_EVAL)), Parser(description=__doc__)
     parser.add_argument("--run", required=True, metavar="FOLDER", help="run folder of train.py")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"of {allowed}")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"of {allowed}, trust=true")
     given = parser.parse_intermixed_args()
-    folder = Path(given.run)
+    folder = Path(given.run).expanduser()
+    overrides = [argument for argument in given.overrides if argument != "trust=true"]
     if not folder.is_dir():
         raise BadInput(f"{folder}: there is no such run folder; give the one that train.py wrote")
+    check_trust(folder, given.overrides)
     checkpoints = {folder / f"{kind}.pt": load_checkpoint(folder / f"{kind}.pt") for kind in KINDS}
     saved = load_config(folder / "config.yaml")
-    config = load_config(folder / "config.yaml", given.overrides)
-    changed = {argument.partition("=")[0] for argument in given.overrides}
+    config = load_config(folder / "config.yaml", overrides)
+    changed = {argument.partition("=")[0] for argument in overrides}
     if changed - FREE_ON_EVAL:
         raise BadInput(f"{min(changed - FREE_ON_EVAL)}: is fixed by the run, leave it out; "
                        f"only {allowed} can be changed here")

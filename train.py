@@ -9,8 +9,10 @@ from eval import finish, pick_device, validate
 from federated import Diverged, average_weights, local_update
 from methods.find import build_model, find_method
 from rounds.faults import SiteFailed, accept, attempt
+from rounds.lock import locked
 from rounds.run_folder import Run, check_run_folder
 from rounds.screen import RoundTable, show_step
+from settings.memory import check_memory
 from settings.program import Parser, run_program
 
 
@@ -18,6 +20,7 @@ def train(config):
     """Run all rounds of `config`, leaving its run folder complete; raises BadInput, Diverged,
     SiteFailed."""
     device = pick_device(config.device)
+    check_memory(config)
     check_run_folder(config)
     sites = load_sites(config)
     training_sites = [site for site in sites if site.train_slices]
@@ -25,6 +28,7 @@ def train(config):
         raise BadInput("hold_out: no other site has a training case, set it to none"
                        if config.hold_out else
                        f"{config.splits}: no site has a training case, add some to the splits")
+    check_memory(config, max(len(site.train_slices) for site in training_sites))
     method = find_method(config)
     model = build_model(config, method).to(device)
     run = Run(config, model.state_dict(), sites, device)
@@ -54,7 +58,8 @@ def main():
     given = parser.parse_intermixed_args()
     config = load_config(given.config, given.overrides)
     try:
-        train(config)
+        with locked(config):
+            train(config)
     except (Diverged, SiteFailed) as problem:
         advice = "lower lr and start again in another out=FOLDER" if isinstance(problem, Diverged) \
             else "mend that and go on with resume=true"

@@ -20,7 +20,8 @@ from fft_style import EPS
 from fused_features import PATHS
 from methods.find import find_method
 from prototypes import aligned_features, contrastive_loss, cosines
-from rounds.run_folder import load_checkpoint
+from rounds.checkpoint import load_checkpoint
+from rounds.run_folder import check_trust
 from settings.program import Parser, run_program
 
 IMAGES = 12  # of each site, at most
@@ -114,7 +115,10 @@ def main():
     """Print what the gradients and features of a run look like, site by site."""
     parser = Parser(description=__doc__)
     parser.add_argument("--run", required=True, metavar="FOLDER", help="run folder of train.py")
-    folder = Path(parser.parse_args().run)
+    parser.add_argument("overrides", nargs="*", metavar="trust=true", help="run a method's own file")
+    given = parser.parse_intermixed_args()
+    folder = Path(given.run).expanduser()
+    check_trust(folder, given.overrides)
     config, checkpoint = load_config(folder / "config.yaml"), load_checkpoint(folder / "last.pt")
     model = model_of(checkpoint, folder / "last.pt", torch.device("cpu")).train()
     sites = load_sites(config, read_splits(folder / "splits.json"))

@@ -11,7 +11,7 @@ from datasets import load_sites, read_splits
 from eval import load_run, model_of, pick_device, predict
 from experiments.run_grid import read_rows, result_of
 from experiments.style_bias import LEVELS, scene_batches, style_bias
-from rounds.run_folder import load_checkpoint
+from rounds.checkpoint import load_checkpoint
 from scoring.metrics import score
 from scoring.norm_statistics import own_network
 from scoring.pictures import TILE, contact_sheet, image_tile

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from config import BadInput
-from rounds.run_folder import load_checkpoint
+from rounds.checkpoint import load_checkpoint
 
 
 class Run(NamedTuple):

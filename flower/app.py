@@ -31,17 +31,10 @@ from flower.messages import (
     with_scores,
 )
 from methods.find import build_model, find_method
+from rounds.checkpoint import FORMAT, as_bytes, load_checkpoint, save
 from rounds.faults import accept, sit_out
-from rounds.run_folder import (
-    FORMAT,
-    Run,
-    as_bytes,
-    as_json,
-    check_run_folder,
-    load_checkpoint,
-    prepare_run_folder,
-    save,
-)
+from rounds.lock import locked
+from rounds.run_folder import Run, as_json, check_run_folder, prepare_run_folder
 from rounds.screen import RoundTable
 from scoring.norm_statistics import batch_norms
 from scoring.results import KINDS, SCORED, explained, print_result
@@ -138,6 +131,12 @@ client.evaluate("finish")(answering(finish_site))
 def run_server(grid, context):
     """Run all rounds, then have every site score the best and the last weights on its test data."""
     config = settings(context)
+    with locked(config):
+        run_rounds(grid, context, config)
+
+
+def run_rounds(grid, context, config):
+    """The rounds of train.py, with every update and score asked for."""
     check_run_folder(config, "config.yaml")
     method = find_method(config)
     model = build_model(config, method)

@@ -6,18 +6,17 @@
 import csv
 import io
 import json
-import os
 import time
 from pathlib import Path
 
 import torch
 
-from config import DEFAULTS, BadInput, as_yaml
+from config import BadInput, as_yaml, load_config, read_yaml
 from datasets import read_splits, splits_of
+from rounds.checkpoint import FORMAT, as_bytes, check_fits, check_same_config, load_checkpoint, save
+from rounds.lock import LOCK
 
-FORMAT = "fedbcs-2"
-NEEDED = {"config", "round", "weights", "local", "statistics"}
-FREE_ON_RESUME = {"rounds", "out", "device", "resume"}
+OF_THE_END = ("result.json", "predictions.png")
 COLUMNS = ("round", "split", "site", "dice", "loss_dice", "loss_contrast", "loss_consistency",
            "seconds", "weight_bytes", "prototype_bytes")
 
@@ -37,6 +36,7 @@ class Run:
         last = self.out / "last.pt"
         if config.resume and last.exists():
             self.state = load_to_resume(last, sites, config, device)
+            check_fits(last, "weights", self.state["weights"], w)
             print(f"resuming after round {self.state['round']} of {last}")
         else:
             self.state = {"format": FORMAT, "round": 0, "prototypes": {}, "kept": {},
@@ -44,6 +44,17 @@ class Run:
                           "weights": {name: value.clone() for name, value in w.items()}}
         self.state["config"] = vars(config)
         prepare_run_folder(self.out, sites, config)
+        self.clear()
+
+    def clear(self):
+        """Leave nothing of a kill, nor of an earlier end if the run goes on."""
+        for part in self.out.glob("*.part"):
+            part.unlink()
+        if self.state["round"]:  # a kill may have come between last.pt and metrics.csv
+            save(self.out / "metrics.csv", as_csv(self.state["history"]))
+        if self.state["round"] < self.config.rounds:
+            for name in OF_THE_END:
+                (self.out / name).unlink(missing_ok=True)
 
     @property
     def w(self):
@@ -116,17 +127,37 @@ def check_same_splits(file, splits):
                        "restore them, or train into another folder with out=FOLDER")
 
 
+def check_trust(folder, overrides):
+    """Raise BadInput if scoring a run folder would run a method's file and nobody said `trust=true`."""
+    method = str(read_yaml(Path(folder) / "config.yaml").get("method"))
+    if ".py:" in method and "trust=true" not in overrides:
+        raise BadInput(f"trust: this run would run the code of {method.rpartition(':')[0]}; read that file, "
+                       "and give trust=true if you trust it")
+
+
 def check_run_folder(config, mark="splits.json"):
     """Raise BadInput if the run folder holds something already that is not to be resumed.
 
-    mark: the file by which a run folder is known.
+    mark: the file by which a run folder is known; before it is written there is config.yaml alone.
     """
     out = Path(config.out)
-    if not config.resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    names = {name for name in names if name != LOCK and not name.endswith(".part")}
+    if names and not config.resume:
         raise BadInput(f"{out}: exists already; continue that run with resume=true, "
                        "or train into another folder with out=FOLDER")
-    if out.is_dir() and any(out.iterdir()) and not (out / mark).exists():
+    if names and mark not in names and not is_begun(out, names, config):
         raise BadInput(f"{out}: is no run folder but holds files, choose another out=FOLDER")
+
+
+def is_begun(out, names, config):
+    """Return whether a folder is what a kill leaves before splits.json: this config and nothing else."""
+    try:
+        saved = load_config(out / "config.yaml")
+        check_same_config(out / "config.yaml", vars(saved), vars(config))
+    except BadInput:
+        return False
+    return names == {"config.yaml"}
 
 
 def prepare_run_folder(out, sites, config):
@@ -139,37 +170,6 @@ def prepare_run_folder(out, sites, config):
     save(out / "config.yaml", as_yaml(config).encode())
     if sites:
         save(out / "splits.json", as_json(splits_of(sites)))
-
-
-# ---- Checkpoints ----
-
-def load_checkpoint(file, device="cpu"):
-    """Return what `Run.save` saved; raises BadInput if the file is missing, truncated or foreign."""
-    advice = "give the folder of a run, or train it again"
-    if not Path(file).is_file():
-        raise BadInput(f"{file}: there is no such checkpoint; start the training, or go on with "
-                       "it by resume=true")
-    try:
-        checkpoint = torch.load(file, map_location=device, weights_only=True)
-    except Exception:  # noqa: BLE001 - what a foreign file raises has no common type
-        raise BadInput(f"{file}: is truncated or no checkpoint; {advice}") from None
-    if isinstance(checkpoint, dict) and checkpoint.get("format") == "fedbcs-1":
-        raise BadInput(f"{file}: was written by version 1 of this program; score or resume it with "
-                       "that version (git checkout 8e45f15), or train it again")
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT \
-            or not NEEDED <= checkpoint.keys():
-        raise BadInput(f"{file}: is no checkpoint of this program (format {FORMAT}); {advice}")
-    return checkpoint | {"config": DEFAULTS | checkpoint["config"]}
-
-
-def check_same_config(file, saved, wanted):
-    """Raise BadInput, naming the keys, if a checkpoint was made under other settings."""
-    keys = (saved.keys() | wanted.keys()) - FREE_ON_RESUME
-    other = sorted(key for key in keys if saved.get(key) != wanted.get(key))
-    if other:
-        changes = ", ".join(f"{key} ({saved.get(key)}, now {wanted.get(key)})" for key in other)
-        raise BadInput(f"{file}: belongs to another config, differing in {changes}; set them back, "
-                       "or train into another folder with out=FOLDER")
 
 
 def note_best(state, scores):
@@ -218,28 +218,6 @@ def as_csv(rows):
     return table.getvalue().encode()
 
 
-def as_bytes(checkpoint):
-    """Return the file content of a checkpoint."""
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    return buffer.getvalue()
-
-
 def as_json(content):
     """Return the content of a JSON file."""
     return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
-
-
-def save(file, content):
-    """Write bytes to a file so that at any moment it is the old one or the whole new one."""
-    part = file.with_name(file.name + ".part")
-    try:
-        with open(part, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, file)
-    except OSError as problem:
-        part.unlink(missing_ok=True)
-        raise BadInput(f"{file}: cannot be written ({problem.strerror}); make room, "
-                       "then go on with resume=true") from None

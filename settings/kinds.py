@@ -39,7 +39,7 @@ def flag(value):
     return value
 
 
-def number(least=-math.inf, above=-math.inf, most=1e6):
+def number(least=-math.inf, above=-math.inf, most=1e30):
     """Return the kind: a number of at least `least`, above `above`, at most `most`."""
     def read(value):
         try:  # YAML 1.1 reads 1e-4 as text, so text that is a number counts as one

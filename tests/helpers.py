@@ -12,7 +12,7 @@ import torch
 from config import load_config
 from datasets import Site
 from methods.find import build_model, find_method
-from rounds import run_folder
+from rounds import checkpoint
 from scoring.norm_statistics import norm_statistics
 from settings.program import run_program
 from sites.readers import Sample
@@ -86,7 +86,7 @@ def write_run(folder, config, sites):
     model = a_model(config)
     statistics = {site.name: norm_statistics(model, site, config, CPU) for site in sites}
     for kind, t in (("best", 2), ("last", 3)):
-        torch.save({"format": run_folder.FORMAT, "config": vars(config), "round": t,
+        torch.save({"format": checkpoint.FORMAT, "config": vars(config), "round": t,
                     "weights": model.state_dict(), "local": {},
                     "statistics": statistics}, folder / f"{kind}.pt")
     splits = {site.name: {split: [sample.case for sample in getattr(site, split)]

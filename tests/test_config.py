@@ -59,12 +59,16 @@ def test_messages_of_train_are_one_line(tmp_path, program, text, words):
 
 
 def test_a_folder_that_is_no_run_is_left_alone(workplace, program):
-    before = (workplace / "c.yaml").read_text()
-    (workplace / "config.yaml").write_text("precious")
-    code, _, err = program(train, workplace, "--config", "c.yaml", "out=.", "resume=true")
-    assert code == 2 and err.startswith("error: .: is no run folder")
-    assert (workplace / "config.yaml").read_text() == "precious"
-    assert (workplace / "c.yaml").read_text() == before
+    for precious in ("precious", "data: demo\ntask: nuclei", "[" * 3000):
+        (workplace / "mine").mkdir(exist_ok=True)
+        (workplace / "mine" / "config.yaml").write_text(precious)
+        code, _, err = program(train, workplace, "--config", "c.yaml", "out=mine", "resume=true")
+        assert code == 2 and err.startswith("error: mine: is no run folder") and err.count("\n") == 1
+        assert (workplace / "mine" / "config.yaml").read_text() == precious
+        assert [path.name for path in (workplace / "mine").iterdir()] == ["config.yaml"]
+    for out, words in ((".", "holds the data folder"), ("data/a", "lies in the data folder")):
+        code, _, err = program(train, workplace, "--config", "c.yaml", f"out={out}", "resume=true")
+        assert code == 2 and words in err and not (workplace / out / ".lock").exists()
     code, _, err = program(train, workplace, "--config", "c.yaml", "out=" + 300 * "x")
     assert code == 2 and err.count("\n") == 1 and "too long" in err
     splits = {site: {"test": ["0"]} for site in "ab"}

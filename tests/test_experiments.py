@@ -18,7 +18,7 @@ from config import METHODS, BadInput, as_yaml, load_config
 from experiments import figures, reproduce, run_grid, style_bias
 from fft_style import StyleRecalibration
 from methods.input_norm import AmplitudeNorm
-from rounds.run_folder import load_checkpoint
+from rounds.checkpoint import load_checkpoint
 from sites.layouts import list_files
 from test_fedbcs import HERE, tiny_config, write_nuclei
 from tests.helpers import run_here

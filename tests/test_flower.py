@@ -28,8 +28,8 @@ import federated
 import train
 from config import BadInput, load_config
 from federated import Diverged
+from rounds.checkpoint import load_checkpoint
 from rounds.faults import SiteFailed
-from rounds.run_folder import load_checkpoint
 from test_fedbcs import HERE, write_nuclei
 from tests.helpers import assert_same
 from tests.test_methods import worked_example

@@ -20,7 +20,7 @@ from methods.find import build_model, find_method
 from methods.input_norm import AmplitudeNorm
 from methods.shared import LAST
 from prototypes import finch
-from rounds.run_folder import load_checkpoint
+from rounds.checkpoint import load_checkpoint
 from test_fedbcs import HERE, one_round, tiny_config, write_nuclei
 from tests.helpers import (
     assert_same,
@@ -356,7 +356,7 @@ def test_the_worked_example_of_readme_runs(tmp_path):
     assert state["prototypes"][LAST][1].shape == (1, 2)
     assert any(float(row["loss_consistency"]) > 0 for row in rows)
     assert not any(name.startswith(("fsr", "fusion")) for name in state["weights"])  # the plain network
-    assert run_eval("--run", "run", folder=tmp_path).returncode == 0
+    assert run_eval("--run", "run", "trust=true", folder=tmp_path).returncode == 0
 
 
 def test_moon_remembers_over_rounds_and_kills(tmp_path):
@@ -412,11 +412,11 @@ def test_local_weights_stay_at_their_site_and_score_it(tmp_path):
     sent = sum(value.numel() for name, value in initial.items() if not name.startswith("head."))
     assert {row["weight_bytes"] for row in rows} == {str(4 * sent)}
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    again = json.loads(run_eval("--run", "run", folder=tmp_path).stdout.splitlines()[-1])
+    again = json.loads(run_eval("--run", "run", "trust=true", folder=tmp_path).stdout.splitlines()[-1])
     assert again["last"] == result["last"] and again["best"] == result["best"]
     state["local"]["a"]["head.bias"][1] -= 9  # everything is background
     torch.save(state, tmp_path / "run" / "last.pt")
-    other = json.loads(run_eval("--run", "run", folder=tmp_path).stdout.splitlines()[-1])["last"]["test"]["sites"]
+    other = json.loads(run_eval("--run", "run", "trust=true", folder=tmp_path).stdout.splitlines()[-1])["last"]["test"]["sites"]
     assert other["a"] != result["last"]["test"]["sites"]["a"]
     assert other["b"] == result["last"]["test"]["sites"]["b"]
 
@@ -425,7 +425,7 @@ def test_a_network_of_ones_own(tmp_path):
     state, rows = run_example("small", tmp_path)
     assert "down.0.weight" in state["weights"] and state["prototypes"]["encoder"][1].shape == (1, 3 * 16)
     assert all(float(row["loss_contrast"]) > 0 for row in rows[2:])
-    assert run_eval("--run", "run", folder=tmp_path).returncode == 0
+    assert run_eval("--run", "run", "trust=true", folder=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize("pooling, words", [
@@ -489,7 +489,7 @@ def test_hold_out(tmp_path, monkeypatch):
     assert result["best"]["test"]["sites"]["b"]["cases"] == 5
     assert result["best"]["val"]["sites"]["b"]["cases"] == 0
     assert "unlabelled" in json.dumps(result["definitions"])
-    again = json.loads(run_eval("--run", "run", folder=tmp_path).stdout.splitlines()[-1])
+    again = json.loads(run_eval("--run", "run", "trust=true", folder=tmp_path).stdout.splitlines()[-1])
     assert again["best"] == result["best"] and again["last"] == result["last"]
     train.train(tiny_config(tmp_path / "d", tmp_path / "run", "hold_out=b", "rounds=3", "resume=true"))
 

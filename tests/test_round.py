@@ -76,6 +76,19 @@ def test_the_loss_of_a_step_is_that_before_it(tmp_path):
     assert asked == [0, 1]
 
 
+def test_a_round_starts_from_the_global_and_the_sites_own_weights(tmp_path):
+    config = tiny_config(write_nuclei(tmp_path / "d"), "unused", "weight_decay=0")
+    model, sites, w = first_state(config)
+    method = constant_loss(1.0)._replace(local=lambda name: name.startswith("head."))
+    own = {"head.weight": torch.full_like(w["head.weight"], 7), "head.bias": torch.full_like(w["head.bias"], 8)}
+    kept = {"optimizer": None, "memory": {}, "local": own}
+    update = federated.local_update(model, sites[0], w, {}, kept, 2, config, method)
+    assert_same(update.kept["local"], own)
+    assert_same(update.weights, {name: value for name, value in w.items() if name not in own})
+    fresh = federated.local_update(model, sites[0], w, {}, None, 1, config, method)
+    assert_same(fresh.kept["local"], {name: w[name] for name in own})
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_what_a_site_keeps_is_not_changed_by_its_next_round(tmp_path, optimizer):
     """An update that is not taken must leave no trace: the same call gives the same bits again."""

@@ -22,9 +22,9 @@ import train
 from config import KEYS, METHODS, BadInput, load_config, method_module
 from datasets import Site
 from methods.find import build_model, find_method
-from rounds import run_folder
+from rounds import checkpoint, run_folder
+from rounds.checkpoint import load_checkpoint
 from rounds.faults import attempt
-from rounds.run_folder import load_checkpoint
 from scoring import pictures, results
 from test_fedbcs import HERE, tiny_config, write_nuclei
 from tests.helpers import (
@@ -226,11 +226,11 @@ def test_a_round_without_validation_keeps_no_older_statistics(tmp_path):
         due = run.is_due(t)
         assert due == (t % 2 == 0)
         run.save(t, {"w": torch.full((2,), float(t))}, {}, [], {"sites": {}, "mean": mean} if due else None,
-                 {"a": {"norm": torch.tensor(t)}} if due else {})
-        last = run_folder.load_checkpoint(tmp_path / "run" / "last.pt")
-        assert last["statistics"] == ({"a": {"norm": torch.tensor(t)}} if due else {})
+                 {"a": {"norm": torch.tensor(float(t))}} if due else {})
+        last = load_checkpoint(tmp_path / "run" / "last.pt")
+        assert last["statistics"] == ({"a": {"norm": torch.tensor(float(t))}} if due else {})
         assert last["weights"]["w"].tolist() == [t, t]
-    assert run_folder.load_checkpoint(tmp_path / "run" / "best.pt")["round"] == 2  # equal ones do not follow
+    assert load_checkpoint(tmp_path / "run" / "best.pt")["round"] == 2  # equal ones do not follow
 
 
 def test_best_round_is_that_of_the_best_validation():
@@ -358,11 +358,11 @@ def test_divergence_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
 
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "last.pt"
-    run_folder.save(file, b"old")
+    checkpoint.save(file, b"old")
     for name in ("fsync", "replace"):
         with monkeypatch.context() as patch, pytest.raises(BadInput, match="last.pt: .*No space left"):
             def full(*_):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            patch.setattr(run_folder.os, name, full)
-            run_folder.save(file, b"new")
+            patch.setattr(checkpoint.os, name, full)
+            checkpoint.save(file, b"new")
         assert [path.name for path in tmp_path.iterdir()] == ["last.pt"] and file.read_bytes() == b"old"
