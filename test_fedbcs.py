@@ -371,11 +371,16 @@ def test_fused_features_with_large_biases(bias):
 
 
 def test_consistency_is_never_negative():
-    """All pixels at Gbar itself, where rounding alone decides."""
-    f = torch.randn(1, 64, generator=torch.Generator().manual_seed(1)).expand(200, -1) * 50
-    for bias in (0.0, 1e3, 1e4):
-        for Gbar in (f[:1], f[:1] * (1 + 1e-6)):
-            assert 0 <= loss_of_features(f, {1: Gbar}, 1.0, bias)[1].item() < 1e-5 * (1 + bias)
+    """Pixels that lie at their Gbar itself, far from the others, where rounding alone decides."""
+    model, maps, labels, _ = random_problem(4, [0, 1, 2], 2, dtype=torch.float32)
+    maps, heads = [50 * x.detach() for x in maps["encoder"]], model.fusion["encoder"]
+    literal, y = literal_features("encoder", maps, heads, labels)
+    index = torch.arange(0, y.numel(), 7)
+    g = literal.permute(0, 2, 3, 1).flatten(0, 2)[index].detach()
+    f = FusedFeatures("encoder", heads, y, index).complete(maps)
+    distance = f.squared_distance(g, torch.arange(len(index)))
+    assert (distance >= 0).all() and (distance < 1e-5 * g.square().sum(1)).all()
+    assert (distance > 0).any()
 
 
 def test_features_that_vanish_have_a_finite_loss_and_gradient():

@@ -1,6 +1,7 @@
 """Reading a volume and its labels from NIfTI, checked to the end of the file."""
 
 import gzip
+import math
 from pathlib import Path
 
 import nibabel
@@ -13,6 +14,7 @@ from sites.files import UNREADABLE, check_regular, why
 from sites.images import NEARLY_ALL, scale
 
 MM = {"meter": 1000.0, "micron": 0.001}  # what a header's unit of length is, else 1
+nibabel.imageglobals.logger.setLevel("CRITICAL")  # what it would say is said here, with the file's name
 POSSIBLE = (0.01, 50.0)                  # mm, sides of a voxel
 
 
@@ -70,10 +72,10 @@ def read_nifti(file):
     """
     check_regular(file)
     try:
-        volume = load(file)
+        volume, found = load(file)
         check_shape(file, volume)
         volume = volume.slicer[(..., *[0] * (volume.ndim - 3))] if volume.ndim > 3 else volume
-        found = contradictions(file, volume)
+        found += contradictions(file, volume)
         turn = ornt_transform(io_orientation(volume.affine), axcodes2ornt("LPS"))
         volume = volume.as_reoriented(turn)
         voxels = np.asarray(volume.dataobj, dtype=np.float32)
@@ -86,7 +88,8 @@ def read_nifti(file):
 
 
 def load(file):
-    """Return the NIfTI image in a file that is read to its end, so that gzip's checksum counts."""
+    """Return the NIfTI image in a file that is read to its end, so that gzip's checksum counts, and
+    warnings."""
     content = Path(file).read_bytes()
     if content[:2] == b"\x1f\x8b":
         content = gzip.decompress(content)
@@ -95,7 +98,8 @@ def load(file):
     volume = kind.from_bytes(content)
     if volume.get_data_dtype().kind not in "iuf":
         raise ValueError(f"voxels of type {volume.get_data_dtype()}")
-    return volume
+    rest = len(content) - volume.dataobj.offset - volume.dataobj.dtype.itemsize * math.prod(volume.shape)
+    return volume, [f"{file}: holds {rest} bytes behind its voxels, which are not read"] if rest > 0 else []
 
 
 def check_shape(file, volume):

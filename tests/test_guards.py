@@ -1,0 +1,308 @@
+"""Settings that make no sense, checkpoints that are not whole, and a run folder that two want."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import eval as evaluation
+import train
+from config import BadInput, load_config
+from datasets import load_sites
+from rounds.checkpoint import load_checkpoint
+from rounds.lock import LOCK, locked
+from rounds.run_folder import Run
+from settings import program as programs
+from settings.memory import check_memory
+from sites import demo_data
+from test_fedbcs import HERE, tiny_config, write_nuclei
+from tests import mutate
+from tests.helpers import a_config, assert_same, run_here, some_sites, start_training, write_run
+
+# ---- Settings ----
+
+LONG = 9999
+WRONG = ["method=[1]", "method=x.py:", "method={a: 1}", "method=3", "method=fedbcs\\n", "tau=" + "[" * LONG,
+         "rounds=" + "9" * LONG, "width=0x" + "f" * LONG, "lr=1e300", "lr=.inf", "lr=.nan", "lr=true", "lr=",
+         "device=cuda:99999999999999999999", "device=tpu", "image_size=1000000000", "image_size=33", "width=0",
+         "width=5000", "batch_size=2.5", "fold=1", "hold_out=", "amp=", "amp=fp8", "folds=1", "data=~nobody9/x",
+         "data=a\0b", "out=a\nb", "out=" + "x" * 5000, "case_pattern=((((", "case_pattern=a" + "(" * 500,
+         "levels={a: 1}", "levels=[[0]]", "levels=[0, 0]", "levels=" + "[0," * LONG, "seed=true", "seed=-1",
+         "min_sites=1e3", "task=[nuclei]", "resume=maybe", "a" * LONG + "=1", "=", "x",
+         "!!python/object:os.system=1", "rounds=!!python/object/apply:os.getcwd []", "rounds=&a [*a]",
+         "weights=2024-01-01", "fsr=!!binary aGk=", "tau=0x10", "eval_every=0", "local_epochs=null"]
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_a_setting_is_what_its_author_wrote_or_is_refused(tmp_path, monkeypatch, capsys, override):
+    (tmp_path / "c.yaml").write_text("task: nuclei\ndata: nowhere\ndevice: cpu\nout: run\n")
+    code, out, err = run_here(monkeypatch, capsys, train, tmp_path, "--config", "c.yaml", override)
+    assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1 and len(err) < 600
+    assert "nowhere: there is no such data folder" not in err or override == "tau=0x10"
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
+
+
+@pytest.mark.parametrize("code, words", [
+    ("import nothing_of_this_name", "cannot be imported (ModuleNotFoundError"), ("1 / 0", "ZeroDivisionError"),
+    ("raise SystemExit(0)", "cannot be imported (SystemExit"), ("def f(", "SyntaxError"), ("f = 3", "no function f"),
+    ("def f(config):\n    raise SystemExit", "raises SystemExit"), ("def f(config):\n    return 1 / 0", "raises Zero"),
+    ("def f():\n    pass", "raises TypeError"), ("def f(config):\n    return 3", "no function f(config)")])
+def test_a_method_file_that_cannot_be_used(tmp_path, monkeypatch, capsys, code, words):
+    write_nuclei(tmp_path / "d")
+    (tmp_path / "c.yaml").write_text("task: nuclei\ndata: d\ndevice: cpu\nout: run\nimage_size: 32\nwidth: 2")
+    (tmp_path / "mine.py").write_text(code)
+    code, _, err = run_here(monkeypatch, capsys, train, tmp_path, "--config", "c.yaml", "method=mine.py:f")
+    assert code == 2 and err.startswith("error: method: mine.py") and words in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_home_folder_is_expanded_everywhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = load_config({"task": "nuclei", "data": "~/d", "out": "~/o", "splits": "~/s", "method": "~/m.py:f"}
+                         | {"method": "fedbcs"})
+    assert (config.data, config.out, config.splits) == tuple(str(tmp_path / name) for name in "dos")
+
+
+def test_more_memory_than_there_is():
+    config = a_config(image_size=16384, width=4096, batch_size=100000)
+    with pytest.raises(BadInput, match=r"would need about \d+ GB, this machine has \d+ GB"):
+        check_memory(config, 100000)
+    check_memory(a_config(image_size=256, width=32, batch_size=100000), 6)
+
+
+def test_what_went_wrong_is_what_is_said(monkeypatch, capsys):
+    def fails(problem):
+        def main():
+            raise problem
+        return main
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for problem, words in (
+            (full, "the output (stdout): cannot be written"), (MemoryError(), "memory: there is not enough"),
+            (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "memory: "),
+            (OSError(errno.EACCES, "Permission denied", "x/y"), "x/y: Permission denied; check its permissions"),
+            (OSError(errno.ENOSPC, "No space left on device", "x/y"), "x/y: No space left on device; make room"),
+            (OSError(errno.ENOENT, "No such file", "x/y"), "x/y: No such file; it was there before"),
+            (BadInput("a" * 5000), "a" * 1000)):
+        monkeypatch.setattr(programs, "drop_output", lambda problem: None)
+        with pytest.raises(SystemExit) as end:
+            programs.run_program(fails(problem))
+        err = capsys.readouterr().err
+        assert end.value.code == 2 and words in err and err.count("\n") == 1 and len(err) < 2100
+    with pytest.raises(RuntimeError, match="a fault"):
+        programs.run_program(fails(RuntimeError("a fault of the program")))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_log_on_a_full_disk(tmp_path):
+    write_nuclei(tmp_path / "d")
+    with open("/dev/full", "w") as full:
+        found = subprocess.run([sys.executable, HERE / "check_data.py", "d", "--task", "nuclei"], cwd=tmp_path,
+                               stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert found.returncode == 2 and found.stderr.count("\n") == 1
+    assert found.stderr.startswith("error: the output (stdout): cannot be written (No space left")
+
+
+def test_a_screen_of_another_encoding(tmp_path):
+    folder = write_nuclei(tmp_path / "d")
+    (folder / "b").rename(folder / "Zürich")
+    found = subprocess.run([sys.executable, HERE / "check_data.py", "d", "--task", "nuclei"], cwd=tmp_path,
+                           capture_output=True, check=False, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert found.returncode == 0 and found.stderr == b"" and b"Z\\xfcrich" in found.stdout
+
+
+# ---- Checkpoints ----
+
+NAN, WORD = torch.tensor([float("nan")]), "w"
+PARTS = {
+    "config": [None, [], {1: 2}, WORD], "round": [None, -1, 1.5, True, WORD],
+    "weights": [None, [], {}, {WORD: NAN}, {1: torch.ones(1)}, {WORD: 3}, {WORD: torch.ones(1).long()}],
+    "local": [None, [], {WORD: None}, {WORD: {WORD: NAN}}], "statistics": [3, {WORD: []}, {WORD: {WORD: NAN}}],
+    "prototypes": [None, {WORD: []}, {WORD: {WORD: torch.ones(1, 2)}}, {WORD: {0: torch.ones(2)}},
+                   {WORD: {0: NAN[None]}}, {WORD: {0: torch.ones(1, 2), 1: torch.ones(1, 3)}}],
+    "kept": [None, [], {WORD: None}, {WORD: {}}, {WORD: {"local": {}, "optimizer": []}},
+             {WORD: {"local": {}, "optimizer": {"state": {0: {"x": NAN}}, "param_groups": []}}},
+             {WORD: {"local": {}, "round": -1}}, {WORD: {"local": {}, "optimizer": None, "memory": 3}}],
+    "history": [None, {}, [3], [(1, 2)], [(None,) * 10]], "seconds": [None, float("nan"), WORD],
+    "best": [None, [], {}, {"round": 1, "dice": WORD}, {"round": -1, "dice": None}]}
+MALFORMED = [(name, i) for name, values in PARTS.items() for i in range(len(values))]
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    train.train(tiny_config(write_nuclei(folder / "d"), folder / "run", "optimizer=adam", "lr=1e-3"))
+    return folder
+
+
+@pytest.mark.parametrize("name, i", MALFORMED)
+def test_malformed_parts_of_a_checkpoint_are_named(finished_run, tmp_path, name, i):
+    checkpoint = torch.load(finished_run / "run" / "last.pt")
+    torch.save(checkpoint | {name: PARTS[name][i]}, tmp_path / "last.pt")
+    with pytest.raises(BadInput, match=f"its part '{name}' is not what this program writes"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
+def test_every_flipped_bit_of_a_checkpoints_tensors_is_seen(finished_run, tmp_path):
+    """A zip's directory says where a file's bytes lie; a bit in one of them changes its checksum."""
+    content, random = (finished_run / "run" / "last.pt").read_bytes(), torch.Generator().manual_seed(0)
+    values = torch.load(finished_run / "run" / "last.pt")["weights"]["fusion.encoder.0.weight"].numpy().tobytes()
+    start = content.index(values)
+    for at in torch.randint(len(values), (20,), generator=random).tolist():
+        spoilt = bytearray(content)
+        spoilt[start + at] ^= 1
+        (tmp_path / "last.pt").write_bytes(spoilt)
+        with pytest.raises(BadInput, match="damaged"):
+            load_checkpoint(tmp_path / "last.pt")
+
+
+@pytest.mark.parametrize("part", ["statistics", "local"])
+def test_parts_that_do_not_fit_the_network(tmp_path, part):
+    config, sites = a_config(), some_sites()
+    write_run(tmp_path, config, sites)
+    checkpoint = torch.load(tmp_path / "best.pt")
+    name = "head.bias" if part == "local" else "encoder.0.1.running_mean"
+    torch.save(checkpoint | {part: {"a": checkpoint[part].get("a", {}) | {name: torch.ones(17)}}}, tmp_path / "best.pt")
+    with pytest.raises(BadInput, match="do not fit the network"):
+        evaluation.load_run(tmp_path / "best.pt", sites, config, torch.device("cpu"))
+
+
+def test_weights_of_another_network_are_not_resumed(finished_run, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished_run / "run", tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "last.pt")
+    state["weights"]["head.bias"] = torch.ones(3)
+    torch.save(state, tmp_path / "run" / "last.pt")
+    config = tiny_config(finished_run / "d", tmp_path / "run", "optimizer=adam", "lr=1e-3", "resume=true", "rounds=3")
+    with pytest.raises(BadInput, match="weights do not fit the network"):
+        train.train(config)
+
+
+def test_the_code_of_a_run_is_run_only_if_it_is_trusted(tmp_path, monkeypatch, capsys):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "config.yaml").write_text("task: nuclei\ndata: d\nmethod: theirs/bad.py:f\n")
+    (tmp_path / "theirs" / "bad.py").write_text("open('ran', 'w')\nf = None")
+    code, _, err = run_here(monkeypatch, capsys, evaluation, tmp_path, "--run", "theirs")
+    assert code == 2 and err.startswith("error: trust: this run would run the code of theirs/bad.py")
+    assert not (tmp_path / "ran").exists()
+
+
+# ---- The run folder ----
+
+def test_one_process_at_a_time(tmp_path):
+    config = tiny_config(tmp_path / "d", tmp_path / "deep" / "run")
+    with locked(config):
+        code = f"from rounds.lock import locked; from types import SimpleNamespace as S\n" \
+               f"with locked(S(out={config.out!r}, data={config.data!r}, task='nuclei')): pass"
+        other = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=False)
+        assert other.returncode == 1 and "is in use by another process" in other.stderr
+    assert not (tmp_path / "deep").exists()  # nothing was written in it
+    with locked(config):
+        (tmp_path / "deep" / "run" / "x").write_text("")
+    assert [path.name for path in (tmp_path / "deep" / "run").iterdir()] == ["x"]
+
+
+def test_a_lock_is_gone_with_its_process(tmp_path):
+    config = tiny_config(tmp_path / "d", tmp_path / "run")
+    code = f"from rounds.lock import locked; from types import SimpleNamespace as S; import time\n" \
+           f"with locked(S(out={config.out!r}, data={config.data!r}, task='nuclei')): print(flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    with pytest.raises(BadInput, match="in use"), locked(config):
+        pass
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    assert (tmp_path / "run" / LOCK).exists()
+    with locked(config):
+        pass
+    other.stdout.close()
+
+
+@pytest.mark.parametrize("out, words", [("d/run", "lies in the data folder"), ("d", "lies in the data folder"),
+                                        (".", "holds the data folder"), ("link/run", "lies in the data")])
+def test_run_and_data_stay_apart(tmp_path, out, words):
+    write_nuclei(tmp_path / "d")
+    (tmp_path / "link").symlink_to(tmp_path / "d")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(BadInput, match=words), locked(tiny_config(tmp_path / "d", tmp_path / out)):
+        pass
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_that_goes_on_has_no_earlier_end(finished_run, tmp_path):
+    shutil.copytree(finished_run / "run", tmp_path / "run")
+    run = tmp_path / "run"
+    (run / "metrics.csv").write_text("killed before it was written\n")
+    (run / "last.pt.123.part").write_bytes(b"half")
+    done = tiny_config(finished_run / "d", run, "optimizer=adam", "lr=1e-3", "resume=true")
+    w = load_checkpoint(run / "last.pt")["weights"]
+    Run(done, w, load_sites(done))
+    assert (run / "result.json").exists() and not list(run.glob("*.part"))
+    assert (run / "metrics.csv").read_bytes() == (finished_run / "run" / "metrics.csv").read_bytes()
+    longer = tiny_config(finished_run / "d", run, "optimizer=adam", "lr=1e-3", "resume=true", "rounds=3")
+    Run(longer, w, load_sites(longer))
+    assert not (run / "result.json").exists() and not (run / "predictions.png").exists()
+
+
+def test_half_written_demo_data_are_cleared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for pid in (gone.pid, os.getpid(), "x"):
+        (tmp_path / "data" / f"demo_nuclei.{pid}.part").mkdir(parents=True)
+    demo_data.clear_killed(demo_data.folder_of("nuclei"))
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [f"demo_nuclei.{os.getpid()}.part"]
+
+
+def kill_and_resume(folder, seconds, whole, writing=False):
+    """Start a run, kill it after so many seconds, go on by the same command; its end has to be `whole`.
+
+    writing: kill it at the next moment after that in which a file is half written.
+    """
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    process = start_training(folder, "resume=true")
+    time.sleep(seconds)
+    while writing and process.poll() is None and not list((folder / "run").glob("*.part")):
+        pass
+    process.kill()
+    process.communicate()
+    left = sorted(path.name for path in (folder / "run").iterdir()) if (folder / "run").exists() else []
+    process = start_training(folder, "resume=true")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, (seconds, left, out, err)
+    state = load_checkpoint(folder / "run" / "last.pt")
+    for key in ("weights", "prototypes", "kept", "best"):
+        assert_same(state[key], whole[0][key])
+    assert json.loads((folder / "run" / "result.json").read_text())["last"] == whole[1]
+    names = {path.name for path in (folder / "run").iterdir()}
+    assert names == {"best.pt", "last.pt", "config.yaml", "metrics.csv", "predictions.png", "result.json", "splits.json"}
+
+
+def prepare_kills(folder):
+    """Return (state, result) of an uninterrupted run in `folder` and how many seconds it took."""
+    write_nuclei(folder / "d")
+    (folder / "c.yaml").write_text("task: nuclei\ndata: d\nout: run\nrounds: 6\nwidth: 2\nimage_size: 32\n"
+                                   "batch_size: 2\ndevice: cpu\noptimizer: adam\nlr: 1e-3\n")
+    start = time.perf_counter()
+    process = start_training(folder, "resume=true")
+    process.communicate()
+    seconds = time.perf_counter() - start
+    result = json.loads((folder / "run" / "result.json").read_text())["last"]
+    return (load_checkpoint(folder / "run" / "last.pt"), result), seconds
+
+
+def test_kills_at_any_moment(tmp_path):
+    """Six here; `python -m tests.kills` makes 60."""
+    whole, seconds = prepare_kills(tmp_path)
+    for share in (0.1, 0.3, 0.5, 0.65, 0.8, 0.95):
+        kill_and_resume(tmp_path, share * seconds, whole)
+
+
+def test_spoilt_inputs_end_as_documented(capsys):
+    """Some here; `python -m tests.mutate 600` tries all."""
+    mutate.main(90)
