@@ -20,6 +20,7 @@ from settings.kinds import (
     text,
     whole,
 )
+from settings.plain_yaml import read_plain
 
 
 class BadInput(Exception):
@@ -158,7 +159,7 @@ def read_override(argument):
     if key in ("data", "out", "splits", "case_pattern", "hold_out"):  # there [a-z] is not a list
         return key, value
     try:
-        return key, yaml.safe_load(value)
+        return key, read_plain(value)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise BadInput(f"{brief(key)}: cannot read {shown(value)}, write for example levels=[0,2]") from None
 
@@ -168,7 +169,7 @@ def read_yaml(file):
     if Path(file).exists() and not Path(file).is_file():
         raise BadInput(f"{file}: is no regular file, name a file of settings")
     try:
-        settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        settings = read_plain(Path(file).read_text(encoding="utf-8"))
     except OSError as problem:
         raise BadInput(f"{file}: cannot be read ({problem.strerror}), name another") from None
     except (yaml.YAMLError, ValueError, RecursionError) as problem:

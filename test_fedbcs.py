@@ -504,50 +504,6 @@ def test_segmentation_loss_against_its_formula():
         assert federated.segmentation_loss(logits, y).item() == pytest.approx(expected.item(), rel=1e-9)
 
 
-# ---- The network ----
-
-def test_unet_proper_is_the_same_for_one_seed():
-    states = []
-    for fsr, levels in (("none", []), ("adaptive", [0, 1, 2]), ("global", [1])):
-        torch.manual_seed(5)
-        states.append(UNet(4, fsr=fsr, levels=levels).state_dict())
-    bare = states[0]
-    assert not any(name.startswith(("fsr", "fusion")) for name in bare)
-    for state in states[1:]:
-        assert all(torch.equal(state[name], value) for name, value in bare.items())
-
-
-def test_fsr_stands_behind_encoder_blocks_2_to_4():
-    """A layer's shift moves its own map by just that, and no map above it."""
-    model, x = UNet(2, fsr="global", levels=[]), torch.rand(2, 3, 32, 32)
-    before = model.features(x)[1]["encoder"]
-    for k in (1, 2, 3):
-        model.fsr[k - 1].shift.data += 5
-        after = model.features(x)[1]["encoder"]
-        torch.testing.assert_close(after[k], before[k] + 5)
-        assert all(torch.equal(after[i], before[i]) for i in range(k))
-        model.fsr[k - 1].shift.data -= 5
-
-
-def test_gradients_pass_through_the_skips():
-    model = UNet(2, levels=[])
-    for up in model.up:
-        up.weight.data.zero_()  # so that the skips alone lead down
-    model(torch.rand(2, 3, 32, 32)).square().sum().backward()
-    assert model.encoder[0][0].weight.grad.abs().max() > 0
-
-
-def test_state_dict_holds_no_statistics():
-    """Nor weights of a norm layer, which has no affine map."""
-    model = UNet(4, levels=[])
-    convolutions, up, head, of_fsr = 18, 4, 1, 3
-    model.features(torch.rand(2, 3, 32, 32))
-    weights = sum(name.endswith(".weight") for name in model.state_dict())
-    assert weights == convolutions + up + head + of_fsr
-    assert model.state_dict().keys() == {name for name, _ in model.named_parameters()}
-    assert not any("running" in name or "num_batches" in name for name in model.state_dict())
-
-
 # ---- Folders of data to test with ----
 
 def write_nuclei(folder, sites=("a", "b"), cases=5, size=32, seed=0):
@@ -614,22 +570,6 @@ def test_fedavg_is_the_loop_with_two_switches_off(tmp_path):
         locals_.append([p.detach().clone() for p in model.parameters()])
     for name, *values in zip(w, *locals_):
         torch.testing.assert_close(found[name], sum(values) / 2)
-
-
-def test_weights_follow_the_number_of_training_images(tmp_path):
-    folder = write_nuclei(tmp_path / "d", ("a",))
-    write_nuclei(tmp_path / "e", ("b",), cases=10)
-    (tmp_path / "e" / "b").rename(folder / "b")
-    results = {}
-    for kind, share in (("samples", (3 / 9, 6 / 9)), ("equal", (1 / 2, 1 / 2))):
-        config = tiny_config(folder, "unused", f"weights={kind}")
-        model, sites, w = first_state(config)
-        w, _, updates = one_round(model, sites, w, {}, {}, 1, config)
-        assert [update.n for update in updates] == [3, 6]
-        results[kind] = w["head.weight"]
-        torch.testing.assert_close(w["head.weight"], share[0] * updates[0].weights["head.weight"]
-                                   + share[1] * updates[1].weights["head.weight"])
-    assert not torch.equal(results["samples"], results["equal"])
 
 
 def test_objective_terms(tmp_path):

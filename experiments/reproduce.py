@@ -223,7 +223,7 @@ def main():
     if given.jobs < 1 or not re.fullmatch(r"\d+(,\d+)*", given.seeds):
         raise BadInput("command line: write for example --seeds 0,1,2 --jobs 2")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the trainings end with it
-    out, methods = Path(given.out), given.methods.split(",")
+    out, methods = Path(given.out).expanduser(), given.methods.split(",")
     own = [text for text in given.overrides if text.startswith(tuple(f"{m}_" for m in METHODS))]
     config = base_config(given.config, [text for text in given.overrides if text not in own], out)
     folder = demo_data.ensure(config.task) if config.data == "demo" else config.data

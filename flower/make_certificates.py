@@ -52,7 +52,7 @@ def main():
     """Write the certificates and the keys of the nodes that are named."""
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
-    folder = Path(sys.argv[1])
+    folder = Path(sys.argv[1]).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     pem, ca_key, server_key = serialization.Encoding.PEM, *(
         ec.generate_private_key(ec.SECP384R1()) for _ in range(2))

@@ -20,5 +20,5 @@ def check_memory(config, images=1):
     needed = 4 * (22 * B * S**2 * w + 4 * 30300 * w**2)
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > available:
-        raise BadInput(f"image_size, width, batch_size: a step would need about {needed / 2**30:.0f} GB, this "
-                       f"machine has {available / 2**30:.0f} GB; lower one of them")
+        raise BadInput(f"image_size, width, batch_size: a step would need about {needed / 2**30:.0f} GB, "
+                       f"this machine has {available / 2**30:.0f} GB; lower one of them")

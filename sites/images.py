@@ -11,10 +11,10 @@ from sites.files import UNREADABLE, check_regular, why
 
 Image.MAX_IMAGE_PIXELS = None  # slides are large; the memory they take is reported
 
-FORMATS = ("PNG", "TIFF", "BMP", "DIB", "JPEG", "MPO")
+FORMATS = ("PNG", "TIFF", "BMP", "DIB", "JPEG")  # JPEG opens MPO as well
 GREY = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 LOSSY = ("jpeg", "tiff_jpeg", "webp", "JPEG", "MPO")
-BITS, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # TIFF's tags; the last is EXIF's too
+BITS, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339  # TIFF's tags; 274 is EXIF's too
 NEARLY_ALL = 0.98  # of a mask's pixels: more foreground than this is suspicious
 
 
@@ -35,6 +35,8 @@ def read_image_pair(image_file, mask_file):
 def read_pixels(file):
     """Return an image's pixels, float32 (H, W, 1 or 3), without alpha, and warnings; raises BadInput."""
     image, found = open_image(file)
+    if image.mode in ("LAB", "HSV"):
+        raise BadInput(f"{file}: is in {image.mode} colours, save it as RGB or grey")
     if image.mode not in GREY:
         target = "L" if image.mode in ("LA", "La") else "RGB"
         image = converted(file, image, target)
@@ -174,6 +176,8 @@ def converted(file, image, mode):
 def as_array(file, image):
     """Return an image's numbers as float32, all finite; raises BadInput."""
     values = np.asarray(image)
+    if values.dtype == np.int32 and getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, (0,)) in ((1,), 1):
+        values = values.view(np.uint32)  # Pillow takes all whole numbers of 32 bits as signed
     exact = values.astype(np.float32)
     if values.dtype == bool:
         return exact * 255  # as black and white are in any other mode

@@ -163,6 +163,53 @@ def test_a_picture_is_turned_as_its_tag_says(tmp_path, turn, wide):
     assert len(found) == (turn != 1) and all("EXIF" in text for text in found)
 
 
+def tiff(array, bits, kind, photometric=1, turn=1):
+    """A grey TIFF file of any type: kind 1 without sign, 2 with sign, 3 floating point."""
+    data, (h, w) = array.tobytes(), array.shape
+    tags = ((256, w), (257, h), (258, bits), (259, 1), (262, photometric), (273, 8), (274, turn), (277, 1),
+            (278, h), (279, len(data)), (339, kind))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+TYPES = {"uint8": (200, 8, 1), "int8": (100, 8, 2), "uint16": (60000, 16, 1), "int16": (-300, 16, 2),
+         "uint32": (3_000_000_000, 32, 1), "int32": (-70000, 32, 2), "float32": (0.25, 32, 3),
+         "float64": (None, 64, 3), "uint64": (None, 64, 1)}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_tiff_of_every_type(tmp_path, name):
+    """Its numbers, or a refusal."""
+    top, bits, kind = TYPES[name]
+    (tmp_path / "i.tif").write_bytes(tiff((DISC * (top or 1)).astype(name), bits, kind))
+    if top is None:
+        with pytest.raises(BadInput, match="i.tif: cannot be read as an image"):
+            images.read_pixels(tmp_path / "i.tif")
+    else:
+        assert (images.read_pixels(tmp_path / "i.tif")[0][..., 0] == np.float32(top) * DISC).all()
+
+
+def test_tiff_that_stores_white_as_zero_or_is_turned(tmp_path):
+    for bits, name in ((8, "uint8"), (16, "uint16")):
+        (tmp_path / "i.tif").write_bytes(tiff(np.where(DISC, 0, 2**bits - 1).astype(name), bits, 1, photometric=0))
+        for read in (images.read_pixels, images.read_labels):
+            if bits == 16:
+                with pytest.raises(BadInput, match="stores white as 0"):
+                    read(tmp_path / "i.tif")
+            else:
+                assert ((read(tmp_path / "i.tif")[0].reshape(40, 40) > 0) == DISC).all()
+    (tmp_path / "i.tif").write_bytes(tiff(WHITE[::-1, ::-1].copy(), 8, 1, turn=3))
+    labels, found = images.read_labels(tmp_path / "i.tif")
+    assert ((labels > 0) == DISC).all() and "EXIF" in found[0]
+
+
+@pytest.mark.parametrize("mode", ["LAB", "PPM"])
+def test_other_colours_are_refused(tmp_path, mode):
+    with pytest.raises(BadInput, match="save it as RGB or grey|cannot be read"):
+        images.read_pixels(saved(tmp_path, Image.new("LAB", (40, 40)), "i.tif") if mode == "LAB"
+                           else saved(tmp_path, Image.fromarray(WHITE), "i.png", format="PPM"))
+
+
 def test_pictures_without_contrast(tmp_path):
     mask = saved(tmp_path, Image.fromarray(WHITE))
     for values, words in ((np.full((40, 40), 7, np.uint8), "one value everywhere"),

@@ -37,7 +37,7 @@ WRONG = ["method=[1]", "method=x.py:", "method={a: 1}", "method=3", "method=fedb
          "levels={a: 1}", "levels=[[0]]", "levels=[0, 0]", "levels=" + "[0," * LONG, "seed=true", "seed=-1",
          "min_sites=1e3", "task=[nuclei]", "resume=maybe", "a" * LONG + "=1", "=", "x",
          "!!python/object:os.system=1", "rounds=!!python/object/apply:os.getcwd []", "rounds=&a [*a]",
-         "weights=2024-01-01", "fsr=!!binary aGk=", "tau=0x10", "eval_every=0", "local_epochs=null"]
+         "weights=2024-01-01", "fsr=!!binary aGk=", "tau=0x10", "rounds=010", "rounds=1:30", "rounds=1_000", "lr=1:30.5", "eval_every=0", "local_epochs=null"]
 
 
 @pytest.mark.parametrize("override", WRONG)
@@ -45,8 +45,14 @@ def test_a_setting_is_what_its_author_wrote_or_is_refused(tmp_path, monkeypatch,
     (tmp_path / "c.yaml").write_text("task: nuclei\ndata: nowhere\ndevice: cpu\nout: run\n")
     code, out, err = run_here(monkeypatch, capsys, train, tmp_path, "--config", "c.yaml", override)
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1 and len(err) < 600
-    assert "nowhere: there is no such data folder" not in err or override == "tau=0x10"
+    assert "nowhere: there is no such data folder" not in err
     assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
+
+
+def test_a_key_that_is_given_twice(tmp_path, monkeypatch, capsys):
+    (tmp_path / "c.yaml").write_text("task: nuclei\ndata: nowhere\nlr: 0.1\nlr: 0.01\n")
+    code, _, err = run_here(monkeypatch, capsys, train, tmp_path, "--config", "c.yaml")
+    assert code == 2 and err.startswith("error: c.yaml: is not YAML, mend it: the key 'lr' is given twice")
 
 
 @pytest.mark.parametrize("code, words", [

@@ -214,3 +214,19 @@ def test_one_site_and_a_class_of_one_site_alone(tmp_path):
     config = tiny_config(folder, tmp_path / "run", "rounds=2")
     train.train(config)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["last"]["round"] == 2
+
+
+def test_weights_follow_the_number_of_training_images(tmp_path):
+    folder = write_nuclei(tmp_path / "d", ("a",))
+    write_nuclei(tmp_path / "e", ("b",), cases=10)
+    (tmp_path / "e" / "b").rename(folder / "b")
+    results = {}
+    for kind, share in (("samples", (3 / 9, 6 / 9)), ("equal", (1 / 2, 1 / 2))):
+        config = tiny_config(folder, "unused", f"weights={kind}")
+        model, sites, w = first_state(config)
+        w, _, updates = one_round(model, sites, w, {}, {}, 1, config)
+        assert [update.n for update in updates] == [3, 6]
+        results[kind] = w["head.weight"]
+        torch.testing.assert_close(w["head.weight"], share[0] * updates[0].weights["head.weight"]
+                                   + share[1] * updates[1].weights["head.weight"])
+    assert not torch.equal(results["samples"], results["equal"])
