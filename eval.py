@@ -37,20 +37,23 @@ FREE_ON_EVAL = {"data", "device", "test_stats", "eval_slices", "case_pattern"}
 # ---- Predictions and scores ----
 
 @torch.no_grad()
-def predict(model, sample, config, device):
-    """Return the foreground of one sample on its file's own grid, (S, H, W) bool.
+def logits_of(model, sample, config, device):
+    """Yield the logits (s, C, H, W) of a sample's slices on its file's own grid, at most 32 at a time.
 
-    model: from `own_network`. Nothing but this sample passes through the network, in
-    consecutive parts of at most 32 slices; its logits are resized (bilinear) before the argmax.
+    model: from `own_network`. Nothing but this sample passes through the network; its logits are
+    resized (bilinear).
     """
-    found = []
     for part in parts_of(len(sample.images), AT_ONCE):
         x = sample.images[part[0]:part[-1] + 1].to(device, memory_format=torch.channels_last)
         with mixed_precision(config, device):
             logits = model(x)
-        logits = functional.interpolate(logits.float(), sample.truth.shape[1:], mode="bilinear")
-        found.append((logits.argmax(1) > 0).cpu().numpy())
-    return np.concatenate(found)
+        yield functional.interpolate(logits.float(), sample.truth.shape[1:], mode="bilinear")
+
+
+def predict(model, sample, config, device):
+    """Return the foreground of one sample on its file's own grid, (S, H, W) bool: argmax > 0."""
+    return np.concatenate([(logits.argmax(1) > 0).cpu().numpy()
+                           for logits in logits_of(model, sample, config, device)])
 
 
 def score_sample(prediction, sample, config, distances=True):

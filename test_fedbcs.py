@@ -481,6 +481,9 @@ def test_aggregate_prototypes():
         torch.testing.assert_close(two[path][0], torch.zeros(1, 6))
         torch.testing.assert_close(two[path][1], torch.arange(6.0)[None])
     assert prototypes.aggregate_prototypes([{}, {}]) == {}
+    eight = directions(0, 1, 20, 21, 180, 181, 200, 201)  # FINCH: 4 clusters, then 2, the one to use
+    many = prototypes.aggregate_prototypes([{"encoder": {1: x}} for x in eight])["encoder"][1]
+    torch.testing.assert_close(many, torch.stack([eight[:4].mean(0), eight[4:].mean(0)]))
 
 
 def test_golden_segmentation_loss():

@@ -28,8 +28,19 @@ def read_image_pair(image_file, mask_file):
             else ""
         raise BadInput(f"{mask_file}: its size {sides(labels.shape)} differs from its image's "
                        f"{sides(pixels.shape)}{turned}, export the mask again at the image's size")
-    channels = np.broadcast_to(pixels.transpose(2, 0, 1), (3, *labels.shape))
-    return scale(channels, image_file, found)[None], (labels > 0)[None], found + more
+    return prepared(pixels, image_file, found), (labels > 0)[None], found + more
+
+
+def read_image(file):
+    """Return an image alone as `read_image_pair` does: (1, 3, H, W), and warnings; raises BadInput."""
+    pixels, found = read_pixels(file)
+    return prepared(pixels, file, found), found
+
+
+def prepared(pixels, file, found):
+    """Return pixels (H, W, 1 or 3) as an image (1, 3, H, W), scaled to [0, 1] over all channels."""
+    channels = np.broadcast_to(pixels.transpose(2, 0, 1), (3, *pixels.shape[:2]))
+    return scale(channels, file, found)[None]
 
 
 def read_pixels(file):

@@ -36,13 +36,31 @@ def read_sample(entry, site, task, size):
             spacing = (1.0, 1.0, 1.0)
         else:
             image, truth, spacing, found = volumes.read_volume_pair(entry.image, entry.mask)
-        image = functional.interpolate(torch.from_numpy(image), (size, size), mode="bilinear",
-                                       align_corners=False, antialias=True).clamp_(0, 1)
         # nearest-exact takes the pixel at a block's centre; nearest would shift masks by half a block
         masks = functional.interpolate(torch.from_numpy(truth).view(torch.uint8)[:, None], (size, size),
                                        mode="nearest-exact")[:, 0]
-        stacks = image if task == "nuclei" else three_slice_stacks(image[:, 0])
-    return Sample(site, entry.case, Path(entry.image).name, stacks, masks, truth, spacing, tuple(found))
+        return Sample(site, entry.case, Path(entry.image).name, as_input(image, task, size), masks, truth,
+                      spacing, tuple(found))
+
+
+def read_unlabelled(file, task, size):
+    """Return the Sample of an image or volume without a mask: its truth is empty, on the file's own grid."""
+    with enough_memory(file):
+        if task == "nuclei":
+            image, found = images.read_image(file)
+            spacing = (1.0, 1.0, 1.0)
+        else:
+            image, spacing, found = volumes.read_volume(file)
+        grid = (len(image), *image.shape[2:])
+        return Sample("", "", Path(file).name, as_input(image, task, size), None,
+                      np.broadcast_to(np.False_, grid), spacing, tuple(found))
+
+
+def as_input(image, task, size):
+    """Return an image (S, C, H, W) as the network takes it, (S, 3, size, size)."""
+    image = functional.interpolate(torch.from_numpy(image), (size, size), mode="bilinear",
+                                   align_corners=False, antialias=True).clamp_(0, 1)
+    return image if task == "nuclei" else three_slice_stacks(image[:, 0])
 
 
 def three_slice_stacks(slices):

@@ -18,12 +18,14 @@ nibabel.imageglobals.logger.setLevel("CRITICAL")  # what it would say is said he
 POSSIBLE = (0.01, 50.0)                  # mm, sides of a voxel
 
 
+ORDER = (2, 1, 0)  # (x, y, z) -> (slice, row, column)
+
+
 def read_volume_pair(image_file, mask_file):
     """Return volume (S, 1, H, W) float32 in [0, 1], mask (S, H, W) bool, spacing in mm, and warnings.
 
-    The volume is clipped at its 99 % quantile and scaled from [min, max]; labels are merged > 0.
-    Both are turned as their headers say; slices lie along the third axis (foot to head).
-    Source: paper; orientation: ours. Raises BadInput.
+    Both are turned as their headers say; slices lie along the third axis (foot to head). Labels are
+    merged > 0. Source: paper; orientation: ours. Raises BadInput.
     """
     voxels, affine, spacing, found = read_nifti(image_file)
     labels, mask_affine, _, more = read_labels(mask_file)
@@ -33,16 +35,33 @@ def read_volume_pair(image_file, mask_file):
     if not np.allclose(affine, mask_affine, rtol=0, atol=0.1 * min(spacing)):
         raise BadInput(f"{mask_file}: its header places it elsewhere than its image's, "
                        "copy the image's header (affine) to the mask")
+    truth = np.ascontiguousarray(labels.transpose(ORDER) > 0)
+    return prepared(voxels, image_file, found), truth, in_order(spacing), found + more
+
+
+def read_volume(file):
+    """Return a volume alone as `read_volume_pair` does, its spacing, and warnings; raises BadInput."""
+    voxels, _, spacing, found = read_nifti(file)
+    return prepared(voxels, file, found), in_order(spacing), found
+
+
+def in_order(spacing):
+    """Return the voxel sizes (x, y, z) as (slice, row, column)."""
+    return tuple(float(spacing[axis]) for axis in ORDER)
+
+
+def prepared(voxels, file, found):
+    """Return voxels (X, Y, Z) as (S, 1, H, W), clipped at their 99 % quantile and scaled to [0, 1].
+
+    Raises BadInput for a volume without contrast. Source: paper.
+    """
     if voxels.min() == voxels.max():
-        raise BadInput(f"{image_file}: has one value everywhere ({voxels.min():g}), export it again")
+        raise BadInput(f"{file}: has one value everywhere ({voxels.min():g}), export it again")
     clipped = np.minimum(voxels, np.quantile(voxels, 0.99))
     if clipped.min() == clipped.max():
-        raise BadInput(f"{image_file}: fewer than 1 % of its voxels differ from the rest, nothing is left "
-                       "of it after the clip at the 99 % quantile; crop or export it again")
-    order = (2, 1, 0)  # (x, y, z) -> (slice, row, column)
-    volume = np.ascontiguousarray(scale(clipped, image_file, found).transpose(order))[:, None]
-    truth = np.ascontiguousarray(labels.transpose(order) > 0)
-    return volume, truth, tuple(float(spacing[axis]) for axis in order), found + more
+        raise BadInput(f"{file}: fewer than 1 % of its voxels differ from the rest, nothing is left of it "
+                       "after the clip at the 99 % quantile; crop or export it again")
+    return np.ascontiguousarray(scale(clipped, file, found).transpose(ORDER))[:, None]
 
 
 def read_labels(file):
@@ -85,6 +104,20 @@ def read_nifti(file):
         raise BadInput(f"{file}: has NaN or infinite voxels, replace them")
     affine = volume.affine * MM.get(volume.header.get_xyzt_units()[0], 1.0)
     return voxels, affine, tuple(voxel_sizes(affine)), found
+
+
+def as_labels_of(file, found):
+    """Return labels found (S, H, W) as a NIfTI image on the grid of the volume in `file`, uint8."""
+    volume = load(file)[0]
+    three = volume.slicer[(..., *[0] * (volume.ndim - 3))] if volume.ndim > 3 else volume
+    here = io_orientation(three.affine)
+    there = axcodes2ornt("LPS")
+    turned = nibabel.orientations.apply_orientation(found.transpose(ORDER), ornt_transform(there, here))
+    labels = type(volume)(turned.astype(np.uint8).reshape(volume.shape), volume.affine, volume.header)
+    labels.header.set_data_dtype(np.uint8)
+    labels.header.set_slope_inter(1, 0)
+    labels.header["cal_max"] = labels.header["cal_min"] = 0
+    return labels
 
 
 def load(file):

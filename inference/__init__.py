@@ -1,0 +1,1 @@
+"""Predictions for new images: which files, by whose statistics, and what is written."""

@@ -1,0 +1,38 @@
+"""A trained network as one file that runs without this project."""
+
+import json
+import warnings
+
+import torch
+
+from config import BadInput
+from rounds.checkpoint import save
+
+
+def export_network(network, target, config, statistics):
+    """Write a network, its statistics baked in, as a file of `torch.export`.
+
+    torch.export.load(FILE).module()(x) gives logits (B, C, S, S) of x (B, 3, S, S), S = `image_size`, for
+    any B; with statistics of each case B is 1, for a batch's statistics would be mixed. `about.json` in the
+    file says so.
+    """
+    one = statistics == "of each case itself"
+    x = torch.zeros(1 if one else 2, 3, config.image_size, config.image_size,
+                    device=next(network.parameters()).device)
+    shapes = None if one else ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(network, (x,), dynamic_shapes=shapes)
+    about = {"input": "float32 (B, 3, S, S), scaled to [0, 1] and resized as the run's images were",
+             "S": config.image_size, "B": "1: one case at a time" if one else "any", "task": config.task,
+             "output": "logits (B, C, S, S), class 0 is background", "statistics": statistics}
+    part = target.with_name(f".{target.name}.part.pt2")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's own, on how it packs weights
+            torch.export.save(program, part, extra_files={"about.json": json.dumps(about, indent=1)})
+        content = part.read_bytes()
+    except OSError as problem:
+        raise BadInput(f"{target}: cannot be written ({problem.strerror}), give another export=FILE") from None
+    finally:
+        part.unlink(missing_ok=True)
+    save(target, content)

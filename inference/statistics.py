@@ -1,0 +1,83 @@
+"""Whose batch-norm statistics normalise new images."""
+
+import hashlib
+
+import torch
+
+from config import BadInput
+from datasets import seeded
+from rounds.checkpoint import as_bytes, check_fits, is_finite, save
+from scoring.norm_statistics import (
+    AT_MOST,
+    batch_norms,
+    collect_statistics,
+    mixed_precision,
+    parts_of,
+)
+from sites.readers import read_unlabelled
+
+
+def choose(site, model, checkpoint, config):
+    """Return (statistics, what was chosen) without looking at any input; statistics None: collect them.
+
+    site: a site of the run, or None. {} normalises each case by itself. Raises BadInput.
+    """
+    known = checkpoint["statistics"].keys() | checkpoint["local"].keys()
+    if site is not None and site not in known:
+        raise BadInput(f"site: the run has no {site} to take the statistics of, "
+                       + (f"name one of {', '.join(sorted(known))}" if known else "leave it out"))
+    if not batch_norms(model):
+        return {}, "none: the network has no batch norm"
+    if config.test_stats == "case":
+        return {}, "of each case itself"
+    if site is not None:
+        return checkpoint["statistics"][site], f"of the run's site {site}"
+    return None, "of the input images themselves, unlabelled"
+
+
+def of_inputs(kept, weights, model, files, name, config, device):
+    """Return the statistics of up to 64 slices of the inputs, a seeded choice, kept in the file `kept`.
+
+    They are taken from there at the next call with the same weights. name: of the hospital, which seeds
+    the choice as it does in eval.py. Files that cannot be read are left out.
+    """
+    mark = hashlib.sha256(as_bytes(weights)).hexdigest()
+    stored = read_kept(kept)
+    if stored.get("weights") == mark:
+        check_fits(kept, "statistics", stored["statistics"], {
+            f"{norm}.{kind}": torch.empty(layer.num_features) for norm, layer in batch_norms(model).items()
+            for kind in ("running_mean", "running_var")})
+        return stored["statistics"]
+    slices = [(file, s) for file in files for s in range(slices_in(file, config))]
+    if not slices:
+        raise BadInput(f"{files[0]}: no input can be read, so there is nothing to take statistics of")
+    order = torch.randperm(len(slices), generator=seeded(config.seed, name, "statistics"))
+    chosen = [slices[i] for i in order[:AT_MOST].tolist()]
+    images = {}
+    for file in dict.fromkeys(file for file, _ in chosen):
+        sample = read_unlabelled(file, config.task, config.image_size)
+        images |= {(file, s): sample.images[s].clone() for of, s in chosen if of == file}
+    batches = (torch.stack([images[chosen[i]] for i in part]).to(device, memory_format=torch.channels_last)
+               for part in parts_of(len(chosen), config.batch_size))
+    with mixed_precision(config, device):
+        statistics = collect_statistics(model, batches)
+    save(kept, as_bytes({"weights": mark, "statistics": statistics}))
+    return statistics
+
+
+def read_kept(file):
+    """Return what `of_inputs` kept in a file, {} if there is none or it is damaged."""
+    try:
+        stored = torch.load(file, "cpu", weights_only=True)
+        whole = stored.keys() == {"weights", "statistics"} and all(map(is_finite, stored["statistics"].values()))
+    except Exception:  # noqa: BLE001 - what a damaged file raises has no common type; it is made anew
+        return {}
+    return stored if whole else {}
+
+
+def slices_in(file, config):
+    """Return the number of slices of a file, 0 if it cannot be read."""
+    try:
+        return len(read_unlabelled(file, config.task, config.image_size).images)
+    except BadInput:
+        return 0

@@ -1,0 +1,134 @@
+"""Use a trained network on new images: python predict.py --run RUN INPUT [out=FOLDER] [site=NAME] [key=value]
+
+INPUT is a file, a folder of images or of volumes, or a folder of sites; no masks are needed. Written are a
+mask on each file's own grid, prediction.csv and sheets of pictures. The best round of the run predicts.
+
+site=NAME           normalise by the statistics of this site of the run (and use its local weights)
+test_stats=case     normalise each case by itself; without both: by statistics of the input images
+probabilities=true  write the probability of foreground too
+export=FILE.pt2     write the network as one file that runs without this project; no INPUT
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from config import BadInput, load_config
+from eval import load_run, logits_of, pick_device
+from inference import outputs
+from inference.export import export_network
+from inference.inputs import list_inputs, output_names, read_ahead
+from inference.statistics import choose, of_inputs
+from rounds.checkpoint import check_same_config, load_checkpoint
+from rounds.run_folder import check_trust
+from scoring.norm_statistics import own_network
+from settings.program import Parser, run_program
+
+OWN = {"out", "site", "probabilities", "export", "trust"}  # keys of this program
+OF_RUN = {"device", "test_stats"}                          # keys of the run that may be changed
+
+
+def main():
+    """Predict the inputs, or export the network."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--run", required=True, metavar="RUN", help="run folder of train.py")
+    parser.add_argument("words", nargs="*", metavar="INPUT key=value", help="see above")
+    given = parser.parse_intermixed_args()
+    keys = dict(word.split("=", 1) for word in given.words if "=" in word and not Path(word).exists())
+    inputs = [word for word in given.words if word.partition("=")[0] not in keys]
+    run = Path(given.run).expanduser()
+    check_words(run, keys, inputs)
+    config, checkpoint = load_trained(run, keys)
+    device = pick_device(config.device)
+    _, model, _, local = load_run(run / "best.pt", [], config, device)
+    statistics, whose = choose(keys.get("site"), model, checkpoint, config)
+    network = own_network(model, statistics or {}, local.get(keys.get("site"), {}))
+    if "export" in keys:
+        if statistics is None:
+            raise BadInput("site: an exported network needs the statistics of a site, or test_stats=case")
+        export_network(network, Path(keys["export"]).expanduser(), config, whose)
+        print(f"written to {keys['export']}, statistics {whose}")
+        return
+    path, out = Path(inputs[0]).expanduser(), Path(keys.get("out", run / "predictions")).expanduser()
+    files = list_inputs(path, config.task)
+    make_folder(out)
+    if statistics is None:
+        print(f"collecting statistics {whose}", flush=True)
+        kept = of_inputs(out / "statistics.pt", checkpoint["weights"], model, files, path.resolve().name,
+                         config, device)
+        network = own_network(model, kept)
+    failed = predict_all(network, files, path, out, config, device, whose, keys.get("probabilities") == "true")
+    sys.exit(1 if failed else 0)
+
+
+def check_words(run, keys, inputs):
+    """Raise BadInput for words on the command line that cannot be used."""
+    if not run.is_dir():
+        raise BadInput(f"{run}: there is no such run folder; give the one that train.py wrote")
+    for key, value in keys.items():
+        if key not in OWN | OF_RUN:
+            raise BadInput(f"{key}: cannot be changed here, only {', '.join(sorted(OWN | OF_RUN))} can")
+        if not value or (key in ("probabilities", "trust") and value not in ("true", "false")):
+            raise BadInput(f"{key}: expected {'true or false' if value else 'a value'}, write {key}=...")
+    if len(inputs) != ("export" not in keys):
+        raise BadInput("command line: expected one INPUT, a file or a folder"
+                       if "export" not in keys else "export: takes no INPUT, leave it out")
+
+
+def load_trained(run, keys):
+    """Return the run's config and its best checkpoint."""
+    check_trust(run, [f"{key}={value}" for key, value in keys.items()])
+    checkpoint = load_checkpoint(run / "best.pt")
+    check_same_config(run / "best.pt", checkpoint["config"], vars(load_config(run / "config.yaml")))
+    changes = [f"{key}={value}" for key, value in keys.items() if key in OF_RUN]
+    return load_config(run / "config.yaml", changes), checkpoint
+
+
+def make_folder(out):
+    """Make the output folder; raises BadInput if it holds something other than predictions."""
+    if out.is_dir() and any(out.iterdir()) and not {"prediction.csv", "statistics.pt"} & {
+            path.name for path in out.iterdir()}:
+        raise BadInput(f"{out}: holds other files, choose another out=FOLDER")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise BadInput(f"{out}: cannot be made ({problem.strerror}), choose another out=FOLDER") from None
+
+
+def predict_all(network, files, path, out, config, device, whose, probabilities):
+    """Write masks, table and sheets of all files; return how many could not be read, which are named."""
+    names = output_names(files, path, ".png" if config.task == "nuclei" else ".nii.gz")
+    rows, sheet, sheets, failed = [], [], 0, 0
+    for number, (file, sample) in enumerate(read_ahead(files, config), 1):
+        if isinstance(sample, BadInput):
+            print(f"skipped: {sample}", file=sys.stderr, flush=True)
+            failed += 1
+            continue
+        for text in sample.warnings:
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+        logits = list(logits_of(network, sample, config, device))
+        labels = np.concatenate([part.argmax(1).to(torch.uint8).cpu().numpy() for part in logits])
+        outputs.write_mask(out / names[file], labels, file, config.task)
+        if probabilities:
+            foreground = np.concatenate([1 - part.softmax(1)[:, 0].cpu().numpy() for part in logits])
+            outputs.write_probabilities(out / f"{names[file]}.npz", foreground)
+        rows.append(outputs.table_row(file, labels, sample.spacing, config.task, whose))
+        sheet.append((file.name, outputs.tiles(sample, labels)))
+        if len(sheet) == outputs.ROWS or number == len(files):
+            sheets += 1
+            outputs.write_sheet(out / f"sheet_{sheets:03}.png", sheet)
+            sheet = []
+        if sys.stdout.isatty():
+            print(f"\r{number} of {len(files)} files", end="", flush=True)
+    if sheet:
+        outputs.write_sheet(out / f"sheet_{sheets + 1:03}.png", sheet)
+    outputs.write_table(out / "prediction.csv", rows)
+    print(f"{len(rows)} of {len(files)} files predicted, statistics {whose}; written to {out}: masks, "
+          "prediction.csv, sheets of pictures")
+    return failed
+
+
+if __name__ == "__main__":
+    run_program(main)
