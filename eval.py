@@ -18,6 +18,7 @@ from datasets import load_sites, read_splits
 from methods.find import build_model, find_method
 from rounds.checkpoint import check_fits, check_same_config, load_checkpoint, save
 from rounds.run_folder import as_json, check_trust
+from scoring.cases import as_table, case_rows
 from scoring.metrics import mean_scores, score, site_scores
 from scoring.norm_statistics import (
     batch_norms,
@@ -27,7 +28,7 @@ from scoring.norm_statistics import (
     parts_of,
 )
 from scoring.pictures import contact_sheet, draw_outline, image_tile
-from scoring.results import KINDS, SCORED, explained, print_result
+from scoring.results import KINDS, SCORED, explained, print_result, units
 from settings.program import Parser, run_program
 
 AT_ONCE = 32  # slices in one pass of a prediction
@@ -57,32 +58,34 @@ def predict(model, sample, config, device):
 
 
 def score_sample(prediction, sample, config, distances=True):
-    """Return the scores of each case that a sample is: one image, one volume, or slices with organ.
+    """Return (slice, scores) of each case that a sample is; the slice is None for an image or a volume.
 
-    prediction: (S, H, W) bool. A volume is scored in 3-D, all else in 2-D.
+    prediction: (S, H, W) bool. A volume is scored in 3-D, or in 2-D each of its slices with organ.
     """
     if config.task == "prostate" and config.eval_slices == "all":
-        return [score(prediction, sample.truth, sample.spacing, distances)]
-    return [score(found, truth, sample.spacing[1:], distances)
-            for found, truth in zip(prediction, sample.truth)
+        return [(None, score(prediction, sample.truth, sample.spacing, distances))]
+    return [(s if config.task == "prostate" else None, score(found, truth, sample.spacing[1:], distances))
+            for s, (found, truth) in enumerate(zip(prediction, sample.truth))
             if config.eval_slices == "all" or truth.any()]
 
 
-def evaluate(model, sites, split, config, device, statistics, local, distances=True):
+def evaluate(model, sites, split, config, device, statistics, local, distances=True, rows=None):
     """Return {"sites": {NAME: {dice, hd95, assd, misses, cases}}, "mean": {...}} of one split.
 
     statistics, local: {site name: ...}, what a site's own network has besides the global weights, see
     `own_network`. A site without samples has None and cases 0. distances=False: Dice only, for the
-    validation during training.
+    validation during training. rows: a list to which every case is added, see `case_rows`.
     """
-    scores = {}
+    scores, unit = {}, units(config)["hd95"]
     for site in sites:
         samples, cases = getattr(site, split), []
         if samples:
             network = own_network(model, statistics.get(site.name, {}), local.get(site.name, {}))
         for sample in samples:
-            prediction = predict(network, sample, config, device)
-            cases += score_sample(prediction, sample, config, distances)
+            found = score_sample(predict(network, sample, config, device), sample, config, distances)
+            cases += [of_case for _, of_case in found]
+            if rows is not None:
+                rows += case_rows(split, sample, found, site.name, unit, config.test_stats)
         scores[site.name] = site_scores(cases)
     return {"sites": scores, "mean": mean_scores(scores)}
 
@@ -142,34 +145,38 @@ def load_run(file, sites, config, device):
 
 
 def score_run(folder, sites, config, device, seconds):
-    """Return result.json's content for the run in `folder` and print its tables.
+    """Return result.json's content for the run in `folder`, and cases.csv's; print the tables.
 
     seconds: what was spent before; that of scoring is added. Training and eval.py both end here.
     """
-    start, result = time.perf_counter(), {}
+    start, result, cases = time.perf_counter(), {}, []
     splits = read_splits(folder / "splits.json")
     foreign = [site.name for site in sites if not splits.get(site.name, {}).get("train")]
     for kind in KINDS:
         t, model, *own = load_run(folder / f"{kind}.pt", sites, config, device)
-        result[kind] = {"round": t} | {split: evaluate(model, sites, split, config, device, *own)
+        rows = []
+        result[kind] = {"round": t} | {split: evaluate(model, sites, split, config, device, *own, rows=rows)
                                        for split in SCORED}
+        cases += [{"kind": kind} | row for row in rows]
     normed = bool(batch_norms(model))
     print_result(result, config, normed)
-    return explained(result, config, normed, foreign, seconds + time.perf_counter() - start)
+    result = explained(result, config, normed, foreign, seconds + time.perf_counter() - start)
+    return result, as_table(cases)
 
 
 def finish(folder, sites, config, device, seconds):
-    """Score test data once, with best and last round; write result.json and predictions.png.
+    """Score test data once, with best and last round; write result.json, cases.csv, predictions.png.
 
     Returns the result.
     """
-    result = score_run(folder, sites, config, device, seconds)
+    result, cases = score_run(folder, sites, config, device, seconds)
     save(folder / "result.json", as_json(result))
+    save(folder / "cases.csv", cases)
     picture, content = draw_predictions(folder, sites, config, device), io.BytesIO()
     if picture:
         picture.save(content, "png")
         save(folder / "predictions.png", content.getvalue())
-    print(f"written to {folder}: result.json, metrics.csv, predictions.png, best.pt, last.pt")
+    print(f"written to {folder}: result.json, cases.csv, metrics.csv, predictions.png, best.pt, last.pt")
     return result
 
 
@@ -223,7 +230,8 @@ def main():
         check_same_config(file, checkpoint["config"], vars(saved))
     splits, device = read_splits(folder / "splits.json"), pick_device(config.device)
     sites = load_sites(config, splits, strict="data" not in changed)
-    result = score_run(folder, sites, config, device, time.perf_counter() - start)
+    result, cases = score_run(folder, sites, config, device, time.perf_counter() - start)
+    save(folder / ("cases_eval.csv" if changed - {"device"} else "cases.csv"), cases)
     print(json.dumps(result, allow_nan=False))
 
 

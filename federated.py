@@ -126,10 +126,7 @@ def local_update(model, site, w, G, kept, t, config, method, progress=lambda *_:
 
 
 def fedbcs(config):
-    """FedBCS: the losses of the paper; with its two switches off they are FedAvg's.
-
-        L = L_dice + mu (L_contra + L_consis),   mu = `prototype_weight`
-    """
+    """FedBCS: the losses of the paper; with its two switches off they are FedAvg's."""
     return Method(partial(fedbcs_losses, config=config),
                   send=lambda model, context: local_prototypes(context.total))
 
@@ -160,8 +157,7 @@ def fedbcs_losses(model, x, y, context, config):
 def run_network(model, x, config, fused=None):
     """Return logits (B, C, H, W) in float32 and the maps, as `features` gives them for x (B, 3, H, W).
 
-    The network may run in bfloat16, the losses are float32. fused: {path: FusedFeatures} that want
-    rows of the maps.
+    The network may run in bfloat16, the losses are float32. fused: {path: FusedFeatures} or None.
     """
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
         logits, maps = model.features(x, fused) if fused else model.features(x)

@@ -10,7 +10,6 @@ import shlex
 from functools import partial
 from pathlib import Path
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
@@ -31,7 +30,7 @@ from flower.messages import (
     with_scores,
 )
 from methods.find import build_model, find_method
-from rounds.checkpoint import FORMAT, as_bytes, load_checkpoint, save
+from rounds.checkpoint import FORMAT, as_bytes, load_checkpoint, load_whole, save
 from rounds.faults import accept, sit_out
 from rounds.lock import locked
 from rounds.run_folder import Run, as_json, check_run_folder, prepare_run_folder
@@ -117,7 +116,7 @@ def finish_site(content, context):
 
 def read(file):
     """Return what this site saved under its rounds, {} before the first."""
-    return torch.load(file, "cpu", weights_only=True) if file.exists() else {}
+    return load_whole(file) if file.exists() else {}
 
 
 client.train()(answering(train_site))

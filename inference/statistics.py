@@ -6,7 +6,7 @@ import torch
 
 from config import BadInput
 from datasets import seeded
-from rounds.checkpoint import as_bytes, check_fits, is_finite, save
+from rounds.checkpoint import are_tensors, as_bytes, check_fits, load_whole, save
 from scoring.norm_statistics import (
     AT_MOST,
     batch_norms,
@@ -68,10 +68,11 @@ def of_inputs(kept, weights, model, files, name, config, device):
 def read_kept(file):
     """Return what `of_inputs` kept in a file, {} if there is none or it is damaged."""
     try:
-        stored = torch.load(file, "cpu", weights_only=True)
-        whole = stored.keys() == {"weights", "statistics"} and all(map(is_finite, stored["statistics"].values()))
-    except Exception:  # noqa: BLE001 - what a damaged file raises has no common type; it is made anew
-        return {}
+        stored = load_whole(file) if file.exists() else {}
+    except BadInput:
+        return {}  # it is made anew
+    whole = isinstance(stored, dict) and stored.keys() == {"weights", "statistics"} and are_tensors(
+        stored["statistics"])
     return stored if whole else {}
 
 

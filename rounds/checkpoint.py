@@ -21,18 +21,7 @@ def load_checkpoint(file, device="cpu"):
     if not Path(file).is_file():
         raise BadInput(f"{file}: there is no such checkpoint; start the training, or go on with "
                        "it by resume=true")
-    try:
-        with zipfile.ZipFile(file) as archive:  # its checksums, which torch does not look at
-            damaged = archive.testzip()
-        checkpoint = None if damaged else torch.load(file, map_location=device, weights_only=True)
-    except PermissionError as problem:
-        raise BadInput(f"{file}: cannot be opened ({problem.strerror}), check its permissions") from None
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001 - what a foreign file raises has no common type
-        damaged = True
-    if damaged:
-        raise BadInput(f"{file}: is damaged, truncated or no checkpoint; {ADVICE}")
+    checkpoint = load_whole(file, device)
     if isinstance(checkpoint, dict) and checkpoint.get("format") == "fedbcs-1":
         raise BadInput(f"{file}: was written by version 1 of this program; score or resume it with "
                        "that version (git checkout 8e45f15), or train it again")
@@ -43,6 +32,24 @@ def load_checkpoint(file, device="cpu"):
         if name in checkpoint and not is_right(checkpoint[name]):
             raise BadInput(f"{file}: its part '{name}' is not what this program writes; {ADVICE}")
     return checkpoint | {"config": DEFAULTS | checkpoint["config"]}
+
+
+def load_whole(file, device="cpu"):
+    """Return what torch saved in a file; raises BadInput if a byte of it is missing or changed.
+
+    The file is a zip archive with checksums, which torch itself does not look at.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if archive.testzip() is None:
+                return torch.load(file, map_location=device, weights_only=True)
+    except PermissionError as problem:
+        raise BadInput(f"{file}: cannot be opened ({problem.strerror}), check its permissions") from None
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001, S110 - what a foreign file raises has no common type
+        pass
+    raise BadInput(f"{file}: is damaged, truncated or no checkpoint; {ADVICE}")
 
 
 # ---- What each part of a checkpoint is ----

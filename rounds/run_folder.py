@@ -16,7 +16,7 @@ from datasets import read_splits, splits_of
 from rounds.checkpoint import FORMAT, as_bytes, check_fits, check_same_config, load_checkpoint, save
 from rounds.lock import LOCK
 
-OF_THE_END = ("result.json", "predictions.png")
+OF_THE_END = ("result.json", "cases.csv", "predictions.png", "curves.png")
 COLUMNS = ("round", "split", "site", "dice", "loss_dice", "loss_contrast", "loss_consistency",
            "seconds", "weight_bytes", "prototype_bytes")
 

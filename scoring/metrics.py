@@ -91,6 +91,12 @@ def dice(prediction, truth):
     return 2 * int((prediction & truth).sum()) / total if total else 1.0
 
 
+def precision_and_recall(prediction, truth):
+    """Return |P and T| / |P| and |P and T| / |T|; 1 when both masks are empty, 0 when one is."""
+    both, p, t = (int(mask.sum()) for mask in (prediction & truth, prediction, truth))
+    return (both / p if p else float(not t), both / t if t else float(not p))
+
+
 def surface_distances(prediction, truth, spacing):
     """Return (HD95, ASSD) of two masks that are not empty, in the unit of `spacing`.
 
@@ -104,9 +110,9 @@ def surface_distances(prediction, truth, spacing):
 
 
 def score(prediction, truth, spacing, distances=True):
-    """Return {dice, hd95, assd, miss} of two bool masks of one shape, 2-D or 3-D.
+    """Return {dice, precision, recall, hd95, assd, miss} of two bool masks of one shape, 2-D or 3-D.
 
-    Both empty: 1, 0, 0. One empty: Dice 0, both distances the diagonal sqrt(sum (N_i s_i)^2) of the
+    Both empty: 1, 1, 1, 0, 0. One empty: 0, 0, 0, both distances the diagonal sqrt(sum (N_i s_i)^2) of the
     image, and miss = 1. distances=False leaves hd95 and assd None, which is much faster.
     """
     empty = (not prediction.any()) + (not truth.any())
@@ -118,7 +124,9 @@ def score(prediction, truth, spacing, distances=True):
         hd95 = assd = math.hypot(*(n * s for n, s in zip(truth.shape, spacing)))
     else:
         hd95, assd = surface_distances(prediction, truth, spacing)
-    return {"dice": dice(prediction, truth), "hd95": hd95, "assd": assd, "miss": int(empty == 1)}
+    precision, recall = precision_and_recall(prediction, truth)
+    return {"dice": dice(prediction, truth), "precision": precision, "recall": recall, "hd95": hd95,
+            "assd": assd, "miss": int(empty == 1)}
 
 
 def mean_of(rows, name):

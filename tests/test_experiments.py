@@ -13,9 +13,10 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from config import METHODS, BadInput, as_yaml, load_config
-from experiments import figures, reproduce, run_grid, style_bias
+from experiments import curves, figures, reproduce, run_grid, style_bias
 from fft_style import StyleRecalibration
 from methods.input_norm import AmplitudeNorm
 from rounds.checkpoint import load_checkpoint
@@ -353,3 +354,22 @@ def test_contradicting_base(tmp_path):
     (tmp_path / "c.yaml").write_text("task: nuclei\ndata: demo\nmethod: fpl\n")
     with pytest.raises(BadInput, match="has a method or hold_out of its own"):
         reproduce.base_config(tmp_path / "c.yaml", [], tmp_path / "out")
+
+
+def test_curves_of_a_run(tmp_path, monkeypatch, capsys):
+    """Also of one that is running; without matplotlib one line says how to get it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.csv").write_text(
+        "round,split,site,dice,loss_dice,loss_contrast,loss_consistency,seconds,weight_bytes,prototype_bytes\n"
+        "1,train,a,null,0.5,0.0,null,1,1,1\n1,train,b,null,0.7,0.0,null,1,1,1\n1,val,a,0.25,null,null,null,null,null,null\n"
+        "2,train,a,null,0.3,0.2,null,1,1,1\n")
+    losses, dice = curves.read_curves(tmp_path / "run" / "metrics.csv")
+    assert losses == {"loss_dice": {1: pytest.approx(0.6), 2: 0.3}, "loss_contrast": {1: 0, 2: 0.2}}
+    assert dice == {"a": {1: 0.25}}
+    assert run_here(monkeypatch, capsys, curves, tmp_path, "--run", "run")[0] == 0
+    assert Image.open(tmp_path / "run" / "curves.png").size[0] > 500
+    code, _, err = run_here(monkeypatch, capsys, curves, tmp_path, "--run", ".")
+    assert code == 2 and "is not there yet" in err and err.count("\n") == 1
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = run_here(monkeypatch, capsys, curves, tmp_path, "--run", "run")
+    assert code == 2 and err == "error: matplotlib: is not installed; pip install -r requirements-extra.txt\n"

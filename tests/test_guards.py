@@ -286,7 +286,8 @@ def kill_and_resume(folder, seconds, whole, writing=False):
         assert_same(state[key], whole[0][key])
     assert json.loads((folder / "run" / "result.json").read_text())["last"] == whole[1]
     names = {path.name for path in (folder / "run").iterdir()}
-    assert names == {"best.pt", "last.pt", "config.yaml", "metrics.csv", "predictions.png", "result.json", "splits.json"}
+    assert names == {"best.pt", "last.pt", "config.yaml", "metrics.csv", "predictions.png", "result.json",
+                     "splits.json", "cases.csv"}
 
 
 def prepare_kills(folder):

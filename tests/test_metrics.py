@@ -86,9 +86,10 @@ def test_golden_metrics():
 def test_metrics_of_empty_masks():
     empty, full = np.zeros((20, 30, 40), bool), box((20, 30, 40), (1, 3), (1, 3), (1, 3))
     diagonal = math.sqrt(60**2 + 15**2 + 20**2)
-    one = {"dice": 0, "hd95": diagonal, "assd": diagonal, "miss": 1}
+    one = {"dice": 0, "precision": 0, "recall": 0, "hd95": diagonal, "assd": diagonal, "miss": 1}
     assert metrics.score(empty, full, (3, .5, .5)) == metrics.score(full, empty, (3, .5, .5)) == one
-    assert metrics.score(empty, empty, (3, .5, .5)) == {"dice": 1, "hd95": 0, "assd": 0, "miss": 0}
+    assert metrics.score(empty, empty, (3, .5, .5)) == {
+        "dice": 1, "precision": 1, "recall": 1, "hd95": 0, "assd": 0, "miss": 0}
     fast = metrics.score(empty, full, (3, .5, .5), distances=False)
     assert fast == one | {"hd95": None, "assd": None}
 
@@ -104,6 +105,15 @@ def test_distance_and_border_against_brute_force():
             found = metrics.nearest_distance(at, to, spacing)
             assert found.dtype == np.float64
             np.testing.assert_allclose(found, brute_distance(at, to, spacing), atol=1e-12)
+
+
+def test_precision_and_recall():
+    p, t = box((8, 8), (0, 4), (0, 4)), box((8, 8), (2, 4), (0, 8))
+    assert metrics.precision_and_recall(p, t) == (8 / 16, 8 / 16)
+    assert metrics.precision_and_recall(p, p & t) == (8 / 16, 1)
+    none = np.zeros((8, 8), bool)
+    assert [metrics.precision_and_recall(*pair) for pair in ((none, none), (p, none), (none, t))] == [
+        (1, 1), (0, 0), (0, 0)]
 
 
 def test_averages_over_cases_sites_and_missing():
@@ -222,10 +232,10 @@ def test_prediction_depends_on_its_own_case_and_site_alone(kind):
     assert (alone == again).all() and alone.shape == (1, 40, 50) and alone.dtype == bool
     fewer = [Site("a", train=sites[0].train, val=[], test=sites[0].test[:1])]
     one = evaluation.evaluate(model, fewer, "test", config, CPU, statistics, {})["sites"]["a"]
-    case = evaluation.score_sample(alone, sites[0].test[0], config)[0]
+    case = evaluation.score_sample(alone, sites[0].test[0], config)[0][1]
     assert one["dice"] == case["dice"] and one["hd95"] == case["hd95"]
     other = evaluation.score_sample(
-        evaluation.predict(local, sites[0].test[1], config, CPU), sites[0].test[1], config)[0]
+        evaluation.predict(local, sites[0].test[1], config, CPU), sites[0].test[1], config)[0][1]
     assert together["sites"]["a"]["dice"] == pytest.approx((case["dice"] + other["dice"]) / 2)
 
 
@@ -293,9 +303,9 @@ def test_cases_that_are_scored():
     prediction = np.roll(sample.truth, 2, axis=2)
     volume = a_config(task="prostate")
     whole = evaluation.score_sample(prediction, sample, volume)
-    assert whole == [metrics.score(prediction, sample.truth, (3., .5, .5))]
+    assert whole == [(None, metrics.score(prediction, sample.truth, (3., .5, .5)))]
     foreground = a_config(task="prostate", eval_slices="foreground")
     slices = evaluation.score_sample(prediction, sample, foreground)
-    assert slices == [metrics.score(prediction[s], sample.truth[s], (.5, .5)) for s in (0, 2, 4)]
+    assert slices == [(s, metrics.score(prediction[s], sample.truth[s], (.5, .5))) for s in (0, 2, 4)]
     image = a_sample("a", "c")
-    assert evaluation.score_sample(image.truth, image, a_config())[0]["dice"] == 1
+    assert evaluation.score_sample(image.truth, image, a_config())[0][1]["dice"] == 1

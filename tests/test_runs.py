@@ -1,6 +1,7 @@
 """Tests of a run: checkpoints, results, resuming, kills, and what is printed."""
 
 import copy
+import csv
 import errno
 import json
 import math
@@ -35,6 +36,7 @@ from tests.helpers import (
     finished,
     rows_of,
     run_eval,
+    run_here,
     some_sites,
     start_training,
     without_seconds,
@@ -60,7 +62,7 @@ def test_stored_statistics_are_used_and_others_collected(tmp_path, capsys):
     for value in changed["statistics"]["a"].values():
         value += .5
     torch.save(changed | {"round": 3}, tmp_path / "last.pt")
-    result = evaluation.score_run(tmp_path, [*sites, new], config, CPU, 10.)
+    result, _ = evaluation.score_run(tmp_path, [*sites, new], config, CPU, 10.)
     best, last = result["best"]["test"]["sites"], result["last"]["test"]["sites"]
     assert best["a"] != last["a"] and best["b"] == last["b"]
     assert best["b"]["cases"] == 2 and result["best"]["val"]["sites"]["b"]["cases"] == 0
@@ -193,7 +195,7 @@ def test_run_folder(tmp_path):
     train.train(config)
     run = tmp_path / "run"
     assert sorted(file.name for file in run.iterdir()) == [
-        "best.pt", "config.yaml", "last.pt", "metrics.csv", "predictions.png", "result.json",
+        "best.pt", "cases.csv", "config.yaml", "last.pt", "metrics.csv", "predictions.png", "result.json",
         "splits.json"]
     assert vars(load_config(run / "config.yaml")) == vars(config)
     rows = rows_of(run)
@@ -231,6 +233,37 @@ def test_a_round_without_validation_keeps_no_older_statistics(tmp_path):
         assert last["statistics"] == ({"a": {"norm": torch.tensor(float(t))}} if due else {})
         assert last["weights"]["w"].tolist() == [t, t]
     assert load_checkpoint(tmp_path / "run" / "best.pt")["round"] == 2  # equal ones do not follow
+
+
+@pytest.mark.parametrize("overrides", [(), ("task=prostate",), ("task=prostate", "eval_slices=foreground")])
+def test_site_means_follow_from_the_cases(tmp_path, monkeypatch, capsys, overrides):
+    """Exactly, of best and last round and both splits; eval.py writes the same file again."""
+    write = write_prostate if overrides else write_nuclei
+    config = tiny_config(write(tmp_path / "d"), tmp_path / "run", "lr=0.2", *overrides)
+    train.train(config)
+    content = (tmp_path / "run" / "cases.csv").read_bytes()
+    rows = list(csv.DictReader(content.decode().splitlines()))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    unit = "mm" if overrides else "px"
+    for kind in ("best", "last"):
+        for split in ("val", "test"):
+            for site, scores in result[kind][split]["sites"].items():
+                own = [row for row in rows if (row["kind"], row["split"], row["site"]) == (kind, split, site)]
+                assert len(own) == scores["cases"] and {row["unit"] for row in own} == {unit}
+                for name in ("dice", "hd95", "assd"):
+                    assert np.mean([float(row[name]) for row in own]) == scores[name]
+                assert sum(int(row["miss"]) for row in own) == scores["misses"]
+                for row in own:
+                    p, r = float(row["precision"]), float(row["recall"])
+                    assert float(row["dice"]) == pytest.approx(2 * p * r / (p + r) if p + r else 0)
+                assert {row["class"] for row in own} == {"1"} and {row["statistics"] for row in own} == {"site"}
+    assert ("slice" in rows[0]["file"]) == (len(overrides) == 2)
+    (tmp_path / "run" / "cases.csv").unlink()
+    assert run_here(monkeypatch, capsys, evaluation, tmp_path, "--run", "run")[0] == 0
+    assert (tmp_path / "run" / "cases.csv").read_bytes() == content
+    assert run_here(monkeypatch, capsys, evaluation, tmp_path, "--run", "run", "test_stats=case")[0] == 0
+    assert (tmp_path / "run" / "cases.csv").read_bytes() == content
+    assert b",case\n" in (tmp_path / "run" / "cases_eval.csv").read_bytes()
 
 
 def test_best_round_is_that_of_the_best_validation():
