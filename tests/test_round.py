@@ -91,6 +91,37 @@ def test_a_round_starts_from_the_global_and_the_sites_own_weights(tmp_path):
     assert_same(fresh.kept["local"], {name: w[name] for name in own})
 
 
+def test_mixed_precision_runs_the_network_alone(tmp_path):
+    """Maps are bfloat16, logits and losses float32."""
+    config = tiny_config("unused", "unused", "amp=bf16")
+    model, x, y = UNet(2), torch.rand(2, 3, 32, 32), torch.randint(2, (2, 32, 32))
+    for amp, kind in (("bf16", torch.bfloat16), (None, torch.float32)):
+        config.amp = amp
+        logits, maps = federated.run_network(model, x, config)
+        assert logits.dtype == torch.float32 and maps["decoder"][0].dtype == kind
+        assert logits.shape == (2, 2, 32, 32)
+    config.amp = "bf16"
+    total = {}
+    context = federated.Context("a", 1, {}, {}, {}, total)
+    federated.fedbcs_losses(model, x, y, context, config)
+    context.G = prototypes.aggregate_prototypes([prototypes.local_prototypes(total)])
+    terms = federated.fedbcs_losses(model, x, y, context, config)
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+    sum(terms.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_weights_that_are_not_finite_after_the_last_step_are_named(tmp_path):
+    config = tiny_config(write_nuclei(tmp_path / "d"), "unused", "batch_size=99")
+    model, sites, w = first_state(config)
+
+    def step(optimizer, closure):
+        closure()
+        model.head.bias.data.fill_(float("inf"))
+    with pytest.raises(federated.Diverged, match="weights are not finite at site a, round 1, after step 1"):
+        federated.local_update(model, sites[0], w, {}, None, 1, config, constant_loss(1.0)._replace(step=step))
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_what_a_site_keeps_is_not_changed_by_its_next_round(tmp_path, optimizer):
     """An update that is not taken must leave no trace: the same call gives the same bits again."""
