@@ -11,6 +11,7 @@ import torch
 import federated
 import prototypes
 import train
+from datasets import batches, seeded
 from fused_features import PATHS
 from methods.find import find_method
 from rounds import faults
@@ -263,3 +264,28 @@ def test_weights_follow_the_number_of_training_images(tmp_path):
         torch.testing.assert_close(w["head.weight"], share[0] * updates[0].weights["head.weight"]
                                    + share[1] * updates[1].weights["head.weight"])
     assert not torch.equal(results["samples"], results["equal"])
+
+
+def test_fedavg_is_the_loop_with_two_switches_off(tmp_path):
+    """No heads, no prototypes, nothing computed for them; and the average is that of literal SGD."""
+    config = tiny_config(write_nuclei(tmp_path / "d"), "unused", "fsr=none", "prototype_weight=0",
+                         "weights=samples")
+    model, sites, w = first_state(config)
+    assert not any(name.startswith(("fsr", "fusion")) for name in w)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("aligned_features", "add_class_sums", "alignment_loss"):
+            patch.setattr(federated, name, lambda *_: pytest.fail("computed for prototypes"))
+        found, G, updates = one_round(model, sites, w, {}, {}, 1, config)
+    assert G == {} and all(update.prototypes == {} for update in updates)
+    locals_ = []
+    for site in sites:
+        model.load_state_dict(w)
+        for x, y in batches(site.train_slices, 2, seeded(config.seed, site.name, 1, 1)):
+            loss = federated.segmentation_loss(model(x), y)
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+            with torch.no_grad():
+                for p, g in zip(model.parameters(), gradients):
+                    p -= config.lr * (g + config.weight_decay * p)
+        locals_.append([p.detach().clone() for p in model.parameters()])
+    for name, *values in zip(w, *locals_):
+        torch.testing.assert_close(found[name], sum(values) / 2)
