@@ -22,14 +22,15 @@ from scoring.cases import as_table, case_rows
 from scoring.metrics import mean_scores, score, site_scores
 from scoring.norm_statistics import (
     batch_norms,
-    mixed_precision,
     norm_statistics,
     own_network,
     parts_of,
+    statistics_like,
 )
 from scoring.pictures import contact_sheet, draw_outline, image_tile
 from scoring.results import KINDS, SCORED, explained, print_result, units
 from settings.program import Parser, run_program
+from unet import mixed_precision
 
 AT_ONCE = 32  # slices in one pass of a prediction
 FREE_ON_EVAL = {"data", "device", "test_stats", "eval_slices", "case_pattern"}
@@ -116,7 +117,7 @@ def site_statistics(model, stored, local, sites, config, device):
 # ---- A run ----
 
 def model_of(checkpoint, file, device):
-    """Return the checkpoint's network; raises BadInput if its weights do not fit its config."""
+    """Return the checkpoint's network; raises BadInput if what it holds does not fit its config."""
     try:
         config = SimpleNamespace(**checkpoint["config"])
         model = build_model(config, find_method(config))
@@ -125,6 +126,11 @@ def model_of(checkpoint, file, device):
         reason = str(problem).splitlines()[0]
         raise BadInput(f"{file}: has weights that do not fit its config ({reason}), "
                        "train it again") from None
+    for weights in checkpoint["local"].values():
+        check_fits(file, "local weights", weights, {name: value for name, value in model.state_dict().items()
+                                                    if name in weights})
+    for of_site in checkpoint["statistics"].values():
+        check_fits(file, "statistics", of_site, statistics_like(model))
     return model.to(device)
 
 
@@ -132,15 +138,7 @@ def load_run(file, sites, config, device):
     """Return a checkpoint's round, its network, and its sites' statistics and local weights."""
     checkpoint = load_checkpoint(file)
     model, local = model_of(checkpoint, file, device), checkpoint["local"]
-    for weights in local.values():
-        check_fits(file, "local weights", weights, {name: value for name, value in model.state_dict().items()
-                                                    if name in weights})
-    stored = checkpoint["statistics"]
-    for of_site in stored.values():
-        check_fits(file, "statistics", of_site, {
-            f"{name}.{kind}": torch.empty(norm.num_features) for name, norm in batch_norms(model).items()
-            for kind in ("running_mean", "running_var")})
-    statistics = site_statistics(model, stored, local, sites, config, device)
+    statistics = site_statistics(model, checkpoint["statistics"], local, sites, config, device)
     return checkpoint["round"], model, statistics, local
 
 

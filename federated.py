@@ -27,7 +27,7 @@ from prototypes import (
     alignment_loss,
     local_prototypes,
 )
-from unet import UNet
+from unet import UNet, mixed_precision
 
 
 class Diverged(Exception):
@@ -159,7 +159,7 @@ def run_network(model, x, config, fused=None):
 
     The network may run in bfloat16, the losses are float32. fused: {path: FusedFeatures} or None.
     """
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
+    with mixed_precision(config, x.device):
         logits, maps = model.features(x, fused) if fused else model.features(x)
     return logits.float(), maps
 

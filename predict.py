@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from config import BadInput, load_config
-from eval import load_run, logits_of, pick_device
+from eval import logits_of, model_of, pick_device
 from inference import outputs
 from inference.export import export_network
 from inference.inputs import list_inputs, output_names, read_ahead
@@ -42,7 +42,7 @@ def main():
     check_words(run, keys, inputs)
     config, checkpoint = load_trained(run, keys)
     device = pick_device(config.device)
-    _, model, _, local = load_run(run / "best.pt", [], config, device)
+    model, local = model_of(checkpoint, run / "best.pt", device), checkpoint["local"]
     statistics, whose = choose(keys.get("site"), model, checkpoint, config)
     network = own_network(model, statistics or {}, local.get(keys.get("site"), {}))
     if "export" in keys:
@@ -59,7 +59,8 @@ def main():
         kept = of_inputs(out / "statistics.pt", checkpoint["weights"], model, files, path.resolve().name,
                          config, device)
         network = own_network(model, kept)
-    failed = predict_all(network, files, path, out, config, device, whose, keys.get("probabilities") == "true")
+    failed = predict_all(network, files, path, out, config, device, whose,
+                         keys.get("probabilities") == "true")
     sys.exit(1 if failed else 0)
 
 

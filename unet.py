@@ -84,3 +84,8 @@ def fusion_heads(c, levels):
     paper's summaries fuse 'adjacent levels', the released code each level with the deepest.
     """
     return nn.ModuleDict({str(k): nn.Conv2d(c[k] + c[3], c[3], 1) for k in sorted(levels)})
+
+
+def mixed_precision(config, device):
+    """Return the context in which the network runs: bfloat16 with amp: bf16, else float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.amp == "bf16")

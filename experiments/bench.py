@@ -95,7 +95,7 @@ def median_seconds(calls):
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def peak_mb(method):
+def peak_of_steps(method):
     """Return the peak resident MB of three steps, less what was before; for a fresh process."""
     step = training_step(method)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -108,7 +108,7 @@ def peak_mb(method):
 def main():
     """Measure and print step times, FSR's time and peak memory."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        peak = {method: pool.apply(peak_mb, (method,)) for method in METHODS}
+        peak = {method: pool.apply(peak_of_steps, (method,)) for method in METHODS}
     step = median_seconds({method: training_step(method) for method in METHODS})
     fsr = median_seconds(fsr_passes())
     result, base = {"threads": torch.get_num_threads()}, "fedavg"

@@ -1,7 +1,7 @@
 """Draw how a run went, finished or still running: python -m experiments.curves --run RUN
 
-Writes RUN/curves.png: the loss terms and the validation Dice of each site over the rounds. It needs matplotlib
-(requirements-extra.txt).
+Writes RUN/curves.png: the loss terms and the validation Dice of each site over the rounds. It needs
+matplotlib (requirements-extra.txt).
 """
 
 import csv

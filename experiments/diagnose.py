@@ -15,6 +15,7 @@ from torch.nn import functional
 from config import load_config
 from datasets import load_sites, read_splits, stack
 from eval import model_of
+from experiments.reproduce import TAUS
 from federated import Context
 from fft_style import EPS
 from fused_features import PATHS
@@ -25,7 +26,6 @@ from rounds.run_folder import check_trust
 from settings.program import Parser, run_program
 
 IMAGES = 12  # of each site, at most
-TAUS = (0.005, 0.02, 0.1, 0.4)
 
 
 def print_gradients(model, batches, context, method):

@@ -32,7 +32,8 @@ def export_network(network, target, config, statistics):
             torch.export.save(program, part, extra_files={"about.json": json.dumps(about, indent=1)})
         content = part.read_bytes()
     except OSError as problem:
-        raise BadInput(f"{target}: cannot be written ({problem.strerror}), give another export=FILE") from None
+        raise BadInput(f"{target}: cannot be written ({problem.strerror}), "
+                       "give another export=FILE") from None
     finally:
         part.unlink(missing_ok=True)
     save(target, content)

@@ -11,10 +11,11 @@ from scoring.norm_statistics import (
     AT_MOST,
     batch_norms,
     collect_statistics,
-    mixed_precision,
     parts_of,
+    statistics_like,
 )
 from sites.readers import read_unlabelled
+from unet import mixed_precision
 
 
 def choose(site, model, checkpoint, config):
@@ -44,9 +45,7 @@ def of_inputs(kept, weights, model, files, name, config, device):
     mark = hashlib.sha256(as_bytes(weights)).hexdigest()
     stored = read_kept(kept)
     if stored.get("weights") == mark:
-        check_fits(kept, "statistics", stored["statistics"], {
-            f"{norm}.{kind}": torch.empty(layer.num_features) for norm, layer in batch_norms(model).items()
-            for kind in ("running_mean", "running_var")})
+        check_fits(kept, "statistics", stored["statistics"], statistics_like(model))
         return stored["statistics"]
     slices = [(file, s) for file in files for s in range(slices_in(file, config))]
     if not slices:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from datasets import samples_of, seeded, stack
+from unet import mixed_precision
 
 AT_MOST = 64  # images of a site that its statistics are taken from
 
@@ -37,6 +38,12 @@ def collect_statistics(model, x_batches):
 def batch_norms(model):
     """Return {name: batch norm} of a network, {} if it normalises in another way."""
     return {name: norm for name, norm in model.named_modules() if isinstance(norm, nn.BatchNorm2d)}
+
+
+def statistics_like(model):
+    """Return {name: tensor} with the names and shapes that `collect_statistics` gives for a network."""
+    return {f"{name}.{kind}": torch.empty(norm.num_features) for name, norm in batch_norms(model).items()
+            for kind in ("running_mean", "running_var")}
 
 
 def own_network(model, statistics, local=None):
@@ -71,8 +78,3 @@ def norm_statistics(model, site, config, device):
 def parts_of(n, at_most):
     """Return range(n) as consecutive index arrays of nearly one length, at most `at_most`."""
     return np.array_split(np.arange(n), -(-n // at_most))
-
-
-def mixed_precision(config, device):
-    """Return the context in which the network runs: bfloat16 with amp: bf16, else float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.amp == "bf16")

@@ -138,7 +138,7 @@ def open_image(file):
     check_regular(file)
     try:
         with python_warnings.catch_warnings():
-            python_warnings.simplefilter("ignore")  # what it would say of damage is an error below, or harmless
+            python_warnings.simplefilter("ignore")  # damage is an error below
             with Image.open(file, formats=FORMATS) as image:
                 check_kind(file, image)
                 kind, info, turn = image.format, dict(image.info), orientation(image)

@@ -37,10 +37,12 @@ def write_prostate(folder, sites=("a", "b"), cases=3):
 
 
 def nuclei_config(folder, *overrides):
+    """The settings for images in `folder`, at 32 pixels."""
     return load_config({"task": "nuclei", "data": str(folder), "out": "unused", "image_size": 32}, overrides)
 
 
 def prostate_config(folder, *overrides):
+    """The settings for volumes in `folder`, at 32 pixels."""
     return load_config({"task": "prostate", "data": str(folder), "out": "unused", "image_size": 32},
                        overrides)
 
@@ -67,6 +69,7 @@ def some_sites():
 
 
 def a_config(**keys):
+    """The settings of a small network, where no data are read."""
     return load_config({"task": "nuclei", "data": "demo", "out": "unused", "width": 4,
                         "image_size": 32, "batch_size": 2, "device": "cpu"} | keys)
 
@@ -109,20 +112,24 @@ def run_here(monkeypatch, capsys, module, folder, *arguments):
 
 
 def run_eval(*arguments, folder):
+    """Run eval.py in a process of its own, in `folder`."""
     return subprocess.run([sys.executable, HERE / "eval.py", *map(str, arguments)], cwd=folder,
                           capture_output=True, text=True, check=False)
 
 
 def rows_of(run):
+    """The rows of a run's metrics.csv."""
     with open(run / "metrics.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def without_seconds(rows):
+    """The rows without what a clock decides."""
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
 def start_training(folder, *overrides):
+    """Start train.py on c.yaml in `folder`; return the process."""
     command = [sys.executable, HERE / "train.py", "--config", "c.yaml", *overrides]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

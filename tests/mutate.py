@@ -34,6 +34,7 @@ CODES = {"check_data": {0, 1, 2}, "train": {0, 2, 3}, "eval": {0, 2}}
 # ---- What is done to an input; each function returns the program to run and its arguments ----
 
 def any_file(draw, folder, pattern):
+    """One of the files below a folder that match a pattern."""
     return draw.choice(sorted(path for path in folder.rglob(pattern) if path.is_file()))
 
 
