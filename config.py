@@ -72,6 +72,7 @@ KEYS = {  # key: (kind, default, help)
     "width": (whole(1, most=4096), 32, "channels of the first level; they double at each deeper one"),
     "levels": (level_list, [0, 1, 2], "shallow levels whose features are fused and aligned"),
     "fsr": (choice("none", "global", "adaptive"), "global", "style recalibration weights"),
+    "norm": (choice("batch", "group"), "batch", "norm layer: batch, or group (8 groups of an image)"),
     "prototype_weight": (number(least=0), 1.0, "mu, the weight of L_MP; 0: no prototypes at all"),
     "tau": (number(above=0), 0.1, "temperature of the contrastive loss"),
     "contrast_clip": (flag, False, "clip the contrastive loss as the released code does"),
@@ -88,7 +89,8 @@ KEYS = {  # key: (kind, default, help)
     "case_pattern": (or_none(pattern), None, "regular expression on file names, group 1: case"),
     "eval_every": (whole(1), 1, "validate every so many rounds, and after the last"),
     "eval_slices": (choice("all", "foreground"), "all", "score volumes, or slices with organ"),
-    "test_stats": (choice("site", "case"), "site", "whose batch-norm statistics a prediction uses"),
+    "test_stats": (or_none(choice("site", "case")), "site",
+                   "whose batch-norm statistics a prediction uses; norm: group has none"),
 }
 
 DEFAULTS = {key: default for key, (_, default, _) in KEYS.items()}
@@ -203,6 +205,8 @@ def load_config(file, overrides=()):
             raise BadInput(f"{key}: missing, add it to {file}: {keys[key][2]}")
     if values["out"] is None:
         values["out"] = str(Path("runs") / Path(file).stem)
+    if values["norm"] == "group" and "test_stats" not in given | changed:
+        values["test_stats"] = None
     check_contradictions(values, fixed)
     return SimpleNamespace(**values)
 
@@ -221,6 +225,10 @@ def check_contradictions(values, fixed):
                        "folds count from 0")
     if values["folds"] and values["splits"]:
         raise BadInput("folds: contradicts splits, which already says who tests; set one to none")
+    if (values["norm"] == "group") != (values["test_stats"] is None):
+        raise BadInput("test_stats: means nothing with norm: group, which keeps no statistics; leave it out or none"
+                       if values["norm"] == "group" else
+                       "test_stats: none is for norm: group, set it to site or case")
     if values["eval_slices"] == "foreground" and values["task"] == "nuclei":
         raise BadInput("eval_slices: foreground is for volumes, set it to all for task: nuclei")
 

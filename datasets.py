@@ -118,21 +118,23 @@ def split_of(site, cases, splits, config, strict=True):
         return {"train": [], "val": [], "test": sorted(cases)}
     if splits is None:
         return split_cases(site, cases, config)
-    return known_split(site, cases, splits, strict)
+    return known_split(site, cases, splits, strict, config.folds)
 
 
 def split_cases(site, cases, config):
     """Return {train, val, test: [case]} of one site, after a shuffle seeded by seed and site.
 
     Of n cases max(1, round(n / 5)) test, as many validate, the rest trains; of two one trains, one
-    tests. With folds: K, fold k tests and fold k + 1 validates. Raises BadInput for too few cases.
+    tests. With folds: K, fold k tests and fold k + 1 validates; of fewer than K cases some folds are
+    empty. Raises BadInput for too few cases.
     """
     cases = sorted(cases)
     random.Random(f"{config.seed}:{site}:split").shuffle(cases)
     n, K = len(cases), config.folds
-    if n < (K or 2):
-        raise BadInput(f"{site}: has {n} case{'s' * (n != 1)}, needs at least {K or 2} "
-                       + ("for folds, lower folds" if K else "to train and to test, add cases"))
+    least = 3 if K else 2
+    if n < least:
+        raise BadInput(f"{site}: has {n} case{'s' * (n != 1)}, needs at least {least} to train and to "
+                       f"test{' in every fold' if K else ''}, add cases")
     if K:
         folds = [cases[k::K] for k in range(K)]
         test, val = folds.pop(config.fold), folds.pop(config.fold % (K - 1))
@@ -144,8 +146,11 @@ def split_cases(site, cases, config):
     return {"train": cases[2 * k:], "val": cases[k:2 * k], "test": cases[:k]}
 
 
-def known_split(site, cases, splits, strict):
-    """Return a site's split as given by `splits`; raises BadInput where the data contradict it."""
+def known_split(site, cases, splits, strict, folds=None):
+    """Return a site's split as given by `splits`; raises BadInput where the data contradict it.
+
+    Only with folds a site may have no test case.
+    """
     split = {part: list(splits.get(site, {}).get(part, [])) for part in SPLITS}
     listed = [case for part in SPLITS for case in split[part]]
     unlisted = sorted(set(cases) - set(listed))
@@ -164,7 +169,7 @@ def known_split(site, cases, splits, strict):
         missing = min(set(listed) - set(cases))
         raise BadInput(f"splits: case {missing} of site {site} is not in the data, "
                        "restore the file or mend the splits")
-    if not split["test"]:
+    if not split["test"] and not folds:
         raise BadInput(f"splits: site {site} has no test case, add one")
     if unlisted:
         print(f"{site}: {len(unlisted)} cases in no split are not used: {', '.join(unlisted)}")

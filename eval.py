@@ -86,7 +86,7 @@ def evaluate(model, sites, split, config, device, statistics, local, distances=T
             found = score_sample(predict(network, sample, config, device), sample, config, distances)
             cases += [of_case for _, of_case in found]
             if rows is not None:
-                rows += case_rows(split, sample, found, site.name, unit, config.test_stats)
+                rows += case_rows(split, sample, found, site.name, unit, config.test_stats or "none")
         scores[site.name] = site_scores(cases)
     return {"sites": scores, "mean": mean_scores(scores)}
 

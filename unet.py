@@ -15,6 +15,17 @@ def batch_norm(channels):
     return nn.BatchNorm2d(channels, affine=False, track_running_stats=False)
 
 
+def group_norm(channels):
+    """Return a norm over 8 groups of an image's own channels, without affine. Source: ours.
+
+    It treats an image alike in training and at test time, and has no statistics to keep or send.
+    """
+    return nn.GroupNorm(8, channels, affine=False)
+
+
+NORMS = {"batch": batch_norm, "group": group_norm}
+
+
 def block(inputs, outputs, norm=batch_norm):
     """Return two times 3x3 convolution, norm, ReLU: (B, inputs, H, W) -> (B, outputs, H, W)."""
     layers = []
@@ -30,13 +41,14 @@ class UNet(nn.Module):
     H and W have to be multiples of 16. fsr: "none", "global" or "adaptive". levels: the shallow
     levels that are fused with the deepest (3); with [] there are no fusion heads at all.
     The U-Net proper is built first, so its initial weights depend on the seed alone.
-    norm: channels -> the layer behind every convolution of a block.
+    norm: "batch", "group", or channels -> the layer behind every convolution of a block.
     `input_transform` is a map (B, 3, H, W) -> (B, 3, H, W) that a method may put before it.
     Source: released code; `adaptive`: paper.
     """
 
-    def __init__(self, width=32, classes=2, fsr="adaptive", levels=(0, 1, 2), norm=batch_norm):
+    def __init__(self, width=32, classes=2, fsr="adaptive", levels=(0, 1, 2), norm="batch"):
         super().__init__()
+        norm = NORMS.get(norm, norm)
         c = [width * 2**k for k in range(5)]
         self.classes = classes
         self.encoder = nn.ModuleList(block(i, o, norm) for i, o in zip([3, *c], c[:4]))

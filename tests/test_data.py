@@ -286,7 +286,7 @@ def test_split_counts(n, counts, capsys):
         assert split != datasets.split_cases("b", cases, nuclei_config("unused"))
 
 
-@pytest.mark.parametrize("K, n", [(3, 3), (4, 11), (5, 20)])
+@pytest.mark.parametrize("K, n", [(3, 3), (4, 11), (5, 20), (4, 3), (9, 5)])
 def test_folds_partition_the_cases(K, n):
     cases = [f"c{i}" for i in range(n)]
     folds = [datasets.split_cases("a", cases, nuclei_config("unused", f"folds={K}", f"fold={k}"))
@@ -295,8 +295,22 @@ def test_folds_partition_the_cases(K, n):
     for k, fold in enumerate(folds):
         assert sorted(itertools.chain(*fold.values())) == sorted(cases)
         assert fold["val"] == folds[(k + 1) % K]["test"]
-    with pytest.raises(BadInput, match=f"a: has {K - 1} cases"):
-        datasets.split_cases("a", cases[:K - 1], nuclei_config("unused", f"folds={K}"))
+        assert fold["train"] and len(fold["test"]) in (n // K, n // K + 1)
+    with pytest.raises(BadInput, match="a: has 2 cases, needs at least 3"):
+        datasets.split_cases("a", cases[:2], nuclei_config("unused", f"folds={K}"))
+
+
+def test_a_fold_may_leave_a_small_site_untested(tmp_path):
+    """Its splits are read back with folds, and refused without."""
+    folder = write_nuclei(tmp_path / "d", ("a",), cases=3)
+    (tmp_path / "d" / "b").mkdir()
+    write_nuclei(tmp_path / "d" / "..", ("d/b",), cases=5)
+    config = nuclei_config(folder, "folds=5", "fold=4")
+    sites = load_sites(config)
+    assert [len(site.test) for site in sites] == [0, 1] and len(sites[0].train) == 2
+    assert splits_of(load_sites(config, splits_of(sites))) == splits_of(sites)
+    with pytest.raises(BadInput, match="site a has no test case"):
+        load_sites(nuclei_config(folder), splits_of(sites))
 
 
 def test_patients_stay_on_one_side(tmp_path):

@@ -1,7 +1,15 @@
 """Tests of the network: its initial weights, what is in its state dict, FSR's place, the skips."""
 
-import torch
+import json
 
+import pytest
+import torch
+from torch import nn
+
+import eval as scoring
+import train
+from config import BadInput, load_config
+from tests.helpers import run_here
 from unet import UNet
 
 
@@ -45,3 +53,37 @@ def test_state_dict_holds_no_statistics():
     assert weights == convolutions + up + head + of_fsr
     assert model.state_dict().keys() == {name for name, _ in model.named_parameters()}
     assert not any("running" in name or "num_batches" in name for name in model.state_dict())
+
+
+def test_group_norm_equals_the_formula_and_needs_no_batch():
+    """(x - mean) / sqrt(variance + 1e-5) over 8 groups of one image's channels; nothing to send."""
+    torch.manual_seed(0)
+    model, x = UNet(8, levels=[], norm="group"), torch.rand(2, 3, 32, 32)
+    z = model.encoder[0][0](x).double()
+    groups = z.reshape(2, 8, -1)
+    wanted = (groups - groups.mean(2, keepdim=True)) / (groups.var(2, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(model.encoder[0][1](z.float()).double(), wanted.reshape(z.shape), rtol=0, atol=2e-6)
+    assert sum(isinstance(layer, nn.GroupNorm) for layer in model.modules()) == 18
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
+    assert model.state_dict().keys() == UNet(8, levels=[]).state_dict().keys()
+    torch.testing.assert_close(model(x)[:1], model(x[:1]), rtol=0, atol=1e-5)
+
+
+def test_group_norm_has_no_test_stats(workplace, monkeypatch, capsys):
+    """The run writes, reads and scores `none`; setting the key, or none with batch norms, is an error."""
+    start = {"task": "nuclei", "data": "demo", "out": "o"}
+    assert load_config(start | {"norm": "group"}).test_stats is None
+    for wrong in ({"norm": "group", "test_stats": "case"}, {"test_stats": "none"}):
+        with pytest.raises(BadInput, match="test_stats: "):
+            load_config(start | wrong)
+    code, out, _ = run_here(monkeypatch, capsys, train, workplace, "--config", "c.yaml", "norm=group",
+                            "test_stats=none", "width=8", "out=run")
+    assert code == 0 and "no batch-norm statistics" in out
+    cases = (workplace / "run" / "cases.csv").read_bytes()
+    assert cases.splitlines()[1].endswith(b",none")
+    code, out, _ = run_here(monkeypatch, capsys, scoring, workplace, "--run", "run")
+    assert code == 0 and (workplace / "run" / "cases.csv").read_bytes() == cases
+    result = json.loads(out.splitlines()[-1])
+    assert result["definitions"]["test_stats"] == "none: the network has no batch norm"
+    code, _, err = run_here(monkeypatch, capsys, scoring, workplace, "--run", "run", "test_stats=case")
+    assert code == 2 and err.startswith("error: test_stats: means nothing with norm: group")
