@@ -9,9 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from config import BadInput, load_config
+from config import VOLUMES, BadInput, class_name, load_config
 from datasets import read_splits, split_of
-from scoring.pictures import contact_sheet, draw_outline, image_tile
+from scoring.pictures import (
+    GREEN,
+    contact_sheet,
+    draw_classes,
+    fullest_slice,
+    image_tile,
+    legend,
+)
 from settings.program import Parser, run_program
 from sites import demo_data
 from sites.layouts import IMAGE_KINDS, OTHER_KINDS, VOLUME_KINDS, list_files, unread, visible
@@ -37,10 +44,12 @@ def check(config, sheet):
         except BadInput as problem:
             problems.append(str(problem))
             parts = {}
-        print("\n".join(report(site, config.task, entries[site], facts, samples, parts,
+        print("\n".join(report(site, config, entries[site], facts, samples, parts,
                                other_files(folder / site))))
         if samples:
-            rows.append((site, [tile for sample in shown(samples) for tile in tiles(sample)]))
+            key = "" if rows else legend([class_name(config, j) for j in range(config.classes)])
+            rows.append((site + key, [tile for sample in shown(samples)
+                                      for tile in tiles(sample, config.classes)]))
     if rows:
         save_sheet(rows, sheet)
     for name, texts in (("warning", warnings), ("problem", problems)):
@@ -56,27 +65,26 @@ def read_all(site, entries, config, problems):
     facts, samples = [], []
     for entry in entries:
         try:
-            facts.append(look_at(entry, config.task))
-            samples.append(read_sample(entry, site, config.task, config.image_size))
+            facts.append(look_at(entry, config.task, config.classes))
+            samples.append(read_sample(entry, site, config.task, config.image_size, config.classes))
         except BadInput as problem:
             problems.append(str(problem))
     return facts, samples
 
 
-def report(site, task, entries, facts, samples, parts, ignored):
+def report(site, config, entries, facts, samples, parts, ignored):
     """Return the lines on one site; facts: from `look_at`, of the files that could be read."""
     number = sum(len(sample.images) for sample in samples)
-    cases, unit = len({entry.case for entry in entries}), "images" if task == "nuclei" else "slices"
+    cases, unit = len({entry.case for entry in entries}), "slices" if config.task in VOLUMES else "images"
     lines = [site, f"  cases     {cases} in {len(entries)} files, {number} {unit} readable"]
     if facts:
-        share = np.mean([sample.truth.mean() for sample in samples]) if samples else 0
         labels = sorted(set().union(*(fact["labels"] for fact in facts)))
         low, high = min(fact["low"] for fact in facts), max(fact["high"] for fact in facts)
         listed = ", ".join(f"{label:g}" for label in labels[:8]) + " ..." * (len(labels) > 8)
         lines += [f"  size      {distinct(fact['size'] for fact in facts)}",
                   f"  channels  {distinct(fact['channels'] for fact in facts)}",
                   f"  values    {low:g} to {high:g}",
-                  f"  labels    {listed}; foreground is > 0, {100 * share:.1f} % of the pixels",
+                  f"  labels    {listed}; {shares(samples, config)} of the pixels",
                   f"  spacing   {distinct(fact['spacing'] for fact in facts)}"]
     if parts:
         sizes = ", ".join(f"{part} {len(parts[part])}" for part in ("train", "val", "test"))
@@ -84,6 +92,17 @@ def report(site, task, entries, facts, samples, parts, ignored):
     if ignored:
         lines.append(f"  ignored   {ignored} files of other kinds")
     return lines
+
+
+def shares(samples, config):
+    """Return how much of the pixels is foreground, or of more than two classes each of them."""
+    found = [f"{100 * np.mean([(sample.truth == j).mean() for sample in samples]) if samples else 0:.1f} %"
+             for j in range(config.classes)]
+    if config.classes == 2:
+        return f"foreground is > 0, {found[1]}"
+    names = config.class_names or [""] * config.classes
+    return ", ".join(f"{j} {name} {share}".replace("  ", " ")
+                     for j, (name, share) in enumerate(zip(names, found)) if j > 0)
 
 
 def distinct(values, at_most=4):
@@ -111,11 +130,11 @@ def shown(samples):
     return [*reversed(first.values()), *rest][:SAMPLES]
 
 
-def tiles(sample):
-    """Return two tiles of the slice with most foreground: plain, and with its mask's outline."""
-    s = int(sample.truth.sum((1, 2)).argmax())
+def tiles(sample, classes):
+    """Return two tiles of the slice with most foreground: plain, and with the outlines of its mask."""
+    s = fullest_slice(sample.truth)
     image = image_tile(sample, s)
-    return [image, draw_outline(image, sample.truth[s], (0, 255, 0))]
+    return [image, draw_classes(image, sample.truth[s], classes, GREEN)]
 
 
 def save_sheet(rows, file):
@@ -131,9 +150,9 @@ def main():
     """Print the report on a data folder and draw its contact sheet."""
     parser = Parser(description=__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="data folder, one folder a site; or demo")
-    parser.add_argument("--task", required=True, choices=("nuclei", "prostate"))
+    parser.add_argument("--task", required=True, choices=("nuclei", "prostate", "images", "volumes"))
     parser.add_argument("--sheet", metavar="FILE", help="contact sheet; default: check_TASK.png")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="case_pattern=...")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="case_pattern=..., classes=...")
     given = parser.parse_intermixed_args()
     settings = {"task": given.task, "data": given.folder, "out": "unused"}
     config = load_config(settings, given.overrides)

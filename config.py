@@ -13,6 +13,7 @@ from settings.kinds import (
     device_name,
     flag,
     level_list,
+    names,
     number,
     or_none,
     path,
@@ -54,12 +55,16 @@ def method_name(value):
     return path(value)
 
 
+VOLUMES = ("prostate", "volumes")  # the tasks whose files are volumes
 PLAIN = {"fsr": "none", "prototype_weight": 0.0}  # what a method of one's own starts from
 
 KEYS = {  # key: (kind, default, help)
-    "task": (choice("nuclei", "prostate"), REQUIRED, "nuclei: 2-D images; prostate: MRI volumes"),
+    "task": (choice("nuclei", "prostate", "images", "volumes"), REQUIRED,
+             "nuclei: 2-D images of them; prostate: MRI volumes; images, volumes: of any other organ"),
     "data": (path, REQUIRED, "folder with one folder a site, or demo: sites that are generated"),
     "out": (or_none(path), None, "run folder; none: runs/ + the name of the config file"),
+    "classes": (whole(2, most=255), 2, "2: labels above 0 are merged; K: labels are 0 to K - 1"),
+    "class_names": (or_none(names), None, "names of the classes, background first or left out"),
     "method": (method_name, "fedbcs", "one of METHODS, or FILE.py:FUNCTION of your own"),
     "hold_out": (or_none(text), None, "site that does not train; all of its cases test"),
     "rounds": (whole(1), 400, "communication rounds"),
@@ -205,10 +210,26 @@ def load_config(file, overrides=()):
             raise BadInput(f"{key}: missing, add it to {file}: {keys[key][2]}")
     if values["out"] is None:
         values["out"] = str(Path("runs") / Path(file).stem)
+    values["class_names"] = all_names(values["class_names"], values["classes"])
     if values["norm"] == "group" and "test_stats" not in given | changed:
         values["test_stats"] = None
     check_contradictions(values, fixed)
     return SimpleNamespace(**values)
+
+
+def all_names(given, classes):
+    """Return the names of all classes, background among them, or None; raises BadInput for too few."""
+    if given is None or len(given) == classes:
+        return given
+    if len(given) != classes - 1:
+        raise BadInput(f"class_names: names {len(given)} classes of the {classes} of the key classes; name "
+                       f"{classes - 1}, or {classes} with background as the first")
+    return ["background", *given]
+
+
+def class_name(config, j):
+    """Return what class j is called in tables: its name if it has one, else its number."""
+    return config.class_names[j] if config.class_names else str(j)
 
 
 def check_contradictions(values, fixed):
@@ -226,11 +247,11 @@ def check_contradictions(values, fixed):
     if values["folds"] and values["splits"]:
         raise BadInput("folds: contradicts splits, which already says who tests; set one to none")
     if (values["norm"] == "group") != (values["test_stats"] is None):
-        raise BadInput("test_stats: means nothing with norm: group, which keeps no statistics; leave it out or none"
+        raise BadInput("test_stats: means nothing with norm: group, which has no statistics; leave it out"
                        if values["norm"] == "group" else
                        "test_stats: none is for norm: group, set it to site or case")
-    if values["eval_slices"] == "foreground" and values["task"] == "nuclei":
-        raise BadInput("eval_slices: foreground is for volumes, set it to all for task: nuclei")
+    if values["eval_slices"] == "foreground" and values["task"] not in VOLUMES:
+        raise BadInput(f"eval_slices: foreground is for volumes, set it to all for task: {values['task']}")
 
 
 def as_yaml(config):

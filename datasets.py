@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from config import BadInput
+from config import VOLUMES, BadInput
 from sites import demo_data
 from sites.files import check_regular, why
 from sites.layouts import as_seen, list_files, list_site, unread
@@ -52,7 +52,7 @@ def load_sites(config, splits=None, strict=True):
         missing = min(splits.keys() - entries.keys())
         raise BadInput(f"{folder}: lacks the site {missing} of the splits, restore it")
     images = sum(len(sample.images) for site in sites for sample in samples_of(site))
-    unit = "images" if config.task == "nuclei" else "slices"
+    unit = "slices" if config.task in VOLUMES else "images"
     size = memory_mb(sites)
     print(f"{folder}: {len(sites)} sites, {images} {unit}, {size:.0f} MB kept in memory")
     return sites
@@ -60,8 +60,8 @@ def load_sites(config, splits=None, strict=True):
 
 def load_site(name, entries, split, config):
     """Return one Site with its samples decoded; raises BadInput if its masks are empty."""
-    samples = {part: [read_sample(entry, name, config.task, config.image_size) for entry in entries
-                      if entry.case in split[part]] for part in SPLITS}
+    samples = {part: [read_sample(entry, name, config.task, config.image_size, config.classes)
+                      for entry in entries if entry.case in split[part]] for part in SPLITS}
     if not any(sample.truth.any() for part in SPLITS for sample in samples[part]):
         raise BadInput(f"{entries[0].mask.parent}: the masks of all of site {name} are empty, "
                        "nucleus or organ has to be > 0")

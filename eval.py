@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from config import BadInput, load_config
+from config import VOLUMES, BadInput, class_name, load_config
 from datasets import load_sites, read_splits
 from methods.find import build_model, find_method
 from rounds.checkpoint import check_fits, check_same_config, load_checkpoint, save
 from rounds.run_folder import as_json, check_trust
+from scoring import pictures
 from scoring.cases import as_table, case_rows
 from scoring.metrics import mean_scores, score, site_scores
 from scoring.norm_statistics import (
@@ -27,8 +28,7 @@ from scoring.norm_statistics import (
     parts_of,
     statistics_like,
 )
-from scoring.pictures import contact_sheet, draw_outline, image_tile
-from scoring.results import KINDS, SCORED, explained, print_result, units
+from scoring.results import KINDS, SCORED, explained, print_result
 from settings.program import Parser, run_program
 from unet import mixed_precision
 
@@ -53,40 +53,46 @@ def logits_of(model, sample, config, device):
 
 
 def predict(model, sample, config, device):
-    """Return the foreground of one sample on its file's own grid, (S, H, W) bool: argmax > 0."""
-    return np.concatenate([(logits.argmax(1) > 0).cpu().numpy()
+    """Return the classes of one sample on its file's own grid, (S, H, W) uint8: argmax."""
+    return np.concatenate([logits.argmax(1).to(torch.uint8).cpu().numpy()
                            for logits in logits_of(model, sample, config, device)])
 
 
 def score_sample(prediction, sample, config, distances=True):
-    """Return (slice, scores) of each case that a sample is; the slice is None for an image or a volume.
+    """Return (slice, class, scores) of each case that a sample is and each foreground class.
 
-    prediction: (S, H, W) bool. A volume is scored in 3-D, or in 2-D each of its slices with organ.
+    prediction: (S, H, W), classes. A volume is scored in 3-D, or in 2-D each of its slices with organ;
+    the slice is None for an image or a whole volume.
     """
-    if config.task == "prostate" and config.eval_slices == "all":
-        return [(None, score(prediction, sample.truth, sample.spacing, distances))]
-    return [(s if config.task == "prostate" else None, score(found, truth, sample.spacing[1:], distances))
-            for s, (found, truth) in enumerate(zip(prediction, sample.truth))
-            if config.eval_slices == "all" or truth.any()]
+    if config.task in VOLUMES and config.eval_slices == "all":
+        cases = [(None, prediction, sample.truth, sample.spacing)]
+    else:
+        cases = [(s if config.task in VOLUMES else None, found, truth, sample.spacing[1:])
+                 for s, (found, truth) in enumerate(zip(prediction, sample.truth))
+                 if config.eval_slices == "all" or truth.any()]
+    return [(s, j, score(found == j, truth == j, spacing, distances))
+            for s, found, truth, spacing in cases for j in range(1, config.classes)]
 
 
 def evaluate(model, sites, split, config, device, statistics, local, distances=True, rows=None):
-    """Return {"sites": {NAME: {dice, hd95, assd, misses, cases}}, "mean": {...}} of one split.
+    """Return {"sites": {NAME: {dice, hd95, assd, misses, cases}}, "mean": {...}} of one split, from
+    `site_scores` and `mean_scores`.
 
     statistics, local: {site name: ...}, what a site's own network has besides the global weights, see
     `own_network`. A site without samples has None and cases 0. distances=False: Dice only, for the
     validation during training. rows: a list to which every case is added, see `case_rows`.
     """
-    scores, unit = {}, units(config)["hd95"]
+    scores = {}
     for site in sites:
-        samples, cases = getattr(site, split), []
+        samples, cases = getattr(site, split), {class_name(config, j): [] for j in range(1, config.classes)}
         if samples:
             network = own_network(model, statistics.get(site.name, {}), local.get(site.name, {}))
         for sample in samples:
             found = score_sample(predict(network, sample, config, device), sample, config, distances)
-            cases += [of_case for _, of_case in found]
+            for _, j, of_case in found:
+                cases[class_name(config, j)].append(of_case)
             if rows is not None:
-                rows += case_rows(split, sample, found, site.name, unit, config.test_stats or "none")
+                rows += case_rows(split, sample, found, site.name, config)
         scores[site.name] = site_scores(cases)
     return {"sites": scores, "mean": mean_scores(scores)}
 
@@ -190,19 +196,25 @@ def draw_predictions(folder, sites, config, device):
         samples = list({sample.case: sample for sample in site.test}.values())[:2]
         if samples:
             tiles = [prediction_tiles(network, sample, config, device) for sample in samples]
-            rows.append((f"{site.name}: {', '.join(sample.case for sample in samples)}",
+            key = "" if rows else pictures.legend([class_name(config, j) for j in range(config.classes)])
+            rows.append((f"{site.name}: {', '.join(sample.case for sample in samples)}{key}",
                          [tile for row in tiles for tile in row]))
-    titles = ["image", "truth: green", "prediction: red, truth: green"]
-    return contact_sheet(rows, 2 * titles) if rows else None
+    titles = ["image", "truth: green", "prediction: red, truth: green"] if config.classes == 2 else \
+        ["image", "truth", "prediction"]
+    return pictures.contact_sheet(rows, 2 * titles) if rows else None
 
 
 def prediction_tiles(network, sample, config, device):
-    """Return three tiles of a sample's slice with most foreground: plain, with truth, with both."""
-    s = int(sample.truth.sum((1, 2)).argmax())
-    image = image_tile(sample, s)
-    with_truth = draw_outline(image, sample.truth[s], (0, 255, 0))
+    """Return three tiles of a sample's slice with most foreground: plain, with truth, with both.
+
+    With more than two classes the last has the prediction alone.
+    """
+    s = pictures.fullest_slice(sample.truth)
+    image = pictures.image_tile(sample, s)
+    with_truth = pictures.draw_classes(image, sample.truth[s], config.classes, pictures.GREEN)
     found = predict(network, sample, config, device)[s]
-    return [image, with_truth, draw_outline(with_truth, found, (255, 0, 0))]
+    below = with_truth if config.classes == 2 else image
+    return [image, with_truth, pictures.draw_classes(below, found, config.classes, pictures.RED)]
 
 
 def main():

@@ -77,7 +77,7 @@ class Method(NamedTuple):
     # a change of the input before the network; its buffers are sent with the weights
     input_transform: nn.Module | None = None
     # (config, levels) -> the network, a UNet or what has its `features`, `fusion` and `classes`
-    network: Callable = lambda config, levels: UNet(config.width, 2, config.fsr, levels, config.norm)
+    network: Callable = lambda own, levels: UNet(own.width, own.classes, own.fsr, levels, own.norm)
 
 
 def local_update(model, site, w, G, kept, t, config, method, progress=lambda *_: None):

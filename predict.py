@@ -5,7 +5,7 @@ mask on each file's own grid, prediction.csv and sheets of pictures. The best ro
 
 site=NAME           normalise by the statistics of this site of the run (and use its local weights)
 test_stats=case     normalise each case by itself; without both: by statistics of the input images
-probabilities=true  write the probability of foreground too
+probabilities=true  write the probability of foreground, or of each class, too
 export=FILE.pt2     write the network as one file that runs without this project; no INPUT
 """
 
@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from config import BadInput, load_config
+from config import VOLUMES, BadInput, load_config
 from eval import logits_of, model_of, pick_device
 from inference import outputs
 from inference.export import export_network
 from inference.inputs import list_inputs, output_names, read_ahead
-from inference.statistics import choose, of_inputs
+from inference.statistics import choose, of_hospital
 from rounds.checkpoint import check_same_config, load_checkpoint
 from rounds.run_folder import check_trust
 from scoring.norm_statistics import own_network
@@ -55,10 +55,9 @@ def main():
     files = list_inputs(path, config.task)
     make_folder(out)
     if statistics is None:
-        print(f"collecting statistics {whose}", flush=True)
-        kept = of_inputs(out / "statistics.pt", checkpoint["weights"], model, files, path.resolve().name,
-                         config, device)
-        network = own_network(model, kept)
+        statistics, whose = of_hospital(out / "statistics.pt", checkpoint["weights"], model, files,
+                                        path.resolve().name, config, device)
+        network = own_network(model, statistics)
     failed = predict_all(network, files, path, out, config, device, whose,
                          keys.get("probabilities") == "true")
     sys.exit(1 if failed else 0)
@@ -100,7 +99,7 @@ def make_folder(out):
 
 def predict_all(network, files, path, out, config, device, whose, probabilities):
     """Write masks, table and sheets of all files; return how many could not be read, which are named."""
-    names = output_names(files, path, ".png" if config.task == "nuclei" else ".nii.gz")
+    names = output_names(files, path, ".nii.gz" if config.task in VOLUMES else ".png")
     rows, sheet, sheets, failed = [], [], 0, 0
     for number, (file, sample) in enumerate(read_ahead(files, config), 1):
         if isinstance(sample, BadInput):
@@ -111,22 +110,21 @@ def predict_all(network, files, path, out, config, device, whose, probabilities)
             print(f"warning: {text}", file=sys.stderr, flush=True)
         logits = list(logits_of(network, sample, config, device))
         labels = np.concatenate([part.argmax(1).to(torch.uint8).cpu().numpy() for part in logits])
-        outputs.write_mask(out / names[file], labels, file, config.task)
+        outputs.write_mask(out / names[file], labels, file, config)
         if probabilities:
-            foreground = np.concatenate([1 - part.softmax(1)[:, 0].cpu().numpy() for part in logits])
-            outputs.write_probabilities(out / f"{names[file]}.npz", foreground)
-        rows.append(outputs.table_row(file, labels, sample.spacing, config.task, whose))
-        sheet.append((file.name, outputs.tiles(sample, labels)))
+            outputs.write_probabilities(out / f"{names[file]}.npz", torch.cat(logits))
+        rows += outputs.table_rows(file, labels, sample.spacing, config, whose)
+        sheet.append((file.name, outputs.tiles(sample, labels, config.classes)))
         if len(sheet) == outputs.ROWS or number == len(files):
             sheets += 1
-            outputs.write_sheet(out / f"sheet_{sheets:03}.png", sheet)
+            outputs.write_sheet(out / f"sheet_{sheets:03}.png", sheet, config)
             sheet = []
         if sys.stdout.isatty():
             print(f"\r{number} of {len(files)} files", end="", flush=True)
     if sheet:
-        outputs.write_sheet(out / f"sheet_{sheets + 1:03}.png", sheet)
+        outputs.write_sheet(out / f"sheet_{sheets + 1:03}.png", sheet, config)
     outputs.write_table(out / "prediction.csv", rows)
-    print(f"{len(rows)} of {len(files)} files predicted, statistics {whose}; written to {out}: masks, "
+    print(f"{len(files) - failed} of {len(files)} files predicted, statistics {whose}; written to {out}: masks, "
           "prediction.csv, sheets of pictures")
     return failed
 

@@ -12,14 +12,15 @@ from eval import load_run, model_of, pick_device, predict
 from experiments.run_grid import read_rows, result_of
 from experiments.style_bias import LEVELS, scene_batches, style_bias
 from rounds.checkpoint import load_checkpoint
-from scoring.metrics import score
+from scoring.metrics import dice
 from scoring.norm_statistics import own_network
-from scoring.pictures import TILE, contact_sheet, image_tile
+from scoring.pictures import TILE, contact_sheet, fullest_slice, image_tile
 
 # Okabe and Ito's colours, told apart by the colour-blind; the dashes and marks tell them in print
 LOOKS = [("#000000", "-", "o"), ("#D55E00", "-", "s"), ("#0072B2", "--", "^"), ("#009E73", "-.", "v"),
          ("#CC79A7", ":", "D"), ("#E69F00", "--", "P"), ("#56B4E9", "-.", "X"), ("#7F7F7F", ":", "*")]
-EXTRA, MISSED = (86, 180, 233), (213, 94, 0)  # colours of errors: found but not there, and not found
+# colours of errors: found but not there, not found, and found as another class
+EXTRA, MISSED, OTHER = (86, 180, 233), (213, 94, 0), (240, 228, 66)
 NAMES = {"fedavg": "FedAvg", "fedprox": "FedProx", "fedbcs": "FedBCS", "harmofl": "HarmoFL",
          "fpl": "FPL", "fedplvm": "FedPLVM", "feduv": "FedUV", "input_norm": "input norm",
          "fsr": "FSR alone", "released": "as released"}
@@ -141,37 +142,38 @@ def draw_pictures(runs, config, file):
         for site in (site for site in sites if site.test):
             network = own_network(model, of_norms.get(site.name, {}), local.get(site.name, {}))
             found = predict(network, site.test[0], own, device)
-            rows[site.name].append(error_tile(site.test[0], found))
+            rows[site.name].append(error_tile(site.test[0], found, own.classes))
     titles = ["image", "truth", *(NAMES.get(run.setting, run.setting) for run in runs)]
     labels = [f"{site.name}: {site.test[0].case}" for site in sites if site.test]
-    labels[0] += "   (white: found, orange: missed, blue: in excess; number: Dice of the picture)"
+    other = ", yellow: as another class" if own.classes > 2 else ""
+    labels[0] += f"   (white: found, orange: missed, blue: in excess{other}; number: Dice of the picture)"
     contact_sheet(list(zip(labels, rows.values())), titles).save(file)
 
 
 def first_tiles(sample):
     """Return the tiles of a sample's image and truth, at the slice with most foreground."""
-    s = int(sample.truth.sum((1, 2)).argmax())
+    s = fullest_slice(sample.truth)
     return [image_tile(sample, s), coloured(sample, s, sample.truth[s])]
 
 
-def error_tile(sample, found):
-    """Return a sample's prediction as a tile, errors coloured, its Dice written in the corner."""
-    s = int(sample.truth.sum((1, 2)).argmax())
+def error_tile(sample, found, classes):
+    """Return a sample's prediction as a tile, errors coloured, its Dice (mean of classes) in the corner."""
+    s = fullest_slice(sample.truth)
     picture = Image.fromarray(coloured(sample, s, found[s]))
-    dice = score(found[s], sample.truth[s], sample.spacing[1:], False)["dice"]
+    mean = statistics.mean(dice(found[s] == j, sample.truth[s] == j) for j in range(1, classes))
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, TILE - 18, 40, TILE), "black")
-    draw.text((4, TILE - 16), f"{dice:.3f}", "white", ImageFont.load_default(12))
+    draw.text((4, TILE - 16), f"{mean:.3f}", "white", ImageFont.load_default(12))
     return np.asarray(picture)
 
 
 def coloured(sample, s, found):
     """Return slice s in grey with the foreground found in white, and in colours where it errs."""
     grey = image_tile(sample, s).mean(2, keepdims=True).repeat(3, 2) * 0.6
-    at_tile = [np.asarray(Image.fromarray(mask).resize((TILE, TILE), Image.Resampling.NEAREST))
-               for mask in (found, sample.truth[s])]
-    for area, colour in ((at_tile[0] & at_tile[1], (255, 255, 255)), (at_tile[0] & ~at_tile[1], EXTRA),
-                         (~at_tile[0] & at_tile[1], MISSED)):
+    p, y = (np.asarray(Image.fromarray(labels).resize((TILE, TILE), Image.Resampling.NEAREST))
+            for labels in (found, sample.truth[s]))
+    for area, colour in (((p == y) & (y > 0), (255, 255, 255)), ((p > 0) & (y == 0), EXTRA),
+                         ((p == 0) & (y > 0), MISSED), ((p > 0) & (y > 0) & (p != y), OTHER)):
         grey[area] = 0.35 * grey[area] + 0.65 * np.array(colour)
     return grey.astype(np.uint8)
 

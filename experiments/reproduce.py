@@ -99,9 +99,12 @@ def write_table(file, runs, config):
         for (setting, seed), result in results.items():
             writer.writerows([setting, seed, site, *(scores[name] for name in MEASURES),
                               *(result[name] for name in extra)]
-                             for site, scores in result["sites"].items())
+                             for of_site, row in result["sites"].items()
+                             for site, scores in by_class(of_site, row))
     names = list(dict.fromkeys(run.setting for run in runs if " without " not in run.setting))
     text = table_of_methods(names, results, seeds)
+    if config.classes > 2:
+        text += "\n" + table_of_classes(names, results, seeds)
     if len(names) < len({run.setting for run in runs}):
         text += "\n" + table_of_held_out(results, seeds)
     text += (f"\nTest Dice of the round with the best validation, `test_stats: {config.test_stats}`, "
@@ -128,6 +131,22 @@ def table_of_methods(names, results, seeds):
                       "" if name == base else differences(means, [results[base, s]["dice"]
                                                                   for s in seeds]),
                       spread([r["val"] for r in found]), size, f"{sent['prototypes']:.1f}"])
+    return markdown(lines)
+
+
+def by_class(site, row):
+    """Return a site's row under its name, and of several foreground classes each one's as SITE/CLASS."""
+    return [(site, row), *((f"{site}/{j}", of_class) for j, of_class in row.get("classes", {}).items())]
+
+
+def table_of_classes(names, results, seeds):
+    """Return the markdown table of settings x foreground classes, the unweighted mean over sites."""
+    sites = [row for row in results[names[0], seeds[0]]["sites"].values() if row["cases"]]
+    lines = [["class", *sites[0]["classes"]]]
+    for name in names:
+        dice = [[statistics.mean(row["classes"][j]["dice"] for row in results[name, seed]["sites"].values()
+                                 if row["cases"]) for seed in seeds] for j in lines[0][1:]]
+        lines.append([name, *(spread(of_class) for of_class in dice)])
     return markdown(lines)
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from config import load_config
+from config import VOLUMES, load_config
 from datasets import load_sites, stack
 from fused_features import PATHS
-from sites import demo_data
+from sites import scenes
 from sites.layouts import list_files
 
 SCENES = 24              # images; of volumes a quarter as many
@@ -23,17 +23,22 @@ LEVELS = ("x", "e0", "e1", "e2", "e3", "b", "d3", "d2", "d1", "d0")
 
 def write_scenes(folder, task):
     """Write the same scenes in every generated site's style; noise and thickness are alike too."""
-    for site, style in (demo_data.NUCLEI if task == "nuclei" else demo_data.PROSTATE).items():
-        for case in range(SCENES if task == "nuclei" else SCENES // 4):
+    styles = scenes.PROSTATE if task in VOLUMES else scenes.DISCS if task == "images" else scenes.NUCLEI
+    for site, style in styles.items():
+        for case in range(SCENES // 4 if task in VOLUMES else SCENES):
             of_scene, of_style = (np.random.default_rng([kind, case]) for kind in (3, 4))
-            if task == "nuclei":
-                scene = demo_data.nuclei_scene(of_scene)
-                image = demo_data.render_nuclei(scene, style, of_style)
-                demo_data.save_nuclei(folder / site, f"{case:02}", image, scene[0] > 0)
+            if task in VOLUMES:
+                scene, mask = scenes.prostate_scene(of_scene, SPACING)
+                volume = scenes.render_prostate(scene, style, of_style)
+                scenes.save_prostate(folder / site, f"Case{case:02}", volume, mask, SPACING)
+            elif task == "images":
+                scene, labels = scenes.disc_scene(of_scene)
+                image = scenes.render_disc(scene, style, of_style)
+                scenes.save_image(folder / site, f"{case:02}", image, labels)
             else:
-                scene, mask = demo_data.prostate_scene(of_scene, SPACING)
-                volume = demo_data.render_prostate(scene, style, of_style)
-                demo_data.save_prostate(folder / site, f"Case{case:02}", volume, mask, SPACING)
+                scene = scenes.nuclei_scene(of_scene)
+                image = scenes.render_nuclei(scene, style, of_style)
+                scenes.save_image(folder / site, f"{case:02}", image, np.uint8(255) * (scene[0] > 0))
 
 
 def scene_batches(folder, config):

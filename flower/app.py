@@ -180,7 +180,7 @@ def ask_scores(ask_sites, t, w, run, config, method):
     answers = ask_sites("evaluate", {
         "weights": shared(w, method), "last": last_taken(run.kept),
         "round": ConfigRecord({"t": t, "best": run.state["best"]["round"]})})
-    return scores_of(with_scores(answers, ("val",), config), "val")
+    return scores_of(with_scores(answers, ("val",), config), "val", config)
 
 
 def ask_results(ask_sites, run, config, method, normed):
@@ -192,7 +192,7 @@ def ask_results(ask_sites, run, config, method, normed):
     parts = [f"{kind}.{split}" for kind in KINDS for split in SCORED]
     answers = with_scores(answers, parts, config)
     result = {kind: {"round": rounds[kind]} | {
-        split: scores_of(answers, f"{kind}.{split}") for split in SCORED} for kind in KINDS}
+        split: scores_of(answers, f"{kind}.{split}", config) for split in SCORED} for kind in KINDS}
     print_result(result, config, normed)
     foreign = [site for site in answers if site not in run.kept]
     result = explained(result, config, normed, foreign, run.state["seconds"])

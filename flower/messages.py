@@ -11,7 +11,7 @@ import traceback
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from config import BadInput
+from config import BadInput, class_name
 from federated import Diverged, Update
 from rounds.faults import SiteFailed, sit_out
 from scoring.metrics import MEASURES, mean_scores
@@ -39,10 +39,18 @@ def unpack(record, device="cpu"):
 # ---- A site ----
 
 def as_records(parts):
-    """Return {part: scores of one site as `evaluate` gives them} as records of numbers."""
-    return {part: MetricRecord({name: value for row in scores["sites"].values()
-                                for name, value in row.items() if value is not None})
-            for part, scores in parts.items()}
+    """Return {part: scores of one site as `evaluate` gives them} as records of numbers.
+
+    A number of one of several foreground classes has the name CLASS/NUMBER.
+    """
+    records = {}
+    for part, scores in parts.items():
+        row, = scores["sites"].values()
+        flat = {name: value for name, value in row.items() if name != "classes"}
+        flat |= {f"{j}/{name}": value for j, of_class in row.get("classes", {}).items()
+                 for name, value in of_class.items()}
+        records[part] = MetricRecord({name: value for name, value in flat.items() if value is not None})
+    return records
 
 
 def describe_error(problem):
@@ -129,7 +137,8 @@ def with_scores(answers, parts, config):
     """Return the answers that hold the scores `parts`; a site that sent none is named."""
     kept = {}
     for site, answer in sorted(answers.items()):
-        if not isinstance(answer, Exception) and not all(is_fit(answer.get(part)) for part in parts):
+        if not isinstance(answer, Exception) and not all(
+                is_fit(answer.get(part), classes_of(config)) for part in parts):
             answer = ValueError("they cannot be read or are not finite")
         if isinstance(answer, Exception):
             sit_out(f"site {site} sent no scores: {answer}", config)
@@ -138,17 +147,28 @@ def with_scores(answers, parts, config):
     return kept
 
 
-def is_fit(scores):
+def classes_of(config):
+    """Return the names of the foreground classes whose scores travel apart: of several, none of one."""
+    return [class_name(config, j) for j in range(1, config.classes)] if config.classes > 2 else []
+
+
+def is_fit(scores, classes=()):
     """Return whether a record of scores can be averaged."""
     try:
-        needed = {"dice", "misses"} if scores["cases"] else set()
+        of_each = {f"{j}/{name}" for j in classes for name in ("dice", "misses")}
+        needed = {"dice", "misses"} | of_each if scores["cases"] else set()
         return needed <= scores.keys() and math.isfinite(sum(scores.values()))
     except (KeyError, TypeError):
         return False
 
 
-def scores_of(answers, part):
+def scores_of(answers, part, config):
     """Return the sites' scores of a part, `val` or `best.test` and so on, as `evaluate` gives them."""
-    sites = {site: {name: answers[site][part].get(name) for name in MEASURES}
-             for site in sorted(answers)}
+    sites = {}
+    for site in sorted(answers):
+        scores = answers[site][part]
+        sites[site] = {name: scores.get(name) for name in MEASURES}
+        if classes := {j: {name: scores.get(f"{j}/{name}", 0 if name == "cases" else None) for name in MEASURES}
+                       for j in classes_of(config)}:
+            sites[site]["classes"] = classes
     return {"sites": sites, "mean": mean_scores(sites)}

@@ -5,7 +5,7 @@ import warnings
 
 import torch
 
-from config import BadInput
+from config import BadInput, class_name
 from rounds.checkpoint import save
 
 
@@ -23,7 +23,8 @@ def export_network(network, target, config, statistics):
     program = torch.export.export(network, (x,), dynamic_shapes=shapes)
     about = {"input": "float32 (B, 3, S, S), scaled to [0, 1] and resized as the run's images were",
              "S": config.image_size, "B": "1: one case at a time" if one else "any", "task": config.task,
-             "output": "logits (B, C, S, S), class 0 is background", "statistics": statistics}
+             "output": f"logits (B, {config.classes}, S, S), class 0 is background",
+             "classes": [class_name(config, j) for j in range(config.classes)], "statistics": statistics}
     part = target.with_name(f".{target.name}.part.pt2")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from config import BadInput
+from config import VOLUMES, BadInput
 from sites.files import check_regular
 from sites.layouts import IMAGE_KINDS, VOLUME_KINDS
 from sites.readers import read_unlabelled
@@ -19,7 +19,7 @@ def list_inputs(path, task):
 
     Raises BadInput if there are none.
     """
-    kinds = IMAGE_KINDS if task == "nuclei" else VOLUME_KINDS
+    kinds = VOLUME_KINDS if task in VOLUMES else IMAGE_KINDS
     if not path.is_dir():
         check_regular(path)
         return [path]

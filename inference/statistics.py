@@ -19,7 +19,7 @@ from unet import mixed_precision
 
 
 def choose(site, model, checkpoint, config):
-    """Return (statistics, what was chosen) without looking at any input; statistics None: collect them.
+    """Return (statistics, what was chosen) without looking at any input; None: those of the hospital.
 
     site: a site of the run, or None. {} normalises each case by itself. Raises BadInput.
     """
@@ -33,20 +33,33 @@ def choose(site, model, checkpoint, config):
         return {}, "of each case itself"
     if site is not None:
         return checkpoint["statistics"][site], f"of the run's site {site}"
-    return None, "of the input images themselves, unlabelled"
+    return None, ""
 
 
-def of_inputs(kept, weights, model, files, name, config, device):
-    """Return the statistics of up to 64 slices of the inputs, a seeded choice, kept in the file `kept`.
+def of_hospital(kept, weights, model, files, name, config, device):
+    """Return (statistics, what they are) of a hospital that took no part, kept in the file `kept`.
 
-    They are taken from there at the next call with the same weights. name: of the hospital, which seeds
-    the choice as it does in eval.py. Files that cannot be read are left out.
+    An earlier call with the same weights has left them there; else they are collected from the inputs.
     """
     mark = hashlib.sha256(as_bytes(weights)).hexdigest()
     stored = read_kept(kept)
     if stored.get("weights") == mark:
         check_fits(kept, "statistics", stored["statistics"], statistics_like(model))
-        return stored["statistics"]
+        whose = f"of the input images of an earlier call, kept in {kept}"
+        print(f"statistics {whose}; for another hospital give another out=FOLDER", flush=True)
+        return stored["statistics"], whose
+    print("collecting statistics of the input images themselves, unlabelled", flush=True)
+    statistics = of_inputs(model, files, name, config, device)
+    save(kept, as_bytes({"weights": mark, "statistics": statistics}))
+    return statistics, "of the input images themselves, unlabelled"
+
+
+def of_inputs(model, files, name, config, device):
+    """Return the statistics of up to 64 slices of the inputs, a seeded choice.
+
+    name: of the hospital, which seeds the choice as it does in eval.py. Files that cannot be read are
+    left out; raises BadInput if none can.
+    """
     slices = [(file, s) for file in files for s in range(slices_in(file, config))]
     if not slices:
         raise BadInput(f"{files[0]}: no input can be read, so there is nothing to take statistics of")
@@ -59,13 +72,11 @@ def of_inputs(kept, weights, model, files, name, config, device):
     batches = (torch.stack([images[chosen[i]] for i in part]).to(device, memory_format=torch.channels_last)
                for part in parts_of(len(chosen), config.batch_size))
     with mixed_precision(config, device):
-        statistics = collect_statistics(model, batches)
-    save(kept, as_bytes({"weights": mark, "statistics": statistics}))
-    return statistics
+        return collect_statistics(model, batches)
 
 
 def read_kept(file):
-    """Return what `of_inputs` kept in a file, {} if there is none or it is damaged."""
+    """Return what `of_hospital` kept in a file, {} if there is none or it is damaged."""
     try:
         stored = load_whole(file) if file.exists() else {}
     except BadInput:

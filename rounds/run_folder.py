@@ -189,7 +189,8 @@ def note_best(state, scores):
 # ---- Files ----
 
 def history_rows(t, updates, scores):
-    """Return round t's rows of metrics.csv: a train row a site, and a val row if it was scored.
+    """Return round t's rows of metrics.csv: a train row a site, and a val row if it was scored; with
+    several foreground classes a row `val CLASS` of each too.
 
     A loss term that the method does not have is None.
     """
@@ -199,6 +200,8 @@ def history_rows(t, updates, scores):
     for name, score in (scores["sites"] if scores else {}).items():
         if score["cases"]:
             rows.append((t, "val", name, score["dice"], *[None] * 6))
+            rows += [(t, f"val {j}", name, of_class["dice"], *[None] * 6)
+                     for j, of_class in score.get("classes", {}).items()]
     return rows
 
 

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-MEASURES = ("dice", "hd95", "assd", "misses", "cases")  # of a site
+AVERAGED = ("dice", "hd95", "assd")
+MEASURES = (*AVERAGED, "misses", "cases")  # of a site
 
 
 def border(mask):
@@ -136,14 +137,31 @@ def mean_of(rows, name):
 
 
 def site_scores(cases):
-    """Return {dice, hd95, assd, misses, cases} of a site's scored cases; without cases all None."""
-    means = {name: mean_of(cases, name) for name in ("dice", "hd95", "assd")}
-    misses = sum(case["miss"] for case in cases) if cases else None
-    return means | {"misses": misses, "cases": len(cases)}
+    """Return {dice, hd95, assd, misses, cases} of a site, without cases all None.
+
+    cases: {class: [scores of each case]} of the foreground classes. With several, `classes` holds each
+    one's, and the rest is their mean, the misses their total.
+    """
+    found = {j: {name: mean_of(rows, name) for name in AVERAGED} | {
+        "misses": sum(row["miss"] for row in rows) if rows else None, "cases": len(rows)}
+        for j, rows in cases.items()}
+    first, *others = found.values()
+    return mean_of_all(found.values()) | {"cases": first["cases"], "classes": found} if others else first
 
 
 def mean_scores(sites):
-    """Return {dice, hd95, assd, misses}: unweighted mean of sites with cases, summed misses."""
+    """Return {dice, hd95, assd, misses}: unweighted mean of sites with cases, summed misses.
+
+    With several foreground classes `classes` holds the same of each.
+    """
     scored = [row for row in sites.values() if row["cases"]]
-    means = {name: mean_of(scored, name) for name in ("dice", "hd95", "assd")}
-    return means | {"misses": sum(row["misses"] for row in scored) if scored else None}
+    classes = {j: mean_of_all([row["classes"][j] for row in scored])
+               for row in sites.values() for j in row.get("classes", {})}
+    return mean_of_all(scored) | ({"classes": classes} if classes else {})
+
+
+def mean_of_all(rows):
+    """Return {dice, hd95, assd, misses}: the rows' means and the total of their misses, None without rows."""
+    rows = [row for row in rows if row["misses"] is not None]
+    return {name: mean_of(rows, name) for name in AVERAGED} | {
+        "misses": sum(row["misses"] for row in rows) if rows else None}

@@ -5,6 +5,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 TILE = 192  # pixels, side of a picture on a sheet
 GAP = 4     # between them
+GREEN, RED = (0, 255, 0), (255, 0, 0)
+COLOURS = {"green": GREEN, "orange": (255, 150, 0), "blue": (60, 120, 255), "magenta": (255, 0, 255),
+           "cyan": (0, 255, 255), "yellow": (255, 255, 0), "red": RED, "white": (255, 255, 255)}
 
 
 def image_tile(sample, s):
@@ -23,6 +26,32 @@ def draw_outline(tile, mask, colour):
     drawn = tile.copy()
     drawn[inside & ~core] = colour
     return drawn
+
+
+def draw_classes(tile, labels, classes, colour):
+    """Return a copy of a tile with the outline of every foreground class of labels (H, W).
+
+    With two classes it has the colour given, else each class its own, see `legend`; they repeat after 8.
+    Where two classes meet, the line has the colour of the higher one.
+    """
+    colours = [colour] if classes == 2 else list(COLOURS.values())
+    for j in range(1, classes):
+        tile = draw_outline(tile, labels >= j, colours[(j - 1) % len(colours)])
+    return tile
+
+
+def legend(names):
+    """Return what stands behind the label of a sheet's first row, "" for two classes; names: of all."""
+    if len(names) == 2:
+        return ""
+    colours = list(COLOURS)
+    listed = (f"{name} {colours[j % len(colours)]}" for j, name in enumerate(names[1:]))
+    return f"   (outlines: {', '.join(listed)})"
+
+
+def fullest_slice(labels):
+    """Return the slice of labels (S, H, W) that has most foreground."""
+    return int((labels > 0).sum((1, 2)).argmax())
 
 
 def contact_sheet(rows, titles=()):

@@ -11,6 +11,8 @@ import PIL
 import torch
 import yaml
 
+from config import VOLUMES, class_name
+
 KINDS, SCORED = ("best", "last"), {"val": "validation", "test": "test"}
 
 
@@ -37,12 +39,16 @@ def explained(result, config, normed, foreign, seconds):
 def format_table(scores, unit):
     """Return `evaluate`'s result as aligned lines: every site, the mean, the site of lowest Dice.
 
+    With several foreground classes, each has its line below that of a site, which is their mean.
+
     unit: of the distances, "px" or "mm".
     """
     sites, mean = scores["sites"], scores["mean"]
     scored = [name for name in sites if sites[name]["cases"]]
-    rows = [(name, sites[name]) for name in sites]
-    rows.append(("mean of sites", mean | {"cases": sum(sites[name]["cases"] for name in scored)}))
+    cases = sum(sites[name]["cases"] for name in scored)
+    of_classes = {j: row | {"cases": cases} for j, row in mean.get("classes", {}).items()}
+    rows = [row for name in sites for row in with_classes(name, sites[name])]
+    rows += with_classes("mean of sites", mean | {"cases": cases, "classes": of_classes})
     if scored:
         worst = min(scored, key=lambda name: sites[name]["dice"])
         rows.append((f"worst: {worst}", sites[worst]))
@@ -56,9 +62,14 @@ def format_table(scores, unit):
     return "\n".join(lines)
 
 
+def with_classes(label, row):
+    """Return the row of a table, and behind it one for each foreground class if there are several."""
+    return [(label, row), *((f"  {j}", of_class) for j, of_class in row.get("classes", {}).items())]
+
+
 def units(config):
     """Return the unit of each number of a result: distances are in mm only where files say mm."""
-    distance = "mm" if config.task == "prostate" else "px"
+    distance = "mm" if config.task in VOLUMES else "px"
     return {"dice": "1", "hd95": distance, "assd": distance, "misses": "cases", "cases": "1",
             "peak_mb": "MiB", "seconds": "s"}
 
@@ -68,7 +79,7 @@ def definitions(config, normed=True, foreign_sites=()):
 
     normed: whether the network has batch norms; foreign_sites: those that took no part.
     """
-    case = "one image" if config.task == "nuclei" else "one volume, in 3-D"
+    case = "one volume, in 3-D" if config.task in VOLUMES else "one image"
     if config.eval_slices == "foreground":
         case = "one slice with organ in its truth, in 2-D"
     kind = {"site": "site: batch-norm mean and variance of up to 64 training images of the case's "
@@ -88,6 +99,10 @@ def definitions(config, normed=True, foreign_sites=()):
         "best": "the round of the best validation mean Dice, the last round if no site validates",
         "last": "the last round",
         "peak_mb": "largest resident memory of the process, plus the largest allocation on a GPU"}
+    if config.classes > 2:
+        names = ", ".join(f"{j} {class_name(config, j)}" for j in range(1, config.classes))
+        words["classes"] = (f"foreground classes {names}: each is scored as a mask of its own, by the same "
+                            "rules; a site's number is the mean over them, its misses are their total")
     if foreign_sites:
         own = (": they used statistics of their own unlabelled images"
                if normed and config.test_stats == "site" else "")

@@ -78,6 +78,13 @@ def level_list(value):
     return sorted(value)
 
 
+def names(value):
+    """The kind: a list of different names."""
+    if not isinstance(value, list) or not value or len(set(map(str, value))) < len(value):
+        raise ValueError("expected a list of different names, such as [disc, cup]")
+    return [text(name) for name in value]
+
+
 def pattern(value):
     """The kind: a regular expression with a group 1."""
     try:

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from config import BadInput
 from sites.files import UNREADABLE, check_regular, why
+from sites.labels import as_classes, check_background, check_whole
 
 Image.MAX_IMAGE_PIXELS = None  # slides are large; the memory they take is reported
 
@@ -18,20 +19,19 @@ FORMATS = ("PNG", "TIFF", "BMP", "DIB", "JPEG")  # JPEG opens MPO as well
 GREY = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 LOSSY = ("jpeg", "tiff_jpeg", "webp", "JPEG", "MPO")
 BITS, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339  # TIFF's tags; 274 is EXIF's too
-NEARLY_ALL = 0.98  # of a mask's pixels: more foreground than this is suspicious
 
 
-def read_image_pair(image_file, mask_file):
-    """Return image (1, 3, H, W) float32 in [0, 1], scaled over all channels, mask (1, H, W) bool, and
-    warnings, a list of texts. Raises BadInput."""
+def read_image_pair(image_file, mask_file, classes=2):
+    """Return image (1, 3, H, W) float32 in [0, 1], scaled over all channels, its classes (1, H, W) uint8,
+    and warnings, a list of texts. Raises BadInput."""
     pixels, found = read_pixels(image_file)
-    labels, more = read_labels(mask_file)
+    labels, more = read_labels(mask_file, classes)
     if labels.shape != pixels.shape[:2]:
         turned = "; one of them is turned by its EXIF tag" if any("EXIF" in text for text in found + more) \
             else ""
         raise BadInput(f"{mask_file}: its size {sides(labels.shape)} differs from its image's "
                        f"{sides(pixels.shape)}{turned}, export the mask again at the image's size")
-    return prepared(pixels, image_file, found), (labels > 0)[None], found + more
+    return prepared(pixels, image_file, found), as_classes(labels, mask_file, classes)[None], found + more
 
 
 def read_image(file):
@@ -58,25 +58,25 @@ def read_pixels(file):
     return (pixels if pixels.ndim == 3 else pixels[:, :, None]), found
 
 
-def read_labels(file):
+def read_labels(file, classes=2):
     """Return a mask's labels (H, W), whole numbers as float32, and warnings; raises BadInput.
 
     Of a colour mask it is the largest channel. A lossy file has halos of small values around edges:
     there a label is 1 above half of the largest value, else 0. A palette's index is the label, unless
-    the palette is black and white alone: then white is 1.
+    the palette is black and white alone: then white is 1. More than two classes need grey or a palette,
+    and a file that is not lossy.
     """
     image, found = open_image(file)
     lossy = image.format in LOSSY or image.info.get("compression") in LOSSY
-    labels, shape = label_channels(file, image)
-    if labels.size and (labels != np.round(labels)).any():
-        raise BadInput(f"{file}: its labels are not whole numbers ({labels.min():g} to "
-                       f"{labels.max():g}), export it again with nearest neighbour")
-    if labels.min() < 0:
-        raise BadInput(f"{file}: has negative labels, background has to be 0")
+    if lossy and classes > 2:
+        raise BadInput(f"{file}: is a lossy file, in which {classes} classes cannot be told apart; "
+                       "save the mask as PNG")
+    labels, shape = label_channels(file, image, classes)
+    check_whole(labels, file)
     if shape is not None and ((shape > 0) != (labels > 0)).any():
         raise BadInput(f"{file}: its alpha channel shows another shape than its colours; "
                        "save the mask as plain grey, without alpha")
-    values, high = np.unique(labels), labels.max()
+    high = labels.max()
     if lossy:
         middle = np.mean((labels > high / 4) & (labels < high * 3 / 4))
         if middle > 0.25 * np.mean(labels > high / 2):
@@ -84,19 +84,14 @@ def read_labels(file):
                          "of its largest value count; save it as PNG")
         return (labels > high / 2).astype(np.float32), found
     between = (labels > 0) & (labels < high)
-    if high == 255 and len(values) > 2 and 2 * between.sum() < (labels == high).sum() > 0:
-        found.append(f"{file}: has {len(values) - 2} values between 0 and 255, which count as foreground; "
-                     "if it is smoothed or was a JPEG, save it with two values")
-    if values[0] > 0:
-        raise BadInput(f"{file}: every pixel of it is foreground, its smallest label is {values[0]:g}; "
-                       "background has to be 0")
-    if (labels > 0).mean() > NEARLY_ALL:
-        found.append(f"{file}: {100 * (labels > 0).mean():.0f} % of it is foreground; "
-                     "background has to be 0")
+    if classes == 2 and high == 255 and between.any() and 2 * between.sum() < (labels == high).sum():
+        found.append(f"{file}: has {len(np.unique(labels[between]))} values between 0 and 255, which count "
+                     "as foreground; if it is smoothed or was a JPEG, save it with two values")
+    check_background(labels, file, classes, found)
     return labels.astype(np.float32), found
 
 
-def label_channels(file, image):
+def label_channels(file, image, classes):
     """Return a mask's labels (H, W) and its alpha, None where there is none or all is opaque."""
     alpha = None
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
@@ -113,6 +108,9 @@ def label_channels(file, image):
     if white_is_zero and not set(np.unique(labels)) <= {0, 255}:
         raise BadInput(f"{file}: stores white as 0 and has more than two labels, "
                        "save it with black as 0")
+    if labels.ndim == 3 and classes > 2 and (labels != labels[:, :, :1]).any():
+        raise BadInput(f"{file}: is a mask in colours, which do not say which class they are; save it as "
+                       f"grey with the labels 0 to {classes - 1}")
     return (labels if labels.ndim == 2 else labels.max(2)), alpha
 
 

@@ -6,7 +6,7 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
-from config import BadInput
+from config import VOLUMES, BadInput
 
 IMAGE_KINDS = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 VOLUME_KINDS = (".nii", ".nii.gz")
@@ -43,7 +43,7 @@ def list_site(site, task, case_pattern=None, data=None):
 
     data: the folder of all data, out of which no list.txt may lead; by default the site's own.
     """
-    found, problems = list_images(site, data or site) if task == "nuclei" else list_volumes(site)
+    found, problems = list_volumes(site) if task in VOLUMES else list_images(site, data or site)
     if not found and not problems:
         problems = [(f"{site}: has no images of task {task}; lay it out as docs/data.md says "
                     "or remove the folder")]

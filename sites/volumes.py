@@ -11,7 +11,8 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from config import BadInput
 from sites.files import UNREADABLE, check_regular, why
-from sites.images import NEARLY_ALL, scale
+from sites.images import scale
+from sites.labels import as_classes, check_background, check_whole
 
 MM = {"meter": 1000.0, "micron": 0.001}  # what a header's unit of length is, else 1
 nibabel.imageglobals.logger.setLevel("CRITICAL")  # what it would say is said here, with the file's name
@@ -21,21 +22,21 @@ POSSIBLE = (0.01, 50.0)                  # mm, sides of a voxel
 ORDER = (2, 1, 0)  # (x, y, z) -> (slice, row, column)
 
 
-def read_volume_pair(image_file, mask_file):
-    """Return volume (S, 1, H, W) float32 in [0, 1], mask (S, H, W) bool, spacing in mm, and warnings.
+def read_volume_pair(image_file, mask_file, classes=2):
+    """Return volume (S, 1, H, W) float32 in [0, 1], its classes (S, H, W) uint8, spacing in mm, warnings.
 
-    Both are turned as their headers say; slices lie along the third axis (foot to head). Labels are
-    merged > 0. Source: paper; orientation: ours. Raises BadInput.
+    Both are turned as their headers say; slices lie along the third axis (foot to head). With two classes
+    labels are merged > 0. Source: paper; orientation, more classes: ours. Raises BadInput.
     """
     voxels, affine, spacing, found = read_nifti(image_file)
-    labels, mask_affine, _, more = read_labels(mask_file)
+    labels, mask_affine, _, more = read_labels(mask_file, classes)
     if labels.shape != voxels.shape:
         raise BadInput(f"{mask_file}: its size {labels.shape} differs from its image's "
                        f"{voxels.shape}, export the mask again on the image's grid")
     if not np.allclose(affine, mask_affine, rtol=0, atol=0.1 * min(spacing)):
         raise BadInput(f"{mask_file}: its header places it elsewhere than its image's, "
                        "copy the image's header (affine) to the mask")
-    truth = np.ascontiguousarray(labels.transpose(ORDER) > 0)
+    truth = np.ascontiguousarray(as_classes(labels, mask_file, classes).transpose(ORDER))
     return prepared(voxels, image_file, found), truth, in_order(spacing), found + more
 
 
@@ -64,21 +65,13 @@ def prepared(voxels, file, found):
     return np.ascontiguousarray(scale(clipped, file, found).transpose(ORDER))[:, None]
 
 
-def read_labels(file):
+def read_labels(file, classes=2):
     """Return a mask's labels (X, Y, Z) as `read_nifti` does; raises BadInput for what are no labels."""
     labels, affine, spacing, found = read_nifti(file)
-    if (labels != np.round(labels)).any():
-        raise BadInput(f"{file}: its labels are not whole numbers, resample it with nearest neighbour")
-    if labels.min() < 0:
-        raise BadInput(f"{file}: has negative labels, background has to be 0")
-    if labels.min() > 0:
-        raise BadInput(f"{file}: every voxel of it is foreground, its smallest label is "
-                       f"{labels.min():g}; background has to be 0")
-    share = (labels > 0).mean()
-    if share == 0:
+    check_whole(labels, file)
+    check_background(labels, file, classes, found)
+    if not labels.any():
         found.append(f"{file}: has no foreground at all; if the organ was not drawn, remove the case")
-    elif share > NEARLY_ALL:
-        found.append(f"{file}: {100 * share:.0f} % of it is foreground; background has to be 0")
     return labels, affine, spacing, found
 
 

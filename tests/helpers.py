@@ -52,9 +52,9 @@ def a_sample(site, case, slices=1, size=32, own=(40, 50), shift=0., seed=0, spac
     random = torch.Generator().manual_seed(seed)
     images = torch.rand(slices, 3, size, size, generator=random) * .5 + shift
     masks = torch.zeros(slices, size, size, dtype=torch.uint8)
-    truth = np.zeros((slices, *own), bool)
+    truth = np.zeros((slices, *own), np.uint8)
     masks[::2, 8:20, 8:20] = 1
-    truth[::2, 10:25, 12:30] = True
+    truth[::2, 10:25, 12:30] = 1
     return Sample(site, case, f"{case}.png", images, masks, truth, spacing)
 
 

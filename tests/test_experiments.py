@@ -195,7 +195,7 @@ def test_a_held_out_mean_is_over_the_held_out_sites():
 # ---- Style ----
 
 def test_the_same_scenes_in_every_style(tmp_path):
-    for task, n in (("nuclei", 24), ("prostate", None)):
+    for task, n, sites in (("nuclei", 24, 4), ("prostate", None, 6), ("images", 24, 3)):
         config = load_config({"task": task, "data": "unused", "out": "unused", "image_size": 32})
         batches = list(style_bias.scene_batches(tmp_path / task, config))
         entries, _ = list_files(tmp_path / task, task)
@@ -204,15 +204,15 @@ def test_the_same_scenes_in_every_style(tmp_path):
                                                       for s in entries})[i].test[0].truth)]
                   for i in range(2)]
         assert np.array_equal(truths[0][0], truths[1][0])
-        assert all(len(sites) == (4 if task == "nuclei" else 6) for sites in batches)
-        assert n is None or sum(len(sites[0]) for sites in batches) == n
+        assert all(len(of_scenes) == sites for of_scenes in batches)
+        assert n is None or sum(len(of_scenes[0]) for of_scenes in batches) == n
         assert not torch.equal(batches[0][0], batches[0][1])
 
 
 def test_scenes_differ_in_style_alone(tmp_path, monkeypatch):
     """Two sites of one stain get the same files: noise and thickness belong to the scene."""
-    stain = style_bias.demo_data.NUCLEI["north"]
-    monkeypatch.setattr(style_bias.demo_data, "NUCLEI", {"a": stain, "b": stain})
+    stain = style_bias.scenes.NUCLEI["north"]
+    monkeypatch.setattr(style_bias.scenes, "NUCLEI", {"a": stain, "b": stain})
     style_bias.write_scenes(tmp_path, "nuclei")
     for kind in ("images", "masks"):
         files = [sorted((tmp_path / site / kind).iterdir()) for site in "ab"]
@@ -318,7 +318,7 @@ def test_pictures_colour_errors(finished):
     right = figures.coloured(sample, 0, truth).astype(int)
     nothing = figures.coloured(sample, 0, np.zeros_like(truth)).astype(int)
     everything = figures.coloured(sample, 0, np.ones_like(truth)).astype(int)
-    inside = np.asarray(figures.Image.fromarray(truth).resize((figures.TILE,) * 2, 0))
+    inside = np.asarray(figures.Image.fromarray(truth).resize((figures.TILE,) * 2, 0)) == 1
     assert np.ptp(right, axis=2).max() == 0 and right[inside].min() >= 165  # white: no error
     assert (nothing[inside][:, 0] - nothing[inside][:, 2] > 50).all()       # orange: missed
     assert (everything[~inside][:, 2] - everything[~inside][:, 0] > 50).all()  # blue: in excess

@@ -90,8 +90,8 @@ REFUSED = {
     "soft": (Image.fromarray(np.float32(0.4) * DISC), "whole numbers"),
     "negative": (Image.fromarray(np.int32(-1) * DISC), "negative"),
     "not a number": (Image.fromarray(np.where(DISC, np.nan, 0).astype(np.float32)), "NaN"),
-    "1 and 2": (Image.fromarray(np.uint8(1) + DISC), "every pixel of it is foreground"),
-    "red on white": (Image.fromarray(np.where(DISC[..., None], np.uint8(RED), np.uint8(255))), "every pixel"),
+    "1 and 2": (Image.fromarray(np.uint8(1) + DISC), "all of it is foreground"),
+    "red on white": (Image.fromarray(np.where(DISC[..., None], np.uint8(RED), np.uint8(255))), "all of it"),
     "cmyk": (Image.fromarray(WHITE).convert("CMYK"), "CMYK"),
     "gif": (Image.fromarray(WHITE), "cannot be read as an image"),
     "webp": (Image.fromarray(WHITE), "cannot be read as an image"),
@@ -159,7 +159,7 @@ def test_a_picture_is_turned_as_its_tag_says(tmp_path, turn, wide):
     image = saved(tmp_path, stored, "i.jpg", exif=exif, quality=95)
     mask = saved(tmp_path, Image.fromarray(WHITE[:, :wide]))
     picture, truth, found = images.read_image_pair(image, mask)
-    assert picture[0, 0][truth[0]].mean() > 0.9 and picture[0, 0][~truth[0]].mean() < 0.1
+    assert picture[0, 0][truth[0] == 1].mean() > 0.9 and picture[0, 0][truth[0] == 0].mean() < 0.1
     assert len(found) == (turn != 1) and all("EXIF" in text for text in found)
 
 
@@ -349,7 +349,7 @@ def test_a_volume_without_contrast_or_organ(tmp_path):
             volumes.read_volume_pair(write(tmp_path / "v.nii", nifti(array)), mask)
     empty = write(tmp_path / "m.nii", nifti(np.zeros(VOLUME.shape, np.uint8)))
     assert "no foreground at all" in volumes.read_volume_pair(write(tmp_path / "v.nii", nifti()), empty)[3][0]
-    with pytest.raises(BadInput, match="every voxel of it is foreground"):
+    with pytest.raises(BadInput, match="all of it is foreground"):
         volumes.read_labels(write(tmp_path / "m.nii", nifti(np.ones(VOLUME.shape, np.uint8))))
 
 

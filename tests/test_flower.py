@@ -32,6 +32,7 @@ from rounds.checkpoint import load_checkpoint
 from rounds.faults import SiteFailed
 from test_fedbcs import HERE, write_nuclei
 from tests.helpers import assert_same
+from tests.test_classes import write_images
 from tests.test_methods import worked_example
 
 flwr_app = pytest.importorskip("flwr.app")
@@ -282,13 +283,14 @@ class Hospitals:
 METHOD_SETTINGS = {"released": (), "fedprox": (), "harmofl": (), "fpl": (), "fedplvm": (), "feduv": (),
                    "input_norm": ("hold_out=b",), "fedavg": (), "fedbcs": ("fsr=adaptive", "weights=equal"),
                    "fedbcs hold_out": ("hold_out=b", "eval_every=2"), "fedbcs case": ("test_stats=case",),
+                   "fedbcs classes": ("task=images", "classes=3", "class_names=[disc,cup]"),
                    "fedbcs early": ("lr=0.05",)}  # whose best round is the first
 
 
 @pytest.mark.parametrize("method", METHOD_SETTINGS)
 def test_every_method_equals_one_process(tmp_path, method, capsys):
     """Bit for bit, though the nodes are asked in another order than that of their names."""
-    data = write_nuclei(tmp_path / "data", ("a", "b", "c"))
+    data = (write_images if "classes" in method else write_nuclei)(tmp_path / "data", ("a", "b", "c"))
     overrides = ("rounds=2", f"method={method.split()[0]}", *METHOD_SETTINGS[method])
     state, result = in_process(tmp_path / "one", data, *overrides)
     capsys.readouterr()

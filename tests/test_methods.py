@@ -323,7 +323,8 @@ def test_a_methods_own_keys_can_be_set():
         key, value = overrides[-1].split("=")
         assert getattr(config, key) == float(value)
         again = load_config({**vars(config), "out": "o", "splits": "none", "folds": "none",
-                             "case_pattern": "none", "amp": "none", "hold_out": "none"})
+                             "case_pattern": "none", "amp": "none", "hold_out": "none",
+                             "class_names": "none"})
         assert vars(again) == vars(config) | {"out": "o"}
 
 

@@ -120,13 +120,13 @@ def test_averages_over_cases_sites_and_missing():
     case = {"dice": .5, "hd95": 2., "assd": 1., "miss": 1}
     better = {"dice": 1., "hd95": 0., "assd": 0., "miss": 0}
     nothing = {"dice": None, "hd95": None, "assd": None, "misses": None}
-    sites = {"a": metrics.site_scores([case, better]), "b": metrics.site_scores([case]),
-             "none": metrics.site_scores([])}
+    sites = {"a": metrics.site_scores({"1": [case, better]}), "b": metrics.site_scores({"1": [case]}),
+             "none": metrics.site_scores({"1": []})}
     assert sites["a"] == {"dice": .75, "hd95": 1., "assd": .5, "misses": 1, "cases": 2}
     assert sites["none"] == nothing | {"cases": 0}
     assert metrics.mean_scores(sites) == {"dice": .625, "hd95": 1.5, "assd": .75, "misses": 2}
     assert metrics.mean_scores({"none": sites["none"]}) == nothing
-    fast = metrics.site_scores([case | {"hd95": None, "assd": None}])
+    fast = metrics.site_scores({"1": [case | {"hd95": None, "assd": None}]})
     assert (fast["dice"], fast["hd95"], fast["assd"], fast["misses"]) == (.5, None, None, 1)
     half = metrics.mean_scores({"a": fast, "b": sites["a"]})  # a distance that one site alone has
     assert half == {"dice": .625, "hd95": None, "assd": None, "misses": 2}
@@ -138,9 +138,9 @@ def test_averages_over_cases_sites_and_missing():
 
 
 def test_definitions_say_what_was_done():
-    volumes = SimpleNamespace(task="prostate", eval_slices="all", test_stats="site")
-    slices = SimpleNamespace(task="prostate", eval_slices="foreground", test_stats="case")
-    images = SimpleNamespace(task="nuclei", eval_slices="all", test_stats="site")
+    volumes = SimpleNamespace(task="prostate", eval_slices="all", test_stats="site", classes=2)
+    slices = SimpleNamespace(task="prostate", eval_slices="foreground", test_stats="case", classes=2)
+    images = SimpleNamespace(task="nuclei", eval_slices="all", test_stats="site", classes=2)
     assert [results.units(c)["hd95"] for c in (volumes, slices, images)] == ["mm", "mm", "px"]
     cases = [results.definitions(c)["case"] for c in (volumes, slices, images)]
     assert ["volume" in case for case in cases] == [True, False, False]
@@ -229,13 +229,13 @@ def test_prediction_depends_on_its_own_case_and_site_alone(kind):
     together = evaluation.evaluate(model, sites, "test", config, CPU, statistics, {})
     again = evaluation.predict(local, sites[0].test[0], config, CPU)
     assert .1 < alone.mean() < .9
-    assert (alone == again).all() and alone.shape == (1, 40, 50) and alone.dtype == bool
+    assert (alone == again).all() and alone.shape == (1, 40, 50) and alone.dtype == np.uint8
     fewer = [Site("a", train=sites[0].train, val=[], test=sites[0].test[:1])]
     one = evaluation.evaluate(model, fewer, "test", config, CPU, statistics, {})["sites"]["a"]
-    case = evaluation.score_sample(alone, sites[0].test[0], config)[0][1]
+    case = evaluation.score_sample(alone, sites[0].test[0], config)[0][2]
     assert one["dice"] == case["dice"] and one["hd95"] == case["hd95"]
     other = evaluation.score_sample(
-        evaluation.predict(local, sites[0].test[1], config, CPU), sites[0].test[1], config)[0][1]
+        evaluation.predict(local, sites[0].test[1], config, CPU), sites[0].test[1], config)[0][2]
     assert together["sites"]["a"]["dice"] == pytest.approx((case["dice"] + other["dice"]) / 2)
 
 
@@ -251,7 +251,7 @@ def test_each_site_is_scored_with_its_own_statistics():
         quick = evaluation.evaluate(model, sites, "val", config, CPU, statistics, {}, distances=False)
     assert [values is statistics[name] for values, name in zip(used, "aba")] == [True] * 3
     assert [scores["sites"][name]["cases"] for name in "ab"] == [2, 2]
-    assert quick["sites"]["b"] == metrics.site_scores([])
+    assert quick["sites"]["b"] == metrics.site_scores({"1": []})
     assert quick["mean"]["dice"] == quick["sites"]["a"]["dice"] and quick["mean"]["hd95"] is None
 
 
@@ -303,9 +303,10 @@ def test_cases_that_are_scored():
     prediction = np.roll(sample.truth, 2, axis=2)
     volume = a_config(task="prostate")
     whole = evaluation.score_sample(prediction, sample, volume)
-    assert whole == [(None, metrics.score(prediction, sample.truth, (3., .5, .5)))]
+    assert whole == [(None, 1, metrics.score(prediction == 1, sample.truth == 1, (3., .5, .5)))]
     foreground = a_config(task="prostate", eval_slices="foreground")
     slices = evaluation.score_sample(prediction, sample, foreground)
-    assert slices == [(s, metrics.score(prediction[s], sample.truth[s], (.5, .5))) for s in (0, 2, 4)]
+    assert slices == [(s, 1, metrics.score(prediction[s] == 1, sample.truth[s] == 1, (.5, .5)))
+                      for s in (0, 2, 4)]
     image = a_sample("a", "c")
-    assert evaluation.score_sample(image.truth, image, a_config())[0][1]["dice"] == 1
+    assert evaluation.score_sample(image.truth, image, a_config())[0][2]["dice"] == 1

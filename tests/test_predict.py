@@ -118,7 +118,8 @@ def test_a_hospital_that_took_no_part(trained, tmp_path, monkeypatch, capsys):
     assert all(torch.equal(kept[name], own["new"][name]) for name in kept)
     monkeypatch.setattr(statistics, "collect_statistics", lambda *_: pytest.fail("they are kept"))
     first = next((tmp_path / "p").rglob("0.png" if config.task == "nuclei" else "Case0.nii.gz")).read_bytes()
-    assert run_here(monkeypatch, capsys, predict, tmp_path, *arguments)[0] == 0
+    code, out, _ = run_here(monkeypatch, capsys, predict, tmp_path, *arguments)
+    assert code == 0 and "collecting" not in out and "of an earlier call, kept in" in out.splitlines()[0]
     assert next((tmp_path / "p").rglob("0.png" if config.task == "nuclei" else "Case0.nii.gz")).read_bytes() == first
 
 

@@ -117,8 +117,8 @@ def test_picture_shows_two_cases_a_site_with_their_errors(tmp_path, monkeypatch)
     config, sites = a_config(), some_sites()
     write_run(tmp_path, config, sites)
     shown = []
-    sheet = evaluation.contact_sheet
-    monkeypatch.setattr(evaluation, "contact_sheet",
+    sheet = pictures.contact_sheet
+    monkeypatch.setattr(pictures, "contact_sheet",
                         lambda rows, titles: shown.extend(rows) or sheet(rows, titles))
     sites[0].test.append(a_sample("a", "c9"))
     assert evaluation.draw_predictions(tmp_path, sites, config, CPU).width > 6 * 192
@@ -129,7 +129,7 @@ def test_picture_shows_two_cases_a_site_with_their_errors(tmp_path, monkeypatch)
         assert ((image != truth).any(2) == (truth == (0, 255, 0)).all(2)).all()
         assert (truth == (0, 255, 0)).all(2).any() and (both == (255, 0, 0)).all(2).any()
     volume = a_sample("v", "c", slices=5)
-    volume.truth[2, 2:38, 2:48] = True
+    volume.truth[2, 2:38, 2:48] = 1
     evaluation.draw_predictions(tmp_path, [Site("a", train=[], val=[], test=[volume])], config, CPU)
     assert (shown[-1][1][0] == pictures.image_tile(volume, 2)).all()
     assert evaluation.draw_predictions(tmp_path, [], config, CPU) is None
