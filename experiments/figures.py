@@ -88,6 +88,34 @@ def draw_convergence(runs, config, file):
     figure.savefig(file, dpi=200)
 
 
+def draw_dots(rows, file):
+    """Draw a dot a patient, the first setting's Dice against each other setting's, coloured by site.
+
+    rows: of `tables.write_paired`; the first kind of round and statistics in them, the mean over seeds.
+    """
+    first, dice = rows[0][2:4], {}
+    for name, _, *shown, site, patient, value in rows:
+        if tuple(shown) == first:
+            dice.setdefault(name, {}).setdefault((site, patient), []).append(float(value))
+    base, *others = (name for name in dice)
+    if not others:
+        return
+    figure, panels = axes(len(others))
+    figure.set_size_inches(3.2 * len(others) + 0.4, 3.6)
+    sites = sorted({site for site, _ in dice[base]})
+    for ax, name in zip(panels, others):
+        for look, site in zip(LOOKS * len(sites), sites):
+            points = [[statistics.mean(dice[who][key]) for key in dice[base] if key[0] == site]
+                      for who in (base, name)]
+            ax.plot(*points, linestyle="", color=look[0], marker=look[2], markersize=4, label=site)
+        ax.axline((0, 0), slope=1, color="black", linewidth=0.7)
+        ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel=f"Dice, {NAMES.get(base, base)}",
+               title=NAMES.get(name, name))
+    panels[0].set_ylabel("Dice of the setting")
+    panels[0].legend(fontsize=7)
+    figure.savefig(file, dpi=150)
+
+
 def validation_curve(run):
     """Return {round: mean validation Dice of the sites} of a run."""
     rounds = {}

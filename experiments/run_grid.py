@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from config import BadInput
+from experiments.paired import read_cases
 from rounds.checkpoint import load_checkpoint
 
 
 class Run(NamedTuple):
-    """One training: a setting, which is a row of a table, and a seed."""
+    """One training: a setting, which is a row of a table, a seed and, with folds, a fold."""
 
     setting: str
     seed: int
     folder: Path
     overrides: list
+    fold: int | None = None
 
 
 # ---- Training them ----
@@ -90,12 +92,36 @@ def show_progress(runs, before, rounds, start, ended, left):
     state = f"{left} of {len(runs)} runs to go, {min(1, done / wanted):.0%} done, left {time_left}"
     for run, process in ended:
         what = "failed" if process.returncode else "done"
-        print("\r\033[K" * terminal + f"{run.setting}, seed {run.seed}: {what}; {state}", flush=True)
+        fold = "" if run.fold is None else f", fold {run.fold}"
+        print("\r\033[K" * terminal + f"{run.setting}, seed {run.seed}{fold}: {what}; {state}", flush=True)
     if terminal and left:
         print(f"\r{state}\033[K", end="", flush=True)
 
 
 # ---- What they found ----
+
+def cases_of(run, kind, split, statistics):
+    """Return the rows of a run's cases of one kind of round (best or last) and split, under one kind of
+    statistics; eval.py is run for those that training did not use, and leaves cases_eval.csv."""
+    for name in ("cases.csv", "cases_eval.csv", None):
+        if name is None:
+            score_again(run, statistics)
+        rows = read_cases(run.folder / (name or "cases_eval.csv")) if (
+            name is None or (run.folder / name).exists()) else []
+        if rows and rows[0]["statistics"] == statistics:
+            return [row for row in rows if (row["kind"], row["split"]) == (kind, split)]
+    raise BadInput(f"{run.folder}: eval.py gave no cases with statistics of the {statistics}")
+
+
+def score_again(run, statistics):
+    """Have eval.py score a run with the other kind of statistics; raises BadInput if it fails."""
+    command = [sys.executable, str(Path(__file__).parents[1] / "eval.py"), "--run", str(run.folder),
+               f"test_stats={statistics}", "trust=true"]
+    print(f"{run.folder}: scoring it with statistics of the {statistics} too", flush=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BadInput(f"{run.folder}: eval.py failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+
 
 def read_rows(file):
     """Return the rows of a metrics.csv as dictionaries."""

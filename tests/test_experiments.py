@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from config import METHODS, BadInput, as_yaml, load_config
-from experiments import curves, figures, reproduce, run_grid, style_bias
+from experiments import curves, figures, reproduce, run_grid, style_bias, tables
 from fft_style import StyleRecalibration
 from methods.input_norm import AmplitudeNorm
 from rounds.checkpoint import load_checkpoint
@@ -188,7 +188,7 @@ def test_a_held_out_mean_is_over_the_held_out_sites():
         dice = 0.1 * seed + (0.2 if name == "fedbcs" else 0) + (0.4 if site == "b" else 0)
         results[f"{name} without {site}", seed] = {"sites": {s: {"dice": dice if s == site else 9.0}
                                                              for s in "ab"}}
-    lines = reproduce.table_of_held_out(results, [0, 1]).splitlines()
+    lines = tables.table_of_held_out(results, [0, 1]).splitlines()
     assert "0.250 ± 0.071" in lines[2] and "+0.200 (+0.200 +0.200)" in lines[3]
 
 
