@@ -239,3 +239,10 @@ def batches(slices, batch_size, generator):
     order = torch.randperm(len(slices), generator=generator).tolist()
     for i in range(0, len(order), batch_size):
         yield stack([slices[j] for j in order[i:i + batch_size]], generator)
+
+
+def on_device(x, y, device):
+    """Return a batch on a device, channels last; to a GPU it is copied while the host goes on."""
+    if device.type == "cuda":
+        x, y = x.pin_memory(), y.pin_memory()
+    return x.to(device, non_blocking=True, memory_format=torch.channels_last), y.to(device, non_blocking=True)

@@ -3,6 +3,9 @@
 A run of a method of one's own runs that method's file, and needs trust=true.
 """
 
+import settings  # noqa: F401 - it says how idle threads wait, before torch is imported
+
+# isort: split
 import io
 import json
 import time

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from datasets import batches, seeded
+from datasets import batches, on_device, seeded
 from prototypes import (
     add_class_sums,
     aggregate_prototypes,
@@ -27,11 +27,8 @@ from prototypes import (
     alignment_loss,
     local_prototypes,
 )
+from rounds.diverged import check_weights, read_losses
 from unet import UNet, mixed_precision
-
-
-class Diverged(Exception):
-    """A loss or a weight is no longer finite; the text names site, round and step."""
 
 
 class Update(NamedTuple):
@@ -86,7 +83,7 @@ def local_update(model, site, w, G, kept, t, config, method, progress=lambda *_:
     G: {path: {class: (K, D)}}, {} in round 1. kept: what the site kept of its last round, None before
     its first. progress(site, step, steps) is called before every step. Raises Diverged.
     """
-    start, losses, step, where = time.perf_counter(), {}, 0, f"site {site.name}, round {t}"
+    start, losses, step, where = time.perf_counter(), [], 0, f"site {site.name}, round {t}"
     kept = kept or {"optimizer": None, "memory": {}, "local": {}}
     context = Context(site.name, t, w, G, copy.deepcopy(kept["memory"]))
     model.load_state_dict(w | kept["local"])
@@ -95,33 +92,29 @@ def local_update(model, site, w, G, kept, t, config, method, progress=lambda *_:
     steps = config.local_epochs * math.ceil(len(site.train_slices) / config.batch_size)
     for epoch in range(1, config.local_epochs + 1):
         context.total = {} if epoch == config.local_epochs else None
-        order = seeded(config.seed, site.name, t, epoch)
+        order, found = seeded(config.seed, site.name, t, epoch), []
         for x, y in batches(site.train_slices, config.batch_size, order):
             step += 1
             progress(site.name, step, steps)
-            x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
-            found = []  # the terms at every call: a step may ask again, at other weights
+            x, y = on_device(x, y, device)
 
             def closure(x=x, y=y, step=step, found=found):
                 optimizer.zero_grad()
-                found.append(method.losses(model, x, y, context))
-                L = sum(found[-1].values())
-                if not torch.isfinite(L):
-                    raise Diverged(f"the loss is {L.item()} at {where}, step {step}")
+                terms = method.losses(model, x, y, context)
+                found.append((step, {name: term.detach() for name, term in terms.items()}))
+                L = sum(terms.values())
                 L.backward()
                 return L
 
             method.step(optimizer, closure)
-            for name, term in found[0].items():
-                losses[name] = losses.get(name, 0) + term.item()
+        losses += read_losses(found, where)
     prototypes = method.send(model, context)
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    if not all(torch.isfinite(value).all() for value in weights.values()):
-        raise Diverged(f"weights are not finite at {where}, after step {steps}")
+    check_weights(weights, f"{where}, after step {steps}")
     kept = {"optimizer": optimizer.state_dict(), "memory": context.memory,
             "local": {name: weights.pop(name) for name in list(weights) if method.local(name)}}
     return Update(site.name, len(site.train_slices), weights, prototypes,
-                  {name: value / steps for name, value in losses.items()}, kept,
+                  {name: sum(of_step[name] for of_step in losses) / steps for name in losses[0]}, kept,
                   time.perf_counter() - start)
 
 

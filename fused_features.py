@@ -10,6 +10,8 @@ grid. What runs does not: means commute with a 1x1 convolution (`class_sums`), a
 Maps are a path's [x_0 .. x_3], x_k (B, C_k, H/2^k, W/2^k); heads are its convolutions {level: 1x1}.
 """
 
+import math
+
 import torch
 from torch.nn import functional
 
@@ -113,7 +115,7 @@ class FusedFeatures:
     def __init__(self, path, heads, y, index):
         self.levels, self.heads = level_order(path, heads), heads
         self.grid, self.index, self.j = y.shape, index, y.flatten()[index]
-        self.x, self.c, self.at, self.to_pixels, self.shape = {}, {}, {}, {}, {}
+        self.x, self.c, self.at, self.place, self.to_pixels, self.shape = {}, {}, {}, {}, {}, {}
 
     def take(self, k, x):
         """Take the rows that are needed of the level-k map x (B, C_k, H, W).
@@ -123,7 +125,9 @@ class FusedFeatures:
         """
         if k in (*self.levels, 3):
             self.shape[k] = len(x), *x.shape[2:]
-            self.at[k], self.to_pixels[k] = covering_pixels(self.index, self.grid, self.shape[k])
+            covering = covering_pixels(self.index, self.grid, self.shape[k])
+            self.at[k], self.place[k] = distinct(covering, math.prod(self.shape[k]))
+            self.to_pixels[k] = self.place[k][covering]
             rows = as_rows(x).index_select(0, self.at[k]).to(self.heads[str(self.levels[0])].weight.dtype)
             self.c[k] = rows.detach().mean(0)
             self.x[k] = rows - self.c[k]  # (M_k, C_k)
@@ -133,7 +137,7 @@ class FusedFeatures:
         for k in {*self.levels, 3} - self.x.keys():
             self.take(k, maps[k])
         self.S, self.D, self.b = split_heads(self.levels, self.heads, maps[3].shape[1])
-        self.to_deep = {k: covering_pixels(self.at[k], self.shape[k], self.shape[3])[1]
+        self.to_deep = {k: self.place[3][covering_pixels(self.at[k], self.shape[k], self.shape[3])]
                         for k in self.levels}
         self.mu_without_b = torch.cat([S_k @ self.c[k] + D_k @ self.c[3]
                                        for k, S_k, D_k in zip(self.levels, self.S, self.D)])  # (D,)
@@ -191,15 +195,19 @@ class FusedFeatures:
 
 
 def covering_pixels(index, grid, shape):
-    """Return the pixels of a map that lie under or over the given ones of a grid, by nearest.
+    """Return the pixel of a map that lies under or over each given one of a grid, by nearest.
 
-    index: (N,) into a flattened grid (B, H, W); returns sorted indices (M,) into the map's flattened
-    grid (B, h, w), and for each of the N its position (N,) among them. In a finer map it is the top-left
-    pixel of the block.
+    index: (N,) into a flattened grid (B, H, W); returns indices (N,) into the map's flattened grid
+    (B, h, w). In a finer map it is the top-left pixel of the block.
     """
-    (B, H, W), (_, h, w) = grid, shape
+    (_, H, W), (_, h, w) = grid, shape
     image, row, column = index // (H * W), index // W % H, index % W
-    covering = (image * h + row * h // H) * w + column * w // W
-    used = torch.zeros(B * h * w, dtype=torch.bool, device=index.device)
-    used[covering] = True
-    return used.nonzero()[:, 0], (used.cumsum(0) - 1)[covering]
+    return (image * h + row * h // H) * w + column * w // W
+
+
+def distinct(index, size):
+    """Return the different ones of indices (N,) below `size`, sorted (M,), and the place of each possible
+    index among them (size,)."""
+    used = torch.zeros(size, dtype=torch.bool, device=index.device)
+    used[index] = True
+    return used.nonzero()[:, 0], used.cumsum(0) - 1

@@ -9,6 +9,9 @@ probabilities=true  write the probability of foreground, or of each class, too
 export=FILE.pt2     write the network as one file that runs without this project; no INPUT
 """
 
+import settings  # noqa: F401 - it says how idle threads wait, before torch is imported
+
+# isort: split
 import sys
 from pathlib import Path
 

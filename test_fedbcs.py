@@ -586,14 +586,15 @@ def assert_gradient_of_the_sum(model, site, w, config):
 
 # ---- Runs ----
 
-@pytest.mark.parametrize("optimizer, fsr", [("adam", "global"), ("sgd", "adaptive")])
-def test_a_small_run_learns(tmp_path, monkeypatch, optimizer, fsr):
+@pytest.mark.parametrize("optimizer, fsr, amp", [("adam", "global", "none"), ("sgd", "adaptive", "none"),
+                                                 ("adam", "global", "bf16")])
+def test_a_small_run_learns(tmp_path, monkeypatch, optimizer, fsr, amp):
     """Generated sites, 10 rounds at 64 pixels: test Dice of the mean site at least 0.60."""
     monkeypatch.chdir(tmp_path)
     lr = {"adam": "3e-3", "sgd": "0.05"}[optimizer]
     config = load_config({"task": "nuclei", "data": "demo", "out": "run", "device": "cpu"}, [
         "image_size=64", "width=6", "rounds=10", "eval_every=5", f"optimizer={optimizer}", f"lr={lr}",
-        f"fsr={fsr}"])
+        f"fsr={fsr}", f"amp={amp}"])
     train.train(config)
     result = json.loads(Path("run/result.json").read_text())
     assert result["best"]["test"]["mean"]["dice"] > 0.60

@@ -6,8 +6,9 @@ from pathlib import Path
 from config import BadInput, load_config
 from datasets import load_sites
 from eval import finish, pick_device, validate
-from federated import Diverged, average_weights, local_update
+from federated import average_weights, local_update
 from methods.find import build_model, find_method
+from rounds.diverged import Diverged
 from rounds.faults import SiteFailed, accept, attempt
 from rounds.lock import locked
 from rounds.run_folder import Run, check_run_folder

@@ -2,6 +2,7 @@
 
 Prints a table, and as its last line one JSON object. Times are medians of 5, taken in turn in one
 process; memory is the peak resident size less that before the first step, in a process of its own.
+The rows `bf16` are with `amp: bf16`. It runs on the GPU if there is one.
 """
 
 import json
@@ -17,6 +18,7 @@ from torch.nn import functional
 
 from config import METHODS, load_config
 from datasets import load_sites
+from eval import pick_device, validate
 from federated import Context, average_weights, local_update, make_optimizer
 from fft_style import recalibrate, recalibrate_fourier
 from methods.find import build_model, find_method
@@ -34,18 +36,20 @@ def blobs(batch, size, foreground, generator):
     return torch.rand(batch, 3, size, size, generator=generator), (height > cut).long()
 
 
-def training_step(method):
+def training_step(method, amp="none"):
     """Return step(), a method's training step: batch 6, 3x256x256, width 32, 20 % foreground.
 
     It is a step of a last local epoch in a later round: with prototypes, 2 a class, and gathering.
     """
-    config = load_config(SETTING, [f"method={method}"])
+    config = load_config(SETTING, [f"method={method}", f"amp={amp}"])
+    device = pick_device(config.device)
     rules, generator = find_method(config), torch.Generator().manual_seed(0)
-    model = build_model(config, rules)
+    model = build_model(config, rules).to(device)
     optimizer = make_optimizer(model, config)
     w = {name: value.clone() for name, value in model.state_dict().items()}
     x, y = blobs(config.batch_size, 256, 0.2, generator)
-    x, context = x.to(memory_format=torch.channels_last), Context("bench", 2, w, {}, {}, {})
+    x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
+    context = Context("bench", 2, w, {}, {}, {})
     with torch.no_grad():  # one image, so that this leaves little behind in the peak of memory
         rules.losses(model, x[:1], y[:1], context)
     G = rules.aggregate([rules.send(model, context)])
@@ -68,11 +72,12 @@ def fsr_passes():
     return {name: lambda form=form: form(z, l, l).sum().backward() for name, form in forms.items()}
 
 
-def demo_round():
-    """Return the seconds of round 2, the first with prototypes, on the demo with config.yaml."""
-    config = load_config(Path(__file__).parents[1] / "config.yaml")
-    sites, method, kept = load_sites(config), find_method(config), {}
-    model = build_model(config, method)
+def demo_round(method, amp="none"):
+    """Return the seconds of round 2, the first with prototypes, on the demo with config.yaml, and of its
+    validation."""
+    config = load_config(Path(__file__).parents[1] / "config.yaml", [f"method={method}", f"amp={amp}"])
+    sites, method, kept, device = load_sites(config), find_method(config), {}, pick_device(config.device)
+    model = build_model(config, method).to(device)
     w, G = {name: value.clone() for name, value in model.state_dict().items()}, {}
     for t in (1, 2):
         start = time.perf_counter()
@@ -80,7 +85,9 @@ def demo_round():
                    for site in sites]
         w, G = average_weights(updates), method.aggregate([u.prototypes for u in updates])
         kept = {update.site: update.kept for update in updates}
-    return time.perf_counter() - start
+        trained = time.perf_counter()
+        validate(model, w, kept, sites, config, device)
+    return trained - start, time.perf_counter() - trained
 
 
 def median_seconds(calls):
@@ -90,14 +97,21 @@ def median_seconds(calls):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def peak_of_steps(method):
-    """Return the peak resident MB of three steps, less what was before; for a fresh process."""
-    step = training_step(method)
+def peak_of_steps(method, amp="none"):
+    """Return the peak MB of three steps, less what was before; for a fresh process. On a GPU its own."""
+    step = training_step(method, amp)
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        for _ in range(3):
+            step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(3):
@@ -107,13 +121,15 @@ def peak_of_steps(method):
 
 def main():
     """Measure and print step times, FSR's time and peak memory."""
+    rows = {name: (name, "none") for name in METHODS} | {
+        f"{name} bf16": (name, "bf16") for name in ("fedavg", "fedbcs")}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        peak = {method: pool.apply(peak_of_steps, (method,)) for method in METHODS}
-    step = median_seconds({method: training_step(method) for method in METHODS})
+        peak = {name: pool.apply(peak_of_steps, words) for name, words in rows.items()}
+    step = median_seconds({name: training_step(*words) for name, words in rows.items()})
     fsr = median_seconds(fsr_passes())
     result, base = {"threads": torch.get_num_threads()}, "fedavg"
     print(f"{'training step':14}{'s':>8}{'ratio':>8}{'peak MB':>10}{'ratio':>8}")
-    for name in METHODS:
+    for name in rows:
         print(f"{name:14}{step[name]:8.3f}{step[name] / step[base]:8.2f}"
               f"{peak[name]:10.0f}{peak[name] / peak[base]:8.2f}")
         result |= {f"{name}_step_s": step[name], f"{name}_peak_mb": peak[name],
@@ -122,10 +138,13 @@ def main():
     result |= {"step_ratio": result["fedbcs_step_ratio"],
                "memory_ratio": result["fedbcs_memory_ratio"],
                "fsr_spatial_s": fsr["spatial"], "fsr_rfft2_s": fsr["rfft2"],
-               "fsr_ratio": fsr["rfft2"] / fsr["spatial"], "demo_round_s": demo_round()}
+               "fsr_ratio": fsr["rfft2"] / fsr["spatial"]}
     print(f"FSR layer, s: spatial {fsr['spatial']:.3f}, rfft2 {fsr['rfft2']:.3f}, "
           f"ratio {result['fsr_ratio']:.2f}")
-    print(f"round on the demo, s: {result['demo_round_s']:.3f}")
+    for name in ("fedavg", "fedbcs", "fedavg bf16", "fedbcs bf16"):
+        training, validation = demo_round(*rows[name])
+        result |= {f"{name}_round_s": training, f"{name}_validation_s": validation}
+        print(f"round on the demo, s: {name:12} training {training:.2f}, validation {validation:.2f}")
     print(json.dumps({name: round(value, 4) for name, value in result.items()}))
 
 

@@ -12,7 +12,8 @@ import traceback
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from config import BadInput, class_name
-from federated import Diverged, Update
+from federated import Update
+from rounds.diverged import Diverged
 from rounds.faults import SiteFailed, sit_out
 from scoring.metrics import MEASURES, mean_scores
 

@@ -4,7 +4,8 @@ import sys
 
 import torch
 
-from federated import Diverged, Update
+from federated import Update
+from rounds.diverged import Diverged
 
 
 class SiteFailed(Exception):

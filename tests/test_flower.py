@@ -27,8 +27,8 @@ import config
 import federated
 import train
 from config import BadInput, load_config
-from federated import Diverged
 from rounds.checkpoint import load_checkpoint
+from rounds.diverged import Diverged
 from rounds.faults import SiteFailed
 from test_fedbcs import HERE, write_nuclei
 from tests.helpers import assert_same

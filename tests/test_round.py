@@ -7,6 +7,8 @@ import time
 
 import pytest
 import torch
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import federated
 import prototypes
@@ -15,6 +17,7 @@ from datasets import batches, seeded
 from fused_features import PATHS
 from methods.find import find_method
 from rounds import faults
+from rounds.diverged import Diverged
 from test_fedbcs import first_state, one_round, tiny_config, write_nuclei
 from tests.helpers import assert_same
 from unet import UNet
@@ -112,6 +115,54 @@ def test_mixed_precision_runs_the_network_alone(tmp_path):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
+WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "unique_dim", "item")
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations whose result a host with a GPU has to wait for; a mask as an index is one."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.__name__.split(".")[0]
+        by_mask = name == "index" and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+        if name in WAITS or by_mask:
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method, t, most", [("fedavg", 1, 0), ("fedprox", 2, 0), ("fedbcs", 1, 0),
+                                             ("fedbcs", 2, 10)])
+def test_what_a_step_waits_for(tmp_path, monkeypatch, method, t, most):
+    """FedAvg's steps wait for nothing. FedBCS has to learn how many pixels are aligned, once a path, and how many
+    rows of each of its four maps they need: these numbers are the sizes of what comes next.
+
+    The losses are read once a local epoch, whatever the number of steps.
+    """
+    # on a CPU one_hot looks at its labels; on a GPU it does not
+    monkeypatch.setattr(functional, "one_hot", lambda y, n=2: (y[..., None] == torch.arange(n)).long())
+    config = tiny_config(write_nuclei(tmp_path / "d", cases=16), "unused", f"method={method}", "batch_size=2")
+    model, sites, w = first_state(config)
+    rules, x, y = find_method(config), torch.rand(2, 3, 32, 32), torch.randint(2, (2, 32, 32))
+    context = federated.Context("a", t, w, {}, {}, {})
+    rules.losses(model, x, y, context)
+    context.G = rules.aggregate([rules.send(model, context)]) if t > 1 else {}
+    optimizer = federated.make_optimizer(model, config)
+    with Waits() as waits:
+        sum(rules.losses(model, x, y, context).values()).backward()
+        optimizer.step()
+    assert len(waits.found) == most, waits.found
+    counted = []
+    for slices in (sites[0].train_slices[:4], sites[0].train_slices[:8]):
+        sites[0].train_slices = slices
+        with Waits() as waits:
+            federated.local_update(model, sites[0], w, {}, None, 1, config, constant_loss(1.0))
+        counted.append(waits.found)
+    assert counted[0] == counted[1]
+
+
 def test_weights_that_are_not_finite_after_the_last_step_are_named(tmp_path):
     config = tiny_config(write_nuclei(tmp_path / "d"), "unused", "batch_size=99")
     model, sites, w = first_state(config)
@@ -119,7 +170,7 @@ def test_weights_that_are_not_finite_after_the_last_step_are_named(tmp_path):
     def step(optimizer, closure):
         closure()
         model.head.bias.data.fill_(float("inf"))
-    with pytest.raises(federated.Diverged, match="weights are not finite at site a, round 1, after step 1"):
+    with pytest.raises(Diverged, match="weights are not finite at site a, round 1, after step 1"):
         federated.local_update(model, sites[0], w, {}, None, 1, config, constant_loss(1.0)._replace(step=step))
 
 

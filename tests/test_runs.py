@@ -25,6 +25,7 @@ from datasets import Site
 from methods.find import build_model, find_method
 from rounds import checkpoint, run_folder
 from rounds.checkpoint import load_checkpoint
+from rounds.diverged import Diverged
 from rounds.faults import attempt
 from scoring import pictures, results
 from test_fedbcs import HERE, tiny_config, write_nuclei
@@ -382,7 +383,7 @@ def test_divergence_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
         return terms | {"dice": terms["dice"] * math.inf} if context.G else terms  # from round 2 on
 
     monkeypatch.setattr(federated, "fedbcs_losses", poisoned)
-    with pytest.raises(federated.Diverged, match="site a, round 2, step 1"):
+    with pytest.raises(Diverged, match="site a, round 2, step 1"):
         train.train(config)
     saved = load_checkpoint(tmp_path / "run" / "last.pt")
     assert saved["round"] == 1
