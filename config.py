@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import yaml
 
 from settings.kinds import (
+    brief,
     choice,
     device_name,
     flag,
@@ -18,6 +19,7 @@ from settings.kinds import (
     or_none,
     path,
     pattern,
+    shown,
     text,
     whole,
 )
@@ -84,6 +86,9 @@ KEYS = {  # key: (kind, default, help)
     "weights": (choice("samples", "equal"), "samples", "a site's share in the average of weights"),
     "on_site_failure": (choice("stop", "skip"), "stop", "skip: a site that fails sits out a round"),
     "min_sites": (whole(1), 1, "with skip: the fewest sites that a round may be averaged over"),
+    "max_share": (number(above=0, most=1), 1.0, "the largest share of one site in the average of weights"),
+    "update_norm": (or_none(number(least=1)), None,
+                    "X: refuse an update longer than X times the round's median; none: any length"),
     "seed": (whole(0, most=2**63 - 1), 0, "seed of initial weights, splits, shuffling and augmentation"),
     "device": (device_name, "auto", "auto (a GPU if there is one), cpu, cuda or cuda:N"),
     "amp": (or_none(choice("bf16")), None, "bf16: mixed precision; losses stay float32"),
@@ -142,20 +147,6 @@ def read_value(key, value, keys, method):
         hint = " or none" if default is None else ""
         raise BadInput(f"{key}: {problem}{hint}, not {shown(value)}; mend it in the config file "
                        "or on the command line") from None
-
-
-def brief(words):
-    """Return a key, or what stands in its place, cut for a message."""
-    return words[:80] if isinstance(words, str) else shown(words)
-
-
-def shown(value):
-    """Return a wrong value for a message, cut to a length that fits on a screen."""
-    try:
-        words = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists in lists
-        words = f"one of type {type(value).__name__} that is too long to show"
-    return words if len(words) <= 80 else f"{words[:77]}..."
 
 
 def read_override(argument):

@@ -27,6 +27,7 @@ from fft_style import StyleRecalibration, recalibrate, recalibrate_fourier
 from fused_features import PATHS, FusedFeatures, literal_features
 from methods.find import build_model, find_method
 from rounds.faults import accept, attempt
+from rounds.fit import expected_fields
 from unet import UNet
 
 HERE = Path(__file__).parent
@@ -544,7 +545,7 @@ def one_round(model, sites, w, G, kept, t, config, method=None):
     method = method or find_method(config)
     results = {site.name: attempt(site.name, t, config, federated.local_update, model, site, w, G,
                                   kept.get(site.name), t, config, method) for site in sites}
-    updates = accept(results, w, G, t, config, method)
+    updates = accept(results, w, expected_fields(model, config, method), t, config)
     kept |= {update.site: update.kept for update in updates}
     w = w | federated.average_weights(updates, config.weights)
     return w, method.aggregate([update.prototypes for update in updates]), updates

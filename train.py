@@ -10,6 +10,7 @@ from federated import average_weights, local_update
 from methods.find import build_model, find_method
 from rounds.diverged import Diverged
 from rounds.faults import SiteFailed, accept, attempt
+from rounds.fit import expected_fields
 from rounds.lock import locked
 from rounds.run_folder import Run, check_run_folder
 from rounds.screen import RoundTable, show_step
@@ -32,6 +33,7 @@ def train(config):
     check_memory(config, max(len(site.train_slices) for site in training_sites))
     method = find_method(config)
     model = build_model(config, method).to(device)
+    fields = expected_fields(model, config, method)
     run = Run(config, model.state_dict(), sites, device)
     table = RoundTable(config.rounds, [site.name for site in sites])
     w, G, kept = run.w, run.G, run.kept
@@ -40,7 +42,7 @@ def train(config):
         for site in training_sites:
             results[site.name] = attempt(site.name, t, config, local_update, model, site, w, G,
                                          kept.get(site.name), t, config, method, show_step(t))
-        updates = accept(results, w, G, t, config, method)
+        updates = accept(results, w, fields, t, config)
         w = w | average_weights(updates, config.weights)                 # w = sum_m n_m / n w_m
         G = method.aggregate([update.prototypes for update in updates])  # means of FINCH's clusters
         kept |= {update.site: update.kept for update in updates}         # never leaves the site

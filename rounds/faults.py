@@ -1,15 +1,18 @@
-"""Sites that fail: what makes an update unfit to be averaged, and what becomes of its round."""
+"""Sites that fail, and what becomes of their round."""
 
 import sys
 
-import torch
-
 from federated import Update
 from rounds.diverged import Diverged
+from rounds.fit import bounded, check_update, too_far
 
 
 class SiteFailed(Exception):
     """A site has no update to average; the text names site, round and reason."""
+
+
+class TooFewSites(SiteFailed):
+    """Fewer sites than `min_sites` have an update that can be averaged."""
 
 
 def attempt(site, t, config, work, *arguments):
@@ -27,27 +30,33 @@ def attempt(site, t, config, work, *arguments):
         raise
 
 
-def accept(results, w, G, t, config, method):
-    """Return the updates of round t that can be averaged, sorted by site.
+def accept(results, w, fields, t, config, counts=None):
+    """Return the updates of round t that can be averaged, sorted by site, their n within `max_share`.
 
-    results: {site: Update, or what went wrong there}. Raises SiteFailed for a site that failed or
-    sent what does not fit w: at once with `on_site_failure: stop`; with `skip` such a site is named
-    and sits out the round, and it is raised only if fewer than `min_sites` are left.
+    results: {site: Update, or what went wrong there}; fields: from `expected_fields`; counts: {site: n}
+    as stated in earlier rounds. Raises SiteFailed for a site that failed or sent what does not fit: at
+    once with `on_site_failure: stop`; with `skip` such a site is named and sits out the round, and it is
+    raised only if fewer than `min_sites` are left.
     """
-    updates, length = [], {path: P.shape[1] for path in G for P in G[path].values()}
-    expected = {name: value.shape for name, value in w.items() if not method.local(name)}
-    for site in sorted(results):
-        problem = results[site]
-        if isinstance(problem, Update):
-            problem = check_update(problem, expected, length)
-        if problem is None:
-            updates.append(results[site])
-        else:
-            sit_out(f"site {site} failed in round {t}: {' '.join(str(problem).split())}", config)
+    problems = {site: check_update(found, fields, (counts or {}).get(site)) if isinstance(found, Update) else found
+                for site, found in sorted(results.items())}
+    updates = [results[site] for site, problem in problems.items() if problem is None]
+    if config.update_norm is not None:
+        problems |= too_far(updates, w, config.update_norm)
+    for site, problem in problems.items():
+        if problem is not None:
+            sit_out(f"site {site} failed in round {t}: {said(problem)}", config)
+    updates = [update for update in updates if problems[update.site] is None]
     if len(updates) < config.min_sites:
-        raise SiteFailed(f"{len(updates)} sites are left in round {t}, min_sites: "
-                         f"{config.min_sites} are needed")
-    return updates
+        raise TooFewSites(f"{len(updates)} sites are left in round {t}, min_sites: "
+                          f"{config.min_sites} are needed")
+    return bounded(updates, config.max_share) if config.max_share < 1 else updates
+
+
+def said(problem):
+    """Return what went wrong as one short line without control characters, for it may be foreign."""
+    words = " ".join(str(problem).split())
+    return "".join(letter if letter.isprintable() else "?" for letter in words)[:400]
 
 
 def sit_out(failure, config):
@@ -55,24 +64,3 @@ def sit_out(failure, config):
     if config.on_site_failure == "stop":
         raise SiteFailed(failure)
     print(f"{failure}; it is left out", file=sys.stderr, flush=True)
-
-
-def check_update(update, expected, length):
-    """Return what makes an update unfit to be averaged, or None.
-
-    expected: {name: shape} of the weights that are averaged. length: {path: numbers in a prototype},
-    of the paths that are known; a path that is not becomes so by the first update that has it.
-    """
-    if type(update.n) is not int or update.n < 1:
-        return f"it has {update.n} training images"
-    if {name: value.shape for name, value in update.weights.items()} != expected:
-        return "its weights differ in name or shape from the global ones"
-    for path, classes in update.prototypes.items():
-        for P in classes.values():
-            if P.dim() not in (1, 2) or P.numel() == 0 or P.shape[-1] != length.setdefault(
-                    path, P.shape[-1]):
-                return f"its prototypes of the {path} are not vectors of {length.get(path)} numbers"
-    vectors = [P for classes in update.prototypes.values() for P in classes.values()]
-    if not all(torch.isfinite(value).all() for value in [*update.weights.values(), *vectors]):
-        return "its weights or prototypes are not finite"
-    return None

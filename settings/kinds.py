@@ -101,3 +101,19 @@ def device_name(value):
     if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value):
         raise ValueError("expected auto, cpu, cuda or cuda:0")
     return value
+
+
+# ---- In messages ----
+
+def brief(words):
+    """Return a key, or what stands in its place, cut for a message."""
+    return words[:80] if isinstance(words, str) else shown(words)
+
+
+def shown(value):
+    """Return a wrong value for a message, cut to a length that fits on a screen."""
+    try:
+        words = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists in lists
+        words = f"one of type {type(value).__name__} that is too long to show"
+    return words if len(words) <= 80 else f"{words[:77]}..."

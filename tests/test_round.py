@@ -16,7 +16,7 @@ import train
 from datasets import batches, seeded
 from fused_features import PATHS
 from methods.find import find_method
-from rounds import faults
+from rounds import faults, fit
 from rounds.diverged import Diverged
 from test_fedbcs import first_state, one_round, tiny_config, write_nuclei
 from tests.helpers import assert_same
@@ -197,11 +197,14 @@ def test_what_a_site_keeps_is_not_changed_by_its_next_round(tmp_path, optimizer)
 @pytest.mark.parametrize("P", [torch.zeros(0), torch.zeros(0, 48), torch.zeros(2, 2, 48),
                                torch.zeros(47), torch.tensor(1.0)])
 def test_a_prototype_of_another_shape_is_refused(P):
-    update = federated.Update("a", 1, {"w": torch.zeros(2)}, {"encoder": {1: P}}, {}, {}, 0.0)
-    problem = faults.check_update(update, {"w": torch.Size([2])}, {"encoder": 48})
-    assert problem == "its prototypes of the encoder are not vectors of 48 numbers"
+    update = federated.Update("a", 1, {"w": torch.zeros(2)}, {"encoder": {1: P}}, {"dice": 1.0}, {}, 0.0)
+    fields = fit.Fields({"w": torch.zeros(2)}, {"encoder": (48, False)}, 2, {"dice"})
+    assert fit.check_update(update, fields) == "its prototypes of the encoder are not vectors of 48 numbers"
     good = update._replace(prototypes={"encoder": {1: torch.zeros(48)}})
-    assert faults.check_update(good, {"w": torch.Size([2])}, {"encoder": 48}) is None
+    assert fit.check_update(good, fields) is None
+    several = fields._replace(prototypes={"encoder": (48, True)})
+    assert fit.check_update(good, several) and fit.check_update(update, several)
+    assert fit.check_update(good._replace(prototypes={"encoder": {1: torch.zeros(1, 48)}}), several) is None
 
 
 @pytest.mark.parametrize("width, levels", [(1, [2]), (3, [0, 2]), (2, [1])])
@@ -258,8 +261,8 @@ def spoiled(update, how):
 
 
 @pytest.mark.parametrize("how, words", [
-    ("raises", "the disk has gone"), ("nan weight", "not finite"), ("weight shape", "name or shape"),
-    ("weight missing", "name or shape"), ("inf prototype", "not finite"),
+    ("raises", "the disk has gone"), ("nan weight", "not finite"), ("weight shape", "name, shape or type"),
+    ("weight missing", "name, shape or type"), ("inf prototype", "not finite"),
     ("prototype shape", "prototypes of the encoder are not vectors of 48 numbers"),
     ("no images", "0 training images")])
 def test_a_site_that_fails_stops_the_run_or_sits_out(tmp_path, monkeypatch, capsys, how, words):

@@ -1,0 +1,131 @@
+"""What an update may hold, known from the network and the config before anything arrives, and what is wrong."""
+
+import copy
+import math
+import statistics
+from typing import NamedTuple
+
+import torch
+
+from federated import Context
+
+MOST_IMAGES, MOST_SECONDS, MOST_LOSS = 10**9, 10**9, 1e30
+MOST_WEIGHT, MOST_PROTOTYPE = 1e8, 1e4  # no honest number comes near; a square of more would not be finite
+
+
+class Fields(NamedTuple):
+    """Names, shapes and types of all that an update may hold."""
+
+    weights: dict      # {name: tensor of that shape and type}, those that travel
+    prototypes: dict   # {path: (D, whether a class has several vectors)}
+    classes: int
+    losses: set        # names of terms
+
+
+def expected_fields(model, config, method):
+    """Return the Fields of a method's updates, found by two batches of noise through a copy of the network.
+
+    Neither the network nor the state of torch's random numbers is changed. Source: ours.
+    """
+    model, size = copy.deepcopy(model).train(), config.image_size
+    w, device = dict(model.state_dict()), next(model.parameters()).device
+    context = Context("", 1, w, {}, {}, {})
+    with torch.random.fork_rng(devices=[]):
+        x = torch.rand(2, 3, size, size).to(device)
+        y = (torch.arange(2 * size**2) % config.classes).view(2, size, size).to(device)
+        names = set(method.losses(model, x, y, context))
+        sent = method.send(model, context)
+        context = Context("", 2, w, method.aggregate([sent]) if sent else {}, context.memory, {})
+        names |= set(method.losses(model, x, y, context))
+    vectors = {path: next(iter(classes.values())) for path, classes in sent.items() if classes}
+    return Fields({name: value for name, value in w.items() if not method.local(name)},
+                  {path: (v.shape[-1], v.dim() == 2) for path, v in vectors.items()}, config.classes, names)
+
+
+def check_update(update, fields, n=None):
+    """Return what makes an update unfit to be averaged, or None. n: what the site has stated before."""
+    if type(update.n) is not int or not 1 <= update.n <= MOST_IMAGES:
+        return f"it has {update.n} training images"
+    if n not in (None, update.n):
+        return f"it has {update.n} training images, and stated {n} before"
+    if not is_number(update.seconds, 0, MOST_SECONDS):
+        return "its seconds are no number of seconds"
+    if not update.losses or not update.losses.keys() <= fields.losses or not all(
+            is_number(value, -MOST_LOSS, MOST_LOSS) for value in update.losses.values()):
+        return f"its losses are not finite numbers of the names {', '.join(sorted(fields.losses))}"
+    return check_weights(update.weights, fields.weights) or check_prototypes(update, fields)
+
+
+def is_number(value, least, most):
+    """Return whether a value is a number in a range; nan is in none."""
+    return type(value) in (int, float) and least <= value <= most
+
+
+def check_weights(weights, expected):
+    """Return what is wrong with weights {name: tensor}, or None."""
+    if weights.keys() != expected.keys() or any(
+            weights[name].shape != value.shape or weights[name].dtype != value.dtype
+            for name, value in expected.items()):
+        return "its weights differ in name, shape or type from the global ones"
+    return out_of_range(weights.values(), MOST_WEIGHT, "weights")
+
+
+def check_prototypes(update, fields):
+    """Return what is wrong with an update's prototypes, or None. A class that it lacks is no fault."""
+    for path, classes in update.prototypes.items():
+        if path not in fields.prototypes:
+            return f"it has prototypes of the path {str(path)[:40]!r}, which the method does not have"
+        D, several = fields.prototypes[path]
+        for j, P in classes.items():
+            if type(j) is not int or not 0 <= j < fields.classes:
+                return f"it has prototypes of the class {str(j)[:40]}, there are {fields.classes} classes"
+            shaped = P.dim() == 2 and 1 <= len(P) <= update.n and P.shape[1] == D if several else P.shape == (D,)
+            if not shaped or P.dtype != torch.float32:
+                return f"its prototypes of the {path} are not vectors of {D} numbers"
+    vectors = [P for classes in update.prototypes.values() for P in classes.values()]
+    return out_of_range(vectors, MOST_PROTOTYPE, "prototypes")
+
+
+def out_of_range(tensors, most, what):
+    """Return what is wrong with tensors that are not finite or beyond `most`, or None."""
+    for tensor in tensors:
+        if not torch.isfinite(tensor).all():
+            return f"its {what} are not finite"
+        if tensor.numel() and tensor.abs().max() > most:
+            return f"its {what} reach {tensor.abs().max().item():.1e}, more than {most:.0e}"
+    return None
+
+
+# ---- One update among the others ----
+
+def too_far(updates, w, most):
+    """Return {site: what is wrong} of the updates whose |w_m - w| exceeds `most` times the round's median.
+
+    Of two sites the median is the smaller distance. most: the key `update_norm`. Source: ours.
+    """
+    norms = {u.site: math.sqrt(sum((value.double() - w[name]).square().sum().item()
+                                   for name, value in u.weights.items())) for u in updates}
+    median = statistics.median_low(norms.values()) if norms else 0.0
+    return {site: f"its update is {norm / median:.1f} times as long as the median, update_norm: {most:g}"
+            for site, norm in norms.items() if norm > most * median > 0}
+
+
+def bounded(updates, most):
+    """Return the updates with their n lowered where a site's share n_m / n would exceed `most`.
+
+    What a site loses goes to the others in proportion to their n. most: the key `max_share`; with fewer
+    than 1 / most sites all shares are equal. Source: ours.
+    """
+    n, capped = {u.site: u.n for u in updates}, set()
+    if most * len(updates) <= 1:
+        return [u._replace(n=1) for u in updates]
+    while True:
+        free = sum(value for site, value in n.items() if site not in capped)
+        room = 1 - most * len(capped)
+        over = {site for site, value in n.items() if site not in capped and value / free * room > most}
+        if not over:
+            break
+        capped |= over
+    return [u._replace(n=most * free / room) if u.site in capped else u for u in updates]
+
+
