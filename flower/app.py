@@ -7,6 +7,7 @@ out="FOLDER". flower/README.md has the commands.
 """
 
 import shlex
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -29,10 +30,13 @@ from flower.messages import (
     unpack,
     with_scores,
 )
+from flower.site_rules import check_bounds, check_images, check_server, own_overrides
 from methods.find import build_model, find_method
 from rounds.checkpoint import FORMAT, as_bytes, load_checkpoint, load_whole, save
-from rounds.faults import accept, sit_out
+from rounds.faults import TooFewSites, accept, sit_out
+from rounds.fit import expected_fields
 from rounds.lock import locked
+from rounds.rollback import go_back, note_trained
 from rounds.run_folder import Run, as_json, check_run_folder, prepare_run_folder
 from rounds.screen import RoundTable
 from scoring.norm_statistics import batch_norms
@@ -56,7 +60,9 @@ def own_site(context):
     node = context.node_config
     if lacks := [key for key in ("site", "data", "out") if not node.get(key)]:
         raise BadInput(f"node-config: lacks {lacks[0]}; give site, data and out")
-    config = settings(context, f"data={node['data']}", f"out={node['out']}")
+    check_server(context)
+    config = settings(context, *own_overrides(node))
+    check_bounds(config, node)
     site, method = load_own_site(str(node["site"]), config), find_method(config)
     return config, site, method, build_model(config, method).to(pick_device(config.device))
 
@@ -66,6 +72,7 @@ def train_site(content, context):
     config, site, method, model = own_site(context)
     if not site.train_slices:  # it is held out, or its splits train on nothing
         return {"scalars": MetricRecord({"n": 0})}
+    check_images(site, context.node_config)
     t, last = content["round"]["t"], content["last"].get(site.name, 0)
     file, device = Path(config.out) / "kept.pt", pick_device(config.device)
     # {round: kept}: the server says which round's update it took last, a later one does not count
@@ -115,8 +122,13 @@ def finish_site(content, context):
 
 
 def read(file):
-    """Return what this site saved under its rounds, {} before the first."""
-    return load_whole(file) if file.exists() else {}
+    """Return what this site saved under its rounds, {} before the first. A damaged file is named and counts
+    as none, so that the site goes on with a fresh optimizer."""
+    try:
+        return load_whole(file) if file.exists() else {}
+    except BadInput as problem:
+        print(f"warning: {problem}; this site goes on without it and writes it anew", file=sys.stderr, flush=True)
+        return {}
 
 
 client.train()(answering(train_site))
@@ -141,10 +153,10 @@ def run_rounds(grid, context, config):
     model = build_model(config, method)
     run = Run(config, model.state_dict())
     table, ask_sites = RoundTable(config.rounds), partial(ask, grid, config, context.run_config, {})
+    fields = expected_fields(model, config, method)
     w, G, kept = run.w, run.G, run.kept
     for t in run.rounds_left():
-        results = ask_updates(ask_sites, t, w, G, kept, config, method)
-        updates = accept(results, w, G, t, config, method)
+        w, G, updates = train_round(ask_sites, t, w, G, run, config, method, fields)
         w = w | average_weights(updates, config.weights)                 # w = sum_m n_m / n w_m
         G = method.aggregate([update.prototypes for update in updates])  # means of FINCH's clusters
         kept |= {update.site: update.kept for update in updates}         # here, its round alone
@@ -154,19 +166,35 @@ def run_rounds(grid, context, config):
     ask_results(ask_sites, run, config, method, bool(batch_norms(model)))
 
 
+def train_round(ask_sites, t, w, G, run, config, method, fields):
+    """Return the fit updates of round t and the weights and prototypes that they started from: w and G, or
+    with `skip`, if too few sites can train on them, the last that most could."""
+    counts = {site: kept["n"] for site, kept in run.kept.items() if "n" in kept}
+    while True:
+        results = ask_updates(ask_sites, t, w, G, run.kept, config, method, fields)
+        try:
+            updates = accept(results, w, fields, t, config, counts)
+            break
+        except TooFewSites as problem:
+            w, G = go_back(run.state, t, problem)
+    if config.on_site_failure == "skip":
+        note_trained(run.state, t, w, G, results, updates)
+    return w, G, updates
+
+
 def shared(w, method):
     """Return the weights that travel, as a record: all but those that the method keeps local."""
     return ArrayRecord({name: value for name, value in w.items() if not method.local(name)})
 
 
-def ask_updates(ask_sites, t, w, G, kept, config, method):
+def ask_updates(ask_sites, t, w, G, kept, config, method, fields):
     """Return {site: its Update in round t, or what is wrong} of the sites that train."""
     answers = ask_sites("train", {
         "weights": shared(w, method), "prototypes": pack(G), "round": ConfigRecord({"t": t}),
         "last": last_taken(kept)})
     if config.hold_out not in (None, *answers):
         sit_out(f"hold_out: site {config.hold_out} is not there, only {', '.join(answers)}", config)
-    updates = {site: as_update(site, answer, t) for site, answer in answers.items()}
+    updates = {site: as_update(site, answer, t, fields) for site, answer in answers.items()}
     return {site: update for site, update in updates.items() if update is not None}
 
 

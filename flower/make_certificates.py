@@ -17,6 +17,7 @@ the FLWR settings of flower/README.md in its environment and a clock in step (to
 import datetime
 import ipaddress
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -36,11 +37,29 @@ def certificate(name, key, issuer, issuer_key, extension):
     return builder.add_extension(extension, critical=True).sign(issuer_key, hashes.SHA256())
 
 
-def write(file, content, secret=False):
-    """Write a file, readable by its owner alone if it is secret."""
-    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if secret else 0o644),
-              "wb") as stream:
-        stream.write(content)
+def write(file, content):
+    """Write a new file, readable by its owner alone; ends the program if there is anything of that name."""
+    try:
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as stream:
+            stream.write(content)
+    except FileExistsError:
+        sys.exit(f"error: {file}: is there already, choose another folder")
+    except OSError as problem:
+        sys.exit(f"error: {file}: cannot be written ({problem.strerror}), choose another folder")
+
+
+def check_nodes(folder, nodes):
+    """End the program unless each name is one of its own in the folder, and none of its files is there yet."""
+    names = ["ca.crt", "server.pem", "server.key"]
+    for node in nodes:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,60}", node):
+            sys.exit(f"error: {node!r}: is no name of a node; use letters, digits, dot, dash and underscore")
+        names += [node, f"{node}.pub"]
+    if twice := {name for name in names if [n.casefold() for n in names].count(name.casefold()) > 1}:
+        sys.exit(f"error: {min(twice)}: would be two files of one name, choose other names for the nodes")
+    for name in names:
+        if os.path.lexists(folder / name):
+            sys.exit(f"error: {folder / name}: is there already, choose another folder")
 
 
 def private(key, form):
@@ -53,7 +72,8 @@ def main():
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
     folder = Path(sys.argv[1]).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    check_nodes(folder, sys.argv[2:])
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     pem, ca_key, server_key = serialization.Encoding.PEM, *(
         ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
     ca = certificate("FedBCS test CA", ca_key, None, ca_key, x509.BasicConstraints(True, None))
@@ -62,10 +82,10 @@ def main():
     server = certificate("localhost", server_key, ca.subject, ca_key, names)
     write(folder / "ca.crt", ca.public_bytes(pem))
     write(folder / "server.pem", server.public_bytes(pem))
-    write(folder / "server.key", private(server_key, serialization.PrivateFormat.PKCS8), secret=True)
+    write(folder / "server.key", private(server_key, serialization.PrivateFormat.PKCS8))
     for node in sys.argv[2:]:
         key = ec.generate_private_key(ec.SECP384R1())
-        write(folder / node, private(key, serialization.PrivateFormat.OpenSSH), secret=True)
+        write(folder / node, private(key, serialization.PrivateFormat.OpenSSH))
         write(folder / f"{node}.pub", key.public_key().public_bytes(
             serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH))
 

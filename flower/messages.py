@@ -4,17 +4,28 @@ A site answers each request with named records and with its name; whatever goes 
 as that. The server turns answers into Updates and scores, or into what is said of the site.
 """
 
-import math
 import sys
 import time
 import traceback
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from config import BadInput, class_name
+from config import BadInput
 from federated import Update
+from flower.fields import (
+    UPDATE,
+    Misfit,
+    check_arrays,
+    check_numbers,
+    check_records,
+    check_scores,
+    check_vectors,
+    classes_of,
+    name_of,
+    problem_of,
+)
 from rounds.diverged import Diverged
-from rounds.faults import SiteFailed, sit_out
+from rounds.faults import SiteFailed, said, sit_out
 from scoring.metrics import MEASURES, mean_scores
 
 
@@ -92,75 +103,86 @@ def ask(grid, config, run, names, kind, records):
     messages = [Message(RecordDict(dict(records)), node, kind, ttl=lifetime) for node in nodes]
     replies = list(grid.send_and_receive(messages, timeout=run["timeout"]))
     asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-    replies = {asked[reply.metadata.reply_to_message_id]: reply for reply in replies}
-    here = {node: str(reply.content["site"]["name"]) for node, reply in replies.items()
-            if not reply.has_error()}
-    if len(set(here.values())) < len(here):
-        raise SiteFailed(f"two nodes answer as one site, give each its own name: "
-                         f"{', '.join(sorted(here.values()))}")
-    names |= here
+    replies = {asked[reply.metadata.reply_to_message_id]: reply for reply in replies
+               if reply.metadata.reply_to_message_id in asked}
+    found = {node: content_of(node, replies, names, run["timeout"]) for node in [*replies, *nodes]}
     answers = {site: RuntimeError("its node is gone") for site in names.values()}
-    for node in sorted(nodes, key=here.__contains__):  # a lost node before its replacement
-        answers[names.get(node, f"of node {node}")] = content_of(replies.get(node), run["timeout"])
+    for node in sorted(nodes, key=lambda node: not isinstance(found[node], Exception)):  # what is good comes last
+        twin = isinstance(found[node], Twin)
+        answers[f"of node {node}" if twin else names.get(node, f"of node {node}")] = found[node]
     if len(nodes) < (wanted if stop else config.min_sites):
         raise SiteFailed(f"{len(nodes)} of {wanted} sites are there after {run['timeout']} s: "
-                         f"{', '.join(answers)}")
+                          f"{', '.join(map(said, answers))}")
     return answers
 
 
-def content_of(reply, timeout):
-    """Return the records of a reply, or what is wrong with it."""
+class Twin(Misfit):
+    """A node answers by a name that belongs to another."""
+
+
+def content_of(node, replies, names, timeout):
+    """Return the records of a node's reply, or what is wrong with it; note its site's name in `names`.
+
+    A name belongs to the node that had it first, until that node no longer answers. replies: {node: reply}.
+    """
+    reply = replies.get(node)
     if reply is None:
         return TimeoutError(f"no answer within {timeout} s")
     if reply.has_error():
-        return RuntimeError(reply.error.reason)
-    problem = reply.content["site"].get("problem")
-    return RuntimeError(problem) if problem else reply.content
+        return RuntimeError(said(reply.error.reason))
+    try:
+        name = name_of(reply)
+    except Misfit as problem:
+        return problem
+    if names.get(node, name) != name:
+        return Misfit(f"its node has answered as {names[node]} before and now as {name}")
+    same = [other for other, site in names.items() if site == name and (
+        other == node or other in replies and not replies[other].has_error())]
+    if same and same[0] != node:
+        return Twin(f"two nodes answer as one site, give each its own name: {name}")
+    names[node] = name
+    problem = problem_of(reply)
+    return RuntimeError(said(problem)) if problem else reply.content
 
 
-def as_update(site, answer, t):
+def as_update(site, answer, t, fields):
     """Return a site's answer to round t as an Update, None if it has no training images; what went
     wrong there as it is. What the site keeps stays there, and is known here by its round."""
     if isinstance(answer, Exception):
         return answer
     try:
-        scalars = answer["scalars"]
-        if scalars["n"] == 0:
+        scalars = answer.get("scalars")
+        if isinstance(scalars, MetricRecord) and dict(scalars) == {"n": 0}:
             return None
-        losses = {name: float(value) for name, value in answer["losses"].items()}
+        check_records(answer, UPDATE)
+        check_numbers(scalars, {"n", "seconds"}, "scalars")
+        if not set(answer["losses"]) <= fields.losses:
+            raise Misfit(f"its losses have other names than {', '.join(sorted(fields.losses))}")
+        check_numbers(answer["losses"], set(answer["losses"]), "losses")
+        check_arrays(answer["weights"], fields.weights, "weights")
+        check_vectors(answer["prototypes"], fields, scalars["n"])
         return Update(site, scalars["n"], tensors(answer["weights"]), unpack(answer["prototypes"]),
-                      losses, {"round": t, "local": {}}, float(scalars["seconds"]))
+                      dict(answer["losses"]), {"round": t, "n": scalars["n"], "local": {}}, scalars["seconds"])
+    except Misfit as problem:
+        return problem
     except Exception as problem:  # noqa: BLE001 - a foreign answer may be wrong in any way
-        return ValueError(f"its answer cannot be read: {problem!r}")
+        return Misfit(f"its answer cannot be read: {problem!r}")
 
 
 def with_scores(answers, parts, config):
     """Return the answers that hold the scores `parts`; a site that sent none is named."""
     kept = {}
     for site, answer in sorted(answers.items()):
-        if not isinstance(answer, Exception) and not all(
-                is_fit(answer.get(part), classes_of(config)) for part in parts):
-            answer = ValueError("they cannot be read or are not finite")
-        if isinstance(answer, Exception):
-            sit_out(f"site {site} sent no scores: {answer}", config)
-        else:
+        try:
+            if isinstance(answer, Exception):
+                raise answer
+            check_records(answer, dict.fromkeys(parts, MetricRecord))
+            for part in parts:
+                check_scores(answer[part], config)
             kept[site] = answer
+        except Exception as problem:  # noqa: BLE001 - a foreign answer may be wrong in any way
+            sit_out(f"site {said(site)} sent no scores: {said(problem)}", config)
     return kept
-
-
-def classes_of(config):
-    """Return the names of the foreground classes whose scores travel apart: of several, none of one."""
-    return [class_name(config, j) for j in range(1, config.classes)] if config.classes > 2 else []
-
-
-def is_fit(scores, classes=()):
-    """Return whether a record of scores can be averaged."""
-    try:
-        of_each = {f"{j}/{name}" for j in classes for name in ("dice", "misses")}
-        needed = {"dice", "misses"} | of_each if scores["cases"] else set()
-        return needed <= scores.keys() and math.isfinite(sum(scores.values()))
-    except (KeyError, TypeError):
-        return False
 
 
 def scores_of(answers, part, config):
@@ -169,7 +191,6 @@ def scores_of(answers, part, config):
     for site in sorted(answers):
         scores = answers[site][part]
         sites[site] = {name: scores.get(name) for name in MEASURES}
-        if classes := {j: {name: scores.get(f"{j}/{name}", 0 if name == "cases" else None) for name in MEASURES}
-                       for j in classes_of(config)}:
+        if classes := {j: {name: scores.get(f"{j}/{name}") for name in MEASURES} for j in classes_of(config)}:
             sites[site]["classes"] = classes
     return {"sites": sites, "mean": mean_scores(sites)}

@@ -122,6 +122,8 @@ PARTS = {
     "kept": are_kept,
     "history": lambda value: isinstance(value, list) and all(
         isinstance(row, (tuple, list)) and len(row) == 10 and is_round(row[0]) for row in value),
+    "good": lambda value: isinstance(value, dict) and is_round(value.get("round")) and are_tensors(
+        value.get("weights")) and are_prototypes(value.get("prototypes")),
     "seconds": is_number,
     "best": lambda value: isinstance(value, dict) and is_round(value.get("round")) and (
         value.get("dice") is None or is_number(value["dice"])),

@@ -1,0 +1,62 @@
+"""What a site lets the server decide: which keys, how much, and on how few images it trains."""
+
+import shlex
+from pathlib import Path
+
+from config import KEYS, METHODS, BadInput, method_module, read_override, read_yaml
+
+NEVER = {"data", "out", "splits", "trust"}   # where files lie, and which code is trusted
+OWN = ("splits", "case_pattern", "device")   # keys of the config that a site may set for itself
+BOUNDS = {"image_size": "max_image_size", "batch_size": "max_batch_size"}
+
+
+def given_by_server(context, root):
+    """Return {key: value} of the run's config file and overrides, without what each place has of its own."""
+    run = context.run_config
+    file = (root / str(run["config"])).resolve()
+    if not file.is_relative_to(root.resolve()):
+        raise BadInput(f"config: {run['config']} lies outside of the bundle")
+    given = read_yaml(file) | dict(read_override(word) for word in shlex.split(str(run["overrides"])))
+    return {key: value for key, value in given.items() if key not in ("data", "out", "resume")}
+
+
+def check_server(context, root=Path(__file__).parents[1]):
+    """Raise BadInput unless all that the server sets is in the site's `allow`.
+
+    By default that is every key of the config that has to do with training. `data`, `out`, `splits` and
+    `trust` are never the server's; a method's file runs only where the site's own node-config names it.
+    """
+    node, given = context.node_config, given_by_server(context, root)
+    method = given.get("method", "fedbcs")
+    if method not in METHODS and method != node.get("method"):
+        raise BadInput(f"method: the server wants to run the code of {str(method)[:80]!r}; this site runs a file only if "
+                       "its own node-config has that as method")
+    allowed = set(KEYS) | set(getattr(method_module(method)[0], "SETTINGS", {}))
+    if "allow" in node:
+        allowed = set(str(node["allow"]).replace(",", " ").split())
+    for key in sorted(given, key=lambda key: key not in NEVER):
+        if key in NEVER or key not in allowed:
+            raise BadInput(f"{str(key)[:80]}: is set by the server and this site does not allow it; "
+                           "see allow in flower/README.md")
+
+
+def own_overrides(node):
+    """Return the key=value texts that a site's node-config sets for itself."""
+    return [f"data={node['data']}", f"out={node['out']}", *(f"{key}={node[key]}" for key in OWN if key in node)]
+
+
+def check_bounds(config, node):
+    """Raise BadInput if the server wants larger images or batches than the site's node-config allows."""
+    for key, bound in BOUNDS.items():
+        if bound in node and getattr(config, key) > int(node[bound]):
+            raise BadInput(f"{key}: the server wants {getattr(config, key)}, this site's {bound} is {node[bound]}")
+
+
+def check_images(site, node):
+    """Raise BadInput for fewer training images than `min_images`, 2 unless the node-config says otherwise.
+
+    An update of one image can be inverted to that image.
+    """
+    least = int(node.get("min_images", 2))
+    if 0 < len(site.train_slices) < least:
+        raise BadInput(f"min_images: this site has {len(site.train_slices)} training images, fewer than {least}")

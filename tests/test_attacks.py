@@ -1,0 +1,488 @@
+"""Tests of what one hostile or broken site can do to a federation: it is named and left out, and no more."""
+
+import copy
+import math
+import re
+import sys
+
+import pytest
+import torch
+
+import federated
+from config import BadInput, load_config
+from rounds import fit
+from rounds.checkpoint import load_checkpoint, load_whole
+from rounds.faults import SiteFailed
+from test_fedbcs import tiny_config, write_nuclei
+from tests.helpers import assert_same
+
+flwr_app = pytest.importorskip("flwr.app")
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+
+from flower import app as flower_app
+from flower import make_certificates
+from tests.test_flower import Hospitals
+
+pytestmark = pytest.mark.flower
+SKIP = ("rounds=1", "on_site_failure=skip", "min_sites=2")
+
+
+# ---- Every field that travels: its type and range, what breaks it, and what is said ----
+
+def arrays(name, change):
+    """An attack on one record of arrays: change {key: tensor} in place or return another."""
+    def attack(content):
+        tensors = dict(content[name].to_torch_state_dict())
+        content[name] = ArrayRecord(change(tensors) or tensors)
+    return attack
+
+
+def each(change):
+    """A change of every tensor of a record."""
+    return lambda tensors: {key: change(value) for key, value in tensors.items()}
+
+
+def first(change):
+    """A change of the first tensor of a record."""
+    def attack(tensors):
+        key = next(iter(tensors))
+        tensors[key] = change(tensors[key])
+    return attack
+
+
+def rename(tensors, new):
+    """Give the first tensor another name."""
+    key = next(iter(tensors))
+    return {new if name == key else name: value for name, value in tensors.items()}
+
+
+def metric(name, **values):
+    """An attack on one record of numbers: None removes one."""
+    def attack(content):
+        kept = dict(content[name]) | values
+        content[name] = MetricRecord({key: value for key, value in kept.items() if value is not None})
+    return attack
+
+
+def raw(name, **wrong):
+    """An attack on the description of the first array: what it says it is is not what it is."""
+    def attack(content):
+        key = next(iter(content[name]))
+        old = content[name][key]
+        parts = {"dtype": old.dtype, "shape": old.shape, "stype": old.stype, "data": old.data} | wrong
+        content[name][key] = Array(**parts)
+    return attack
+
+
+def without(name):
+    return lambda content: content.pop(name)
+
+
+def replaced(name, record):
+    return lambda content: content.__setitem__(name, record)
+
+
+WEIGHTS = "its weights differ in name, shape or type from the global ones"
+VECTORS = "its prototypes of the encoder are not vectors of 48 numbers"
+NUMBERS = "its scalars are not one number each of n, seconds"
+# field, its type and range: {what breaks it: (attack, what the server says)}
+TRAIN = {
+    "weights: float32, names and shapes of the network, finite, at most 1e8": {
+        "missing record": (without("weights"), "its answer has the records"),
+        "numbers for arrays": (replaced("weights", MetricRecord({"a": 1.0})), "its answer has the records"),
+        "settings for arrays": (replaced("weights", ConfigRecord({"a": "b"})), "its answer has the records"),
+        "empty": (replaced("weights", ArrayRecord({})), WEIGHTS),
+        "one missing": (arrays("weights", lambda t: dict(list(t.items())[1:])), WEIGHTS),
+        "one more": (arrays("weights", lambda t: t | {"extra": torch.zeros(1)}), WEIGHTS),
+        "renamed": (arrays("weights", lambda t: rename(t, "../../x")), WEIGHTS),
+        "shape": (arrays("weights", first(lambda v: v[..., :-1])), WEIGHTS),
+        "flat": (arrays("weights", each(torch.flatten)), WEIGHTS),
+        "scalar": (arrays("weights", first(lambda v: v.sum())), WEIGHTS),
+        "float64": (arrays("weights", each(torch.Tensor.double)), WEIGHTS),
+        "float16": (arrays("weights", each(torch.Tensor.half)), WEIGHTS),
+        "complex": (arrays("weights", first(lambda v: v.to(torch.complex64))), WEIGHTS),
+        "whole numbers": (arrays("weights", each(lambda v: v.int())), WEIGHTS),
+        "bool": (arrays("weights", first(lambda v: v > 0)), WEIGHTS),
+        "nan": (arrays("weights", first(lambda v: v * math.nan)), "its weights are not finite"),
+        "one inf": (arrays("weights", first(lambda v: v.index_fill(0, torch.tensor([0]), math.inf))), "not finite"),
+        "1e30": (arrays("weights", each(lambda v: v * 0 + 1e30)), r"its weights reach 1\.0e\+30, more than 1e\+08"),
+        "-1e12": (arrays("weights", first(lambda v: v * 0 - 1e12)), r"its weights reach 1\.0e\+12"),
+        "lies about its type": (raw("weights", dtype="float64"), WEIGHTS),
+        "lies about its shape": (raw("weights", shape=(10**9, 10**9)), WEIGHTS),
+        "negative shape": (raw("weights", shape=(-1,)), WEIGHTS),
+        "another library's": (raw("weights", stype="pickle"), WEIGHTS),
+        "no array inside": (raw("weights", data=b"junk"), "its answer cannot be read"),
+        "nothing inside": (raw("weights", data=b""), "its answer cannot be read"),
+        "too much inside": (raw("weights", data=b"x" * 10**6), WEIGHTS)},
+    "prototypes: PATH/CLASS of the method, float32, its length, finite, at most 1e4; a class may be missing": {
+        "missing record": (without("prototypes"), "its answer has the records"),
+        "another path": (arrays("prototypes", lambda t: t | {"bottleneck/1": torch.zeros(48)}), "'bottleneck/1'"),
+        "another class": (arrays("prototypes", lambda t: t | {"encoder/7": torch.zeros(48)}), "'encoder/7'"),
+        "negative class": (arrays("prototypes", lambda t: t | {"encoder/-1": torch.zeros(48)}), "'encoder/-1'"),
+        "class that is no number": (arrays("prototypes", lambda t: t | {"encoder/x": torch.zeros(48)}), "'encoder/x'"),
+        "no class": (arrays("prototypes", lambda t: t | {"encoder": torch.zeros(48)}), "'encoder'"),
+        "a long name": (arrays("prototypes", lambda t: t | {"e" * 9999: torch.zeros(48)}), "'e{40}'"),
+        "shorter": (arrays("prototypes", first(lambda v: v[:-1])), VECTORS),
+        "longer": (arrays("prototypes", first(lambda v: torch.cat([v, v]))), VECTORS),
+        "several": (arrays("prototypes", first(lambda v: v.repeat(1000, 1))), VECTORS),
+        "one in a list": (arrays("prototypes", first(lambda v: v[None])), VECTORS),
+        "empty": (arrays("prototypes", first(lambda v: v[:0])), VECTORS),
+        "a number": (arrays("prototypes", first(torch.sum)), VECTORS),
+        "float64": (arrays("prototypes", each(torch.Tensor.double)), VECTORS),
+        "complex": (arrays("prototypes", each(lambda v: v.to(torch.complex64))), VECTORS),
+        "whole numbers": (arrays("prototypes", each(torch.Tensor.long)), VECTORS),
+        "nan": (arrays("prototypes", first(lambda v: v * math.nan)), "its prototypes are not finite"),
+        "1e30": (arrays("prototypes", each(lambda v: v * 0 + 1e30)), r"its prototypes reach 1\.0e\+30"),
+        "1e5": (arrays("prototypes", first(lambda v: v * 0 - 1e5)), r"its prototypes reach 1\.0e\+05"),
+        "no array inside": (raw("prototypes", data=b"junk"), "its answer cannot be read")},
+    "losses: finite numbers, names of the method's terms": {
+        "missing record": (without("losses"), "its answer has the records"),
+        "none": (replaced("losses", MetricRecord({})), "its losses are not finite numbers"),
+        "another name": (metric("losses", other=1.0), "its losses have other names than consistency, contrast, dice"),
+        "nan": (metric("losses", dice=math.nan), "its losses are not finite numbers"),
+        "inf": (metric("losses", contrast=-math.inf), "its losses are not finite numbers"),
+        "a list": (metric("losses", dice=[1.0, 2.0]), "its losses are not one number each")},
+    "n: a whole number from 1 to 1e9, the same in every round": {
+        "missing record": (without("scalars"), "its answer has the records"),
+        "missing": (metric("scalars", n=None), NUMBERS),
+        "zero with weights": (metric("scalars", n=0), "its prototypes|it has 0 training images"),
+        "negative": (metric("scalars", n=-5), "it has -5 training images"),
+        "too many": (metric("scalars", n=10**12), "it has 1000000000000 training images"),
+        "a fraction": (metric("scalars", n=3.5), "it has 3.5 training images"),
+        "nan": (metric("scalars", n=math.nan), "it has nan training images"),
+        "a list": (metric("scalars", n=[3]), NUMBERS),
+        "more beside it": (metric("scalars", other=1), NUMBERS)},
+    "seconds: a number from 0 to 1e9": {
+        "missing": (metric("scalars", seconds=None), NUMBERS),
+        "nan": (metric("scalars", seconds=math.nan), "its seconds are no number of seconds"),
+        "negative": (metric("scalars", seconds=-1.0), "its seconds"), "inf": (metric("scalars", seconds=math.inf), "its seconds"),
+        "a list": (metric("scalars", seconds=[1.0]), NUMBERS)},
+    "site: its name, one printable line of at most 80 letters, and perhaps a problem": {
+        "missing record": (without("site"), "its answer does not say which site it is"),
+        "numbers": (replaced("site", MetricRecord({"name": 1})), "does not say which site"),
+        "no name": (replaced("site", ConfigRecord({})), "does not say which site"),
+        "empty": (replaced("site", ConfigRecord({"name": ""})), "its name is no text of one line"),
+        "a number": (replaced("site", ConfigRecord({"name": 7})), "its name is no text of one line"),
+        "terminal codes": (replaced("site", ConfigRecord({"name": "b\x1b[2J"})), "its name is no text of one line"),
+        "two lines": (replaced("site", ConfigRecord({"name": "b\nsite a failed"})), "its name is no text of one line"),
+        "long": (replaced("site", ConfigRecord({"name": "b" * 5000})), "its name is no"),
+        "hidden letters": (replaced("site", ConfigRecord({"name": "b\u202e"})), "its name is no printable text"),
+        "another's": (replaced("site", ConfigRecord({"name": "a"})), "two nodes answer as one site"),
+        "more beside it": (replaced("site", ConfigRecord({"name": "b", "admin": True})), "does not say which site"),
+        "a problem of many lines": (replaced("site", ConfigRecord({"name": "b", "problem": "x\n\x1b[2J" * 999})), "x .\\[2Jx"),
+        "a problem that is no text": (replaced("site", ConfigRecord({"name": "b", "problem": 5})), "5; it is left out")},
+    "records: these and no others": {
+        "one more": (replaced("more", ArrayRecord({"x": torch.zeros(9)})), "its answer has the records"),
+        "none": (lambda content: [content.pop(name) for name in list(content)], "does not say which site")}}
+SCORES = {
+    "cases, misses: whole numbers; dice: 0 to 1; hd95, assd: 0 to 1e9; of cases alone": {
+        "missing record": (without("val"), "its answer has the records none"),
+        "arrays": (replaced("val", ArrayRecord({"dice": torch.ones(1)})), "its answer has the records val"),
+        "empty": (replaced("val", MetricRecord({})), "do not count its cases"),
+        "no cases": (metric("val", cases=None), "do not count its cases"),
+        "negative cases": (metric("val", cases=-1), "do not count its cases"),
+        "half a case": (metric("val", cases=0.5), "do not count its cases"),
+        "a list of cases": (metric("val", cases=[1]), "do not count its cases"),
+        "scores of no case": (metric("val", cases=0), "has scores of no case"),
+        "no dice": (metric("val", dice=None), "lack Dice or misses"),
+        "dice of 2": (metric("val", dice=2.0), "its dice is not a number from 0 to 1"),
+        "dice of 1e30": (metric("val", dice=1e30), "its dice is not"),
+        "negative dice": (metric("val", dice=-0.1), "its dice is not"),
+        "nan": (metric("val", dice=math.nan), "its dice is not"), "inf": (metric("val", dice=math.inf), "its dice is not"),
+        "a list": (metric("val", dice=[0.5]), "its dice is not"),
+        "distance nan": (metric("val", hd95=math.nan), "its hd95 is not"),
+        "distance below 0": (metric("val", assd=-1.0), "its assd is not"),
+        "more misses than cases": (metric("val", misses=99), "lack Dice or misses"),
+        "half a miss": (metric("val", misses=0.5), "lack Dice or misses"),
+        "another name": (metric("val", accuracy=1.0), "'accuracy', which nobody asked for"),
+        "of a class": (metric("val", **{"disc/dice": 1.0}), "'disc/dice', which nobody asked for"),
+        "more": (replaced("train", MetricRecord({"dice": 1.0})), "its answer has the records"),
+        "another's name": (replaced("site", ConfigRecord({"name": "a"})), "has answered as b before and now as a"),
+        "no name": (without("site"), "does not say which site it is")}}
+
+
+def table(kinds):
+    return [pytest.param(attack, words, id=f"{field.split(':')[0]}-{how}")
+            for field, attacks in kinds.items() for how, (attack, words) in attacks.items()]
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
+    """A data folder, and the state of a run of the sites a and c alone."""
+    folder = tmp_path_factory.mktemp("honest")
+    data = write_nuclei(folder / "data", ("a", "b", "c"))
+    return data, Hospitals(folder, data, "ac", SKIP).train()[0]
+
+
+def attacked(folder, data, attack, kind, *overrides):
+    """Run sites a, b, c; b's answers of one kind are spoilt. Returns the last state and the result."""
+    nodes = Hospitals(folder, data, "abc", (*SKIP, *overrides))
+
+    def spoil(message, reply):
+        if message.metadata.dst_node_id == 2 and message.metadata.message_type == kind:
+            attack(reply.content)
+        return reply
+    nodes.spoil = spoil
+    return nodes.train()
+
+
+@pytest.mark.parametrize("attack, words", table(TRAIN))
+def test_a_spoilt_update_is_named_and_left_out(tmp_path, honest, capsys, attack, words):
+    """The round is that of the others, to the bit."""
+    data, alone = honest
+    state, _ = attacked(tmp_path, data, attack, "train")
+    said = capsys.readouterr().err
+    line = next(line for line in said.splitlines() if " failed in round 1: " in line and "its node is gone" not in line)
+    assert re.search(f"^site (b|of node 2) failed in round 1: .*{words}", line) and "site a" not in line
+    assert len(line) < 600 and line.isprintable()
+    assert_same(dict(state["weights"]), dict(alone["weights"]))
+    assert_same(state["prototypes"], alone["prototypes"])
+
+
+@pytest.mark.parametrize("attack, words", table(SCORES))
+def test_spoilt_scores_are_named_and_left_out(tmp_path, honest, capsys, attack, words):
+    """The round is chosen by the others, and all are scored at the end."""
+    data, _ = honest
+    state, result = attacked(tmp_path, data, attack, "evaluate")
+    said = capsys.readouterr().err
+    assert re.search(f"site (b|of node 2) sent no scores: .*{words}", said)
+    assert [row[2] for row in state["history"] if row[1] == "val"] == ["a", "c"]
+    assert set(result["best"]["test"]["sites"]) >= {"a", "c"}
+
+
+def test_a_class_that_a_site_lacks_is_no_fault(tmp_path, honest, capsys):
+    data, _ = honest
+    state, _ = attacked(tmp_path, data, arrays("prototypes", lambda t: {k: v for k, v in t.items() if k != "encoder/1"}),
+                        "train")
+    assert capsys.readouterr().err == ""
+    assert [row[2] for row in state["history"] if row[1] == "train"] == ["a", "b", "c"]
+
+
+# ---- What is possible, and still too much ----
+
+def test_an_update_that_is_too_long_is_refused(tmp_path, honest, capsys):
+    """Weights times 1000 lie within the range of a number; update_norm compares them with the others."""
+    data, alone = honest
+    attack = arrays("weights", each(lambda v: v * 1000))
+    state, _ = attacked(tmp_path / "on", data, attack, "train", "update_norm=5")
+    said = capsys.readouterr().err
+    assert re.search(r"site b failed in round 1: its update is \d+\.\d times as long as the median, update_norm: 5", said)
+    assert_same(dict(state["weights"]), dict(alone["weights"]))
+    attacked(tmp_path / "off", data, attack, "train")
+    assert "site b failed" not in capsys.readouterr().err
+
+
+def test_update_norm_by_hand():
+    """|w_m - w| against X times the lower median of the round."""
+    w = {"a": torch.zeros(4), "b": torch.ones(1)}
+
+    def update(site, length):
+        return federated.Update(site, 1, {"a": torch.tensor([length, 0, 0, 0]), "b": torch.ones(1)}, {}, {}, {}, 0.0)
+    updates = [update(site, length) for site, length in (("p", 1.0), ("q", 2.0), ("r", 6.1))]
+    assert list(fit.too_far(updates, w, 3)) == ["r"] and "3.0 times" in fit.too_far(updates, w, 3)["r"]
+    assert fit.too_far(updates, w, 3.1) == {}
+    assert list(fit.too_far(updates[1:], w, 3)) == ["r"]  # of two, the smaller one is the median
+    assert fit.too_far([update("p", 0.0), update("q", 0.0), update("r", 1.0)], w, 3) == {}  # nothing to compare with
+
+
+@pytest.mark.parametrize("n, most, shares", [
+    ((1, 1, 8), 0.5, (0.25, 0.25, 0.5)), ((1, 3, 8), 0.5, (0.125, 0.375, 0.5)), ((10, 10, 1, 1), 0.4, (0.4, 0.4, 0.1, 0.1)),
+    ((1, 2, 7), 0.4, (0.2, 0.4, 0.4)), ((5, 1), 0.5, (0.5, 0.5)), ((5, 1, 1), 0.1, (1 / 3, 1 / 3, 1 / 3)),
+    ((2, 3), 1.0, (0.4, 0.6)), ((9, 1), 0.95, (0.9, 0.1))])
+def test_max_share_by_hand(n, most, shares):
+    """No site has more than max_share; what it loses goes to the others in proportion."""
+    updates = [federated.Update(str(i), m, {"w": torch.tensor(float(i == 0))}, {}, {}, {}, 0.0) for i, m in enumerate(n)]
+    bounded = fit.bounded(updates, most) if most < 1 else updates
+    total = sum(update.n for update in bounded)
+    assert [update.n / total for update in bounded] == pytest.approx(shares)
+    assert federated.average_weights(bounded)["w"].item() == pytest.approx(shares[0])
+
+
+def test_a_count_is_stated_once_and_kept(tmp_path, capsys):
+    data, told = write_nuclei(tmp_path / "data", ("a", "b", "c")), []
+    nodes = Hospitals(tmp_path, data, "abc", ("rounds=2", "on_site_failure=skip"))
+
+    def spoil(message, reply):
+        if message.metadata.message_type == "train" and message.metadata.dst_node_id == 2:
+            told.append(1)
+            reply.content["scalars"]["n"] = 3 if len(told) == 1 else 3000
+        return reply
+    nodes.spoil = spoil
+    nodes.train()
+    assert "site b failed in round 2: it has 3000 training images, and stated 3 before" in capsys.readouterr().err
+
+
+# ---- When nobody can go on ----
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_server_goes_back_to_weights_that_most_could_train_on(tmp_path, monkeypatch, capsys, resumed):
+    """Weights that let every honest site diverge are averaged in once; the round is trained again from before."""
+    data = write_nuclei(tmp_path / "data", ("a", "b", "c"))
+    nodes = Hospitals(tmp_path, data, "abc", ("rounds=3", "on_site_failure=skip", "min_sites=2", "resume=true"))
+    monkeypatch.setattr(fit, "MOST_WEIGHT", math.inf)
+    trained = []
+
+    def spoil(message, reply):
+        if message.metadata.message_type == "train":
+            trained.append(message.metadata.dst_node_id)
+            if trained[-1] == 2 and trained.count(2) == 2:  # b, in round 2
+                arrays("weights", each(lambda v: v * 0 + 1e30))(reply.content)
+            if resumed and len(trained) == 8:
+                raise KeyboardInterrupt
+        return reply
+    nodes.spoil = spoil
+    if resumed:
+        with pytest.raises(KeyboardInterrupt):
+            nodes.train()
+        nodes.spoil = lambda _, reply: reply
+        del nodes.nodes[2]
+        nodes.run["sites"] = 2
+    state, _ = nodes.train()
+    said = capsys.readouterr().err
+    back = "going back to the weights of round 1, on which most sites could train. In between took part: a, b, c"
+    assert said.count(back) == 1
+    assert state["round"] == 3 and all(value.abs().max() < 10 for value in state["weights"].values())
+
+
+def test_the_server_goes_back_only_once(tmp_path, monkeypatch, capsys):
+    """If the good weights fail as well, the run ends and says why."""
+    data, rounds = write_nuclei(tmp_path / "data", ("a", "b")), []
+    nodes = Hospitals(tmp_path, data, "ab", ("rounds=3", "on_site_failure=skip"))
+
+    def spoil(message, reply):
+        if message.metadata.message_type == "train":
+            rounds.append(message.content["round"]["t"])
+            if rounds[-1] == 2:
+                reply.content["site"]["problem"] = "Diverged: the loss is nan"
+        return reply
+    nodes.spoil = spoil
+    with pytest.raises(SiteFailed, match="0 sites are left in round 2"):
+        nodes.train()
+    assert rounds == [1, 1, 2, 2, 2, 2] or rounds == [1, 1, 2, 2]
+    assert load_checkpoint(tmp_path / "server" / "last.pt")["round"] == 1
+
+
+# ---- What a site lets the server decide ----
+
+@pytest.mark.parametrize("node, overrides, words", [
+    ({}, ("splits=/etc/passwd",), "splits: is set by the server"),
+    ({"allow": "task rounds splits"}, ("splits=x",), "splits: is set by the server"),  # never, whatever is allowed
+    ({}, ("trust=true",), "trust: is set by the server"),
+    ({}, ("method=evil.py:run",), "method: the server wants to run the code of 'evil.py:run'"),
+    ({"method": "mine.py:f"}, ("method=evil.py:f",), "method: the server wants to run the code of 'evil.py:f'"),
+    ({"allow": "task,rounds,lr"}, ("lr=0.1",), "is set by the server and this site does not allow it"),
+    ({"max_image_size": 16}, (), "image_size: the server wants 32, this site's max_image_size is 16"),
+    ({"max_batch_size": 1}, (), "batch_size: the server wants 2, this site's max_batch_size is 1"),
+    ({"min_images": 4}, (), "min_images: this site has 3 training images, fewer than 4"),
+    ({}, ("nonsense=1",), "nonsense: is set by the server"),
+])
+def test_a_site_decides_what_it_runs(tmp_path, capsys, node, overrides, words):
+    data = write_nuclei(tmp_path / "data", ("a",))
+    nodes = Hospitals(tmp_path, data, "a", overrides)
+    nodes.nodes[1] |= node
+    with pytest.raises(BadInput, match=re.escape(words)):
+        flower_app.train_site({}, nodes.context(1))
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_site_allows_training_by_default(tmp_path):
+    """All keys of config.yaml and of the methods' own; and a site has its own device and splits."""
+    data = write_nuclei(tmp_path / "data", ("a",))
+    nodes = Hospitals(tmp_path, data, "a", ("method=fedprox", "fedprox_mu=0.5", "norm=group", "width=8"))
+    nodes.nodes[1] |= {"device": "cpu", "case_pattern": r"(\d)\.png"}
+    config, site, _, _ = flower_app.own_site(nodes.context(1))
+    assert (config.fedprox_mu, config.device, config.case_pattern) == (0.5, "cpu", r"(\d)\.png")
+    assert {sample.case for sample in site.train} <= set("01234")
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:100], lambda content: b"", lambda content: b"x" * 999,
+                                    lambda content: content[:300] + b"\0" + content[301:]])
+def test_a_damaged_file_of_a_site_is_replaced(tmp_path, capsys, damage):
+    """The site warns, goes on with a fresh optimizer and writes the file anew."""
+    data, damaged = write_nuclei(tmp_path / "data", ("a", "b")), []
+    nodes = Hospitals(tmp_path, data, "ab", ("rounds=3", "optimizer=adam", "lr=1e-3"))
+
+    def spoil(message, reply):
+        file = tmp_path / "a" / "kept.pt"
+        if message.metadata.message_type == "evaluate" and not damaged and message.content["round"]["t"] == 1:
+            damaged.append(file.write_bytes(damage(file.read_bytes())))
+        return reply
+    nodes.spoil = spoil
+    state, _ = nodes.train()
+    said = capsys.readouterr().err
+    assert state["round"] == 3 and "kept.pt" in said and "goes on without it and writes it anew" in said
+    assert set(load_whole(tmp_path / "a" / "kept.pt")) == {2, 3}
+
+
+# ---- Keys ----
+
+def make(monkeypatch, *arguments):
+    """Run make_certificates here; return what it ends with, None if it goes well."""
+    monkeypatch.setattr(sys, "argv", ["make_certificates", *map(str, arguments)])
+    try:
+        make_certificates.main()
+    except SystemExit as end:
+        return str(end.code)
+
+
+def test_keys_are_for_their_owner_alone(tmp_path, monkeypatch):
+    assert make(monkeypatch, tmp_path / "keys", "east", "north.2") is None
+    files = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "keys").iterdir()}
+    assert files == dict.fromkeys(("ca.crt", "server.pem", "server.key", "east", "east.pub", "north.2", "north.2.pub"), 0o600)
+    assert (tmp_path / "keys").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("node", ["../x", "/tmp/x", "a/b", "..", ".", "", "-x", "a\nb", "server.key", "ca.crt", "CA.CRT",
+                                  "server.pem", "b.pub", "x" * 99, "a\0b"])
+def test_names_that_are_no_nodes_are_refused(tmp_path, monkeypatch, node):
+    """Names that leave the folder or mean one of its own files; nothing is written."""
+    found = make(monkeypatch, tmp_path / "keys", "b", node)
+    assert found and found.startswith("error: ") and not (tmp_path / "keys").exists()
+
+
+@pytest.mark.parametrize("name", ["ca.crt", "server.pem", "server.key", "east", "east.pub"])
+@pytest.mark.parametrize("link", [False, True])
+def test_nothing_is_written_over(tmp_path, monkeypatch, name, link):
+    """Neither a file that is there nor what a link leads to, even one that leads nowhere."""
+    (tmp_path / "keys").mkdir()
+    target = tmp_path / "precious"
+    if link:
+        (tmp_path / "keys" / name).symlink_to(target)
+    else:
+        (tmp_path / "keys" / name).write_text("mine")
+    found = make(monkeypatch, tmp_path / "keys", "east")
+    assert found == f"error: {tmp_path / 'keys' / name}: is there already, choose another folder"
+    assert not target.exists() and [path.name for path in (tmp_path / "keys").iterdir()] == [name]
+    with pytest.raises(SystemExit, match="is there already"):
+        make_certificates.write(tmp_path / "keys" / name, b"x")
+    assert not target.exists()
+
+
+# ---- The dry run that tells the fields ----
+
+@pytest.mark.parametrize("method", ["fedavg", "fedprox", "harmofl", "fpl", "fedplvm", "feduv", "input_norm", "released",
+                                    "fedbcs"])
+def test_expected_fields_are_those_of_an_update(tmp_path, method):
+    """Names, shapes, types and terms of a real site's update; the network and the random numbers stay as they are."""
+    from datasets import load_sites
+    from methods.find import build_model, find_method
+    config = tiny_config(write_nuclei(tmp_path / "d", ("a",)), "unused", f"method={method}")
+    rules, site = find_method(config), load_sites(config)[0]
+    model = build_model(config, rules)
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    fields = fit.expected_fields(model, config, rules)
+    assert_same(dict(model.state_dict()), dict(before))
+    assert torch.equal(torch.get_rng_state(), random)
+    w, G = dict(model.state_dict()), {}
+    for t in (1, 2):
+        update = federated.local_update(model, site, w, G, None, t, config, rules)
+        assert fit.check_update(update, fields) is None and update.losses.keys() <= fields.losses
+        assert update.prototypes.keys() == fields.prototypes.keys()
+        w, G = w | update.weights, rules.aggregate([update.prototypes])
+
+
+def test_settings_of_protection_are_checked():
+    start = {"task": "nuclei", "data": "d", "out": "o"}
+    for wrong in ({"max_share": 0}, {"max_share": 1.5}, {"update_norm": 0.5}, {"update_norm": "x"}):
+        with pytest.raises(BadInput, match=f"{next(iter(wrong))}: "):
+            load_config(start | wrong)
