@@ -128,7 +128,7 @@ def write_paired(file, runs, config):
                      for key, dice in sorted(paired.of_patients(folds, paired.number("dice")).items())]
             table = paired_table(found, val, base)
             texts.append(f"**{kind} round, statistics: {stats}**\n\n{table}")
-    text = "\n".join(texts) + PAIRED_WORDS.format(base=base, folds=config.folds or 1,
+    text = "\n".join(texts) + PAIRED_WORDS.format(base=base, folds=len({run.fold for run in runs}),
                                                   seeds=", ".join(map(str, seeds_of(runs))))
     file.with_suffix(".md").write_text(text, encoding="utf-8")
     with open(file.with_suffix(".csv"), "w", newline="", encoding="utf-8") as stream:

@@ -154,31 +154,25 @@ def without_facts(result):
     return {key: result[key] for key in ("best", "last", "units", "definitions")}
 
 
-def readme_commands(folder, data, ports):
-    """The commands of flower/README.md for TLS as a script: with other ports and folders, and a small run."""
-    first, second = re.findall(r"```bash\n(.*?)```", (HERE / "flower" / "README.md").read_text(), re.DOTALL)
-    exports = next(line for line in first.splitlines() if line.startswith("export FLWR_TEL"))
-    assert set(exports.split()[1:]) == {f"{name}={QUIET[name]}" for name in QUIET if "FLWR" in name}
-    install, rest = first.split("\n", 1)
-    assert install == ". .venv/bin/activate && pip install -r flower/requirements.txt"
-    rest, plain = rest.rsplit("HOW='insecure", 1)
-    assert plain.endswith("federate plain\n")
-    changes = {"$PWD/runs/flower": folder, "$PWD/data/demo_nuclei": data, "overrides='rounds=3 ":
-               f"timeout=100 overrides='{' '.join(SETTINGS)} rounds=2 eval_every=2 local_epochs=2 "}
-    for old, new in (changes | dict(zip(("18000", "18001", "18002"), ports))).items():
-        assert old in rest
-        rest = rest.replace(old, str(new))
-    return rest + second
+def three_free_ports():
+    """Return a port that is free and followed by two free ones."""
+    while True:
+        port = free_port()
+        if port < 65000 and not is_open(port + 1) and not is_open(port + 2):
+            return port
 
 
-def test_readmes_commands_over_tls_equal_one_process(federation, tmp_path):
-    """Bit for bit; nodes without a registered key never join; each keeps its own to itself."""
-    data, home = write_nuclei(tmp_path / "data", ("east", "north")), tmp_path / "home"
+def test_try_it_equals_one_process(federation, tmp_path):
+    """flower/try_it.sh, plain and then TLS, bit for bit; nodes without a registered key never join; each keeps
+    its own to itself; nothing is left running."""
+    data, home = write_nuclei(tmp_path / "data", ("east", "north")), tmp_path / "home_try"
     write_nuclei(tmp_path / "more", ("south",))
-    run = federation.start("run", "bash", "-c", readme_commands(home, data, [
-        federation.port, free_port(), free_port()]))
+    federation.port = three_free_ports()
+    federation.env |= {"DATA": str(data), "PORT": str(federation.port), "LIMIT": "170", "TIMEOUT": "100",
+                       "OVERRIDES": f"{' '.join(SETTINGS)} rounds=2 eval_every=2 local_epochs=2"}
+    run = federation.start("run", "bash", HERE / "flower" / "try_it.sh", home)
     federation.others.append(run)
-    wait_for((home / "keys" / "ca.crt").exists, 60)
+    wait_for((home / "keys" / "ca.crt").exists, 200)  # the plain run comes first
     wait_for(lambda: is_open(federation.port), 60)
     subprocess.run([sys.executable, HERE / "flower" / "make_certificates.py", tmp_path / "other", "a"], check=True)
     tls = ["--root-certificates", home / "keys" / "ca.crt"]
@@ -186,8 +180,11 @@ def test_readmes_commands_over_tls_equal_one_process(federation, tmp_path):
             ("keyless", "south", tmp_path / "more" / "south", []),
             ("foreign", "east", data / "east", ["--auth-supernode-private-key", tmp_path / "other" / "a"])):
         federation.start_node(site, folder, name, (*tls, *key))
-    assert run.wait(200) == 0
+    assert run.wait(300) == 0, federation.log("run")
+    assert not any(is_open(federation.port + i) for i in range(3))
+    assert subprocess.run(["bash", HERE / "flower" / "try_it.sh", home], capture_output=True, check=False).returncode == 2
     state, result = in_process(tmp_path / "one", data, "rounds=2", "eval_every=2", "local_epochs=2")
+    assert_same(dict(load_checkpoint(home / "plain" / "last.pt")["weights"]), dict(state["weights"]))
     served = load_checkpoint(home / "tls" / "last.pt")
     for key in ("weights", "prototypes"):
         assert_same(dict(served[key]), dict(state[key]))
