@@ -5,16 +5,18 @@ On training images of each site, with the weights and prototypes after the last 
   - the cosines of pixels and prototypes, and which pixels keep a gradient at a tau, with and
     without the clip;
   - what FSR does to its input, and how much of that the next convolution and batch norm leave.
+On validation images it prints Dice and the marked over the true area at other thresholds than one half.
 """
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional
 
 from config import load_config
 from datasets import load_sites, read_splits, stack
-from eval import model_of
+from eval import logits_of, model_of, site_statistics
 from experiments.reproduce import TAUS
 from federated import Context
 from fft_style import EPS
@@ -23,9 +25,11 @@ from methods.find import find_method
 from prototypes import aligned_features, contrastive_loss, cosines
 from rounds.checkpoint import load_checkpoint
 from rounds.run_folder import check_trust
+from scoring.norm_statistics import own_network
 from settings.program import Parser, run_program
 
 IMAGES = 12  # of each site, at most
+THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
 def print_gradients(model, batches, context, method):
@@ -111,6 +115,30 @@ def effect(model, k, layer, z, out):
     return l_norm.mean().item(), l_org.mean().item(), spread.item(), left.item()
 
 
+def thresholds_of(model, statistics, local, site, config):
+    """Return Dice and marked over true area at each threshold of p(foreground), (2, thresholds): the mean
+    over the site's validation samples with foreground; None without any."""
+    network, found = own_network(model, statistics, local), []
+    for sample in (sample for sample in site.val if sample.truth.any()):
+        logits = torch.cat(list(logits_of(network, sample, config, torch.device("cpu"))))
+        p, truth = 1 - logits.softmax(1)[:, 0].numpy(), sample.truth > 0
+        marked = [p > threshold for threshold in THRESHOLDS]
+        found.append([[2 * (P & truth).sum() / (P.sum() + truth.sum()) for P in marked],
+                      [P.sum() / truth.sum() for P in marked]])
+    return np.mean(found, 0) if found else None
+
+
+def print_thresholds(model, checkpoint, sites, config):
+    """Print the mean over sites of `thresholds_of`."""
+    statistics = site_statistics(model, checkpoint["statistics"], checkpoint["local"], sites, config, torch.device("cpu"))
+    found = [thresholds_of(model, statistics.get(site.name, {}), checkpoint["local"].get(site.name, {}), site, config)
+             for site in sites]
+    dice, marked = np.mean([of_site for of_site in found if of_site is not None], 0)
+    print("\nvalidation, mean of sites, foreground where p exceeds a threshold")
+    for row in zip(THRESHOLDS, dice, marked):
+        print("p > {}  Dice {:.3f}  marked / true {:.2f}".format(*row))
+
+
 def main():
     """Print what the gradients and features of a run look like, site by site."""
     parser = Parser(description=__doc__)
@@ -135,6 +163,8 @@ def main():
             print_cosines(model, batches, G)
         if model.fsr:
             print_recalibration(model, batches)
+    if any(sample.truth.any() for site in sites for sample in site.val):
+        print_thresholds(model, checkpoint, sites, config)
 
 
 if __name__ == "__main__":

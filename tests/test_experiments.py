@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+import train
 from config import METHODS, BadInput, as_yaml, load_config
-from experiments import curves, figures, reproduce, run_grid, style_bias, tables
+from experiments import curves, diagnose, figures, reproduce, run_grid, style_bias, tables
 from fft_style import StyleRecalibration
 from methods.input_norm import AmplitudeNorm
 from rounds.checkpoint import load_checkpoint
@@ -373,3 +374,23 @@ def test_curves_of_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = run_here(monkeypatch, capsys, curves, tmp_path, "--run", "run")
     assert code == 2 and err == "error: matplotlib: is not installed; pip install -r requirements-extra.txt\n"
+
+
+def test_diagnosis_of_a_run(tmp_path, monkeypatch, capsys):
+    """Every term and level is there, shares add up, and at one half the Dice is that of the last validation."""
+    data = write_nuclei(tmp_path / "data", ("a", "b"), cases=5)
+    config = tiny_config(data, tmp_path / "run", "rounds=2")
+    train.train(config)
+    code, out, err = run_here(monkeypatch, capsys, diagnose, tmp_path, "--run", "run")
+    assert code == 0, err
+    for site in out.split("\n\n")[1:3]:
+        shares = [float(share) for share in re.findall(r"gradient of .*share +([\d.]+)%", site)]
+        assert len(shares) == 3 and sum(shares) == pytest.approx(100, abs=0.2)
+        assert site.count("FSR at level") == 3 and site.count("cosine with own class") == 2
+    with open(tmp_path / "run" / "metrics.csv", newline="") as stream:
+        dice = [float(row["dice"]) for row in csv.DictReader(stream) if (row["round"], row["split"]) == ("2", "val")]
+    rows = {t: (float(d), float(m)) for t, d, m in re.findall(r"p > ([\d.]+)  Dice ([\d.]+)  marked / true ([\d.]+)", out)}
+    assert list(map(float, rows)) == list(diagnose.THRESHOLDS)
+    assert rows["0.5"][0] == pytest.approx(statistics.mean(dice), abs=1e-3)
+    areas = [m for _, m in rows.values()]
+    assert areas == sorted(areas, reverse=True) and areas[0] > areas[-1]
