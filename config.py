@@ -99,7 +99,7 @@ KEYS = {  # key: (kind, default, help)
     "case_pattern": (or_none(pattern), None, "regular expression on file names, group 1: case"),
     "eval_every": (whole(1), 1, "validate every so many rounds, and after the last"),
     "eval_slices": (choice("all", "foreground"), "all", "score volumes, or slices with organ"),
-    "test_stats": (or_none(choice("site", "case")), "site",
+    "test_stats": (or_none(choice("site", "case")), "case",
                    "whose batch-norm statistics a prediction uses; norm: group has none"),
 }
 
@@ -202,7 +202,7 @@ def load_config(file, overrides=()):
     if values["out"] is None:
         values["out"] = str(Path("runs") / Path(file).stem)
     values["class_names"] = all_names(values["class_names"], values["classes"])
-    if values["norm"] == "group" and "test_stats" not in given | changed:
+    if values["norm"] == "group" and "test_stats" not in (changed if "norm" in changed else given):
         values["test_stats"] = None
     check_contradictions(values, fixed)
     return SimpleNamespace(**values)

@@ -531,7 +531,7 @@ def write_nuclei(folder, sites=("a", "b"), cases=5, size=32, seed=0):
 def tiny_config(data, out, *overrides):
     """Settings of a run of about a second."""
     return load_config({"task": "nuclei", "data": str(data), "out": str(out), "rounds": 2, "width": 2,
-                        "image_size": 32, "batch_size": 2, "device": "cpu"}, overrides)
+                        "image_size": 32, "batch_size": 2, "device": "cpu", "test_stats": "site"}, overrides)
 
 
 def first_state(config):

@@ -1,6 +1,6 @@
-"""Measure time and memory: python -m experiments.bench
+"""Measure time and memory: python -m experiments.bench [--config config.yaml] [key=value ...]
 
-Prints a table, and as its last line one JSON object. Times are medians of 5, taken in turn in one
+The config and its overrides are those of the whole rounds, of which the second is measured. Prints a table, and as its last line one JSON object. Times are medians of 5, taken in turn in one
 process; memory is the peak resident size less that before the first step, in a process of its own.
 The rows `bf16` are with `amp: bf16`. It runs on the GPU if there is one.
 """
@@ -22,7 +22,7 @@ from eval import pick_device, validate
 from federated import Context, average_weights, local_update, make_optimizer
 from fft_style import recalibrate, recalibrate_fourier
 from methods.find import build_model, find_method
-from settings.program import run_program
+from settings.program import Parser, run_program
 
 REPEATS = 5
 SETTING = {"task": "nuclei", "data": "demo", "out": "unused", "width": 32, "batch_size": 6}
@@ -72,10 +72,9 @@ def fsr_passes():
     return {name: lambda form=form: form(z, l, l).sum().backward() for name, form in forms.items()}
 
 
-def demo_round(method, amp="none"):
-    """Return the seconds of round 2, the first with prototypes, on the demo with config.yaml, and of its
-    validation."""
-    config = load_config(Path(__file__).parents[1] / "config.yaml", [f"method={method}", f"amp={amp}"])
+def whole_round(file, overrides, method, amp="none"):
+    """Return the seconds of round 2 of a config, the first with prototypes, and of its validation."""
+    config = load_config(file, [*overrides, f"method={method}", f"amp={amp}"])
     sites, method, kept, device = load_sites(config), find_method(config), {}, pick_device(config.device)
     model = build_model(config, method).to(device)
     w, G = {name: value.clone() for name, value in model.state_dict().items()}, {}
@@ -120,7 +119,11 @@ def peak_of_steps(method, amp="none"):
 
 
 def main():
-    """Measure and print step times, FSR's time and peak memory."""
+    """Measure and print step times, FSR's time, peak memory and whole rounds."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--config", default=Path(__file__).parents[1] / "config.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    given = parser.parse_intermixed_args()
     rows = {name: (name, "none") for name in METHODS} | {
         f"{name} bf16": (name, "bf16") for name in ("fedavg", "fedbcs")}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
@@ -142,9 +145,9 @@ def main():
     print(f"FSR layer, s: spatial {fsr['spatial']:.3f}, rfft2 {fsr['rfft2']:.3f}, "
           f"ratio {result['fsr_ratio']:.2f}")
     for name in ("fedavg", "fedbcs", "fedavg bf16", "fedbcs bf16"):
-        training, validation = demo_round(*rows[name])
+        training, validation = whole_round(given.config, given.overrides, *rows[name])
         result |= {f"{name}_round_s": training, f"{name}_validation_s": validation}
-        print(f"round on the demo, s: {name:12} training {training:.2f}, validation {validation:.2f}")
+        print(f"whole round, s: {name:12} training {training:.2f}, validation {validation:.2f}")
     print(json.dumps({name: round(value, 4) for name, value in result.items()}))
 
 

@@ -48,7 +48,7 @@ from tests.helpers import (
 # ---- Checkpoints, results and the program ----
 
 def test_stored_statistics_are_used_and_others_collected(tmp_path, capsys):
-    config, sites = a_config(), some_sites()
+    config, sites = a_config(test_stats="site"), some_sites()
     stored = write_run(tmp_path, config, sites)
     checkpoint = load_checkpoint(tmp_path / "best.pt")
     assert checkpoint["config"] == vars(config)
@@ -141,7 +141,7 @@ def small_run(tmp_path_factory):
     """A folder with a finished run of two rounds in it, named run."""
     folder = tmp_path_factory.mktemp("small")
     (folder / "small.yaml").write_text("task: nuclei\ndata: demo\nrounds: 2\nimage_size: 32\n"
-                                       "width: 4\ndevice: cpu\nout: run\n")
+                                       "width: 4\ndevice: cpu\nout: run\ntest_stats: site\n")
     done = subprocess.run([sys.executable, HERE / "train.py", "--config", "small.yaml"], cwd=folder,
                           capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
