@@ -5,7 +5,7 @@ import warnings
 
 import torch
 
-from config import BadInput, class_name
+from config import VOLUMES, BadInput, class_name
 from rounds.checkpoint import save
 
 
@@ -13,16 +13,18 @@ def export_network(network, target, config, statistics):
     """Write a network, its statistics baked in, as a file of `torch.export`.
 
     torch.export.load(FILE).module()(x) gives logits (B, C, S, S) of x (B, 3, S, S), S = `image_size`, for
-    any B; with statistics of each case B is 1, for a batch's statistics would be mixed. `about.json` in the
-    file says so.
+    any B. With statistics of each case a batch is one case, an image or the slices of one volume, for the
+    statistics of several would be mixed. `about.json` in the file says so.
     """
-    one = statistics == "of each case itself"
+    of_case = statistics == "of each case itself"
+    one = of_case and config.task not in VOLUMES
+    batch = "1: one image at a time" if one else "the slices of one volume, at most 32 at a time" if of_case else "any"
     x = torch.zeros(1 if one else 2, 3, config.image_size, config.image_size,
                     device=next(network.parameters()).device)
     shapes = None if one else ({0: torch.export.Dim("batch")},)
     program = torch.export.export(network, (x,), dynamic_shapes=shapes)
     about = {"input": "float32 (B, 3, S, S), scaled to [0, 1] and resized as the run's images were",
-             "S": config.image_size, "B": "1: one case at a time" if one else "any", "task": config.task,
+             "S": config.image_size, "B": batch, "task": config.task,
              "output": f"logits (B, {config.classes}, S, S), class 0 is background",
              "classes": [class_name(config, j) for j in range(config.classes)], "statistics": statistics}
     part = target.with_name(f".{target.name}.part.pt2")

@@ -73,6 +73,9 @@ def test_group_norm_has_no_test_stats(workplace, monkeypatch, capsys):
     """The run writes, reads and scores `none`; setting the key, or none with batch norms, is an error."""
     start = {"task": "nuclei", "data": "demo", "out": "o"}
     assert load_config(start | {"norm": "group"}).test_stats is None
+    assert load_config(start | {"test_stats": "site"}, ["norm=group"]).test_stats is None  # the file's goes with its norm
+    with pytest.raises(BadInput, match="test_stats: "):
+        load_config(start, ["norm=group", "test_stats=case"])
     for wrong in ({"norm": "group", "test_stats": "case"}, {"test_stats": "none"}):
         with pytest.raises(BadInput, match="test_stats: "):
             load_config(start | wrong)

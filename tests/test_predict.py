@@ -1,6 +1,7 @@
 """A trained network on new images: the same predictions as eval.py's, on the files' own grids."""
 
 import csv
+import json
 import shutil
 import subprocess
 import sys
@@ -228,8 +229,12 @@ def test_an_exported_network_needs_nothing_of_this_project(trained, tmp_path, mo
     assert run_here(monkeypatch, capsys, predict, tmp_path, "--run", folder / "run", "test_stats=case",
                     "export=case.pt2")[0] == 0
     extra = {"about.json": ""}
-    torch.export.load(tmp_path / "case.pt2", extra_files=extra)
-    assert "one case at a time" in extra["about.json"]
+    of_case = torch.export.load(tmp_path / "case.pt2", extra_files=extra).module()
+    volumes = config.task == "prostate"
+    assert json.loads(extra["about.json"])["B"].startswith("the slices of one volume" if volumes else "1: one image")
+    for B in (1, 3, 5) if volumes else (1,):  # a batch is a case
+        x = torch.rand(B, 3, 32, 32)
+        assert (of_case(x) - own_network(model, {})(x)).abs().max() < 1e-5
 
 
 def test_memory_does_not_grow_with_the_number_of_files(trained_on_images, tmp_path, monkeypatch, capsys):
