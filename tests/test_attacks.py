@@ -388,7 +388,7 @@ def test_a_site_decides_what_it_runs(tmp_path, capsys, node, overrides, words):
 def test_a_site_allows_training_by_default(tmp_path):
     """All keys of config.yaml and of the methods' own; and a site has its own device and splits."""
     data = write_nuclei(tmp_path / "data", ("a",))
-    nodes = Hospitals(tmp_path, data, "a", ("method=fedprox", "fedprox_mu=0.5", "norm=group", "width=8"))
+    nodes = Hospitals(tmp_path, data, "a", ("method=fedprox", "fedprox_mu=0.5", "norm=group", "test_stats=none", "width=8"))
     nodes.nodes[1] |= {"device": "cpu", "case_pattern": r"(\d)\.png"}
     config, site, _, _ = flower_app.own_site(nodes.context(1))
     assert (config.fedprox_mu, config.device, config.case_pattern) == (0.5, "cpu", r"(\d)\.png")
