@@ -61,6 +61,7 @@ def trained_on_images(a_run_on_images):
 def read_output(file):
     """Return a written mask as (S, H, W) bool in this project's order."""
     if file.suffix == ".png":
+        assert Image.open(file).mode == "L"  # one byte a pixel
         return (np.asarray(Image.open(file)) > 0)[None]
     image = nibabel.load(file)
     turned = nibabel.as_closest_canonical(image)  # right, anterior, superior
