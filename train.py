@@ -49,7 +49,7 @@ def train(config):
         scores, statistics = (validate(model, w, kept, sites, config, device)
                               if run.is_due(t) else (None, {}))
         run.save(t, w, G, updates, scores, statistics)
-        table.add(t, updates, scores, run.seconds())
+        table.add(t, updates, run.seconds(), scores)
     finish(run.out, sites, config, device, run.state["seconds"])
 
 

@@ -7,7 +7,6 @@ out="FOLDER". flower/README.md has the commands.
 """
 
 import shlex
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from config import BadInput, load_config
-from datasets import load_own_site
 from eval import finish, pick_device, site_statistics, validate
 from federated import average_weights, local_update
+from flower.fields import UPDATE
 from flower.messages import (
     answering,
     as_records,
@@ -30,9 +29,10 @@ from flower.messages import (
     unpack,
     with_scores,
 )
+from flower.own_files import load_decoded, read
 from flower.site_rules import check_bounds, check_images, check_server, own_overrides
 from methods.find import build_model, find_method
-from rounds.checkpoint import FORMAT, as_bytes, load_checkpoint, load_whole, save
+from rounds.checkpoint import FORMAT, as_bytes, load_checkpoint, save
 from rounds.faults import TooFewSites, accept, sit_out
 from rounds.fit import expected_fields
 from rounds.lock import locked
@@ -63,17 +63,19 @@ def own_site(context):
     check_server(context)
     config = settings(context, *own_overrides(node))
     check_bounds(config, node)
-    site, method = load_own_site(str(node["site"]), config), find_method(config)
+    site, method = load_decoded(str(node["site"]), config), find_method(config)
     return config, site, method, build_model(config, method).to(pick_device(config.device))
 
 
 def train_site(content, context):
-    """Answer with the site's update of the weights and prototypes that came."""
+    """Answer with the site's update of the weights and prototypes that came, and with these weights'
+    validation scores if the server wants them."""
     config, site, method, model = own_site(context)
-    if not site.train_slices:  # it is held out, or its splits train on nothing
-        return {"scalars": MetricRecord({"n": 0})}
     check_images(site, context.node_config)
     t, last = content["round"]["t"], content["last"].get(site.name, 0)
+    scores = scored(content, t - 1, config, site, model) if content["round"]["score"] else {}
+    if not site.train_slices:  # it is held out, or its splits train on nothing
+        return scores | {"scalars": MetricRecord({"n": 0})}
     file, device = Path(config.out) / "kept.pt", pick_device(config.device)
     # {round: kept}: the server says which round's update it took last, a later one does not count
     before = read(file).get(last)  # None before the first
@@ -82,26 +84,30 @@ def train_site(content, context):
                           method)
     file.parent.mkdir(parents=True, exist_ok=True)
     save(file, as_bytes({last: before, t: update.kept}))
-    return {"weights": ArrayRecord(update.weights), "prototypes": pack(update.prototypes),
-            "losses": MetricRecord(update.losses),
-            "scalars": MetricRecord({"n": update.n, "seconds": update.seconds})}
+    return scores | {"weights": ArrayRecord(update.weights), "prototypes": pack(update.prototypes),
+                     "losses": MetricRecord(update.losses),
+                     "scalars": MetricRecord({"n": update.n, "seconds": update.seconds})}
 
 
-def validate_site(content, context):
-    """Answer with the site's validation scores of the weights that came.
+def scored(content, t, config, site, model):
+    """Return the record `val`: the site's validation scores of the weights of round t that came.
 
     The weights that stay here are kept as they were in this round and in the best so far.
     """
-    config, site, _, model = own_site(context)
-    t, best = content["round"]["t"], content["round"]["best"]
     kept = read(Path(config.out) / "kept.pt").get(content["last"].get(site.name, 0))
     kept = {site.name: kept} if kept else {}
     if kept and kept[site.name]["local"]:
-        file = Path(config.out) / "local.pt"
+        file, best = Path(config.out) / "local.pt", content["round"]["best"]
         save(file, as_bytes({best: read(file).get(best, {}), t: kept[site.name]["local"]}))
     device = pick_device(config.device)
     w = dict(model.state_dict()) | tensors(content["weights"], device)
     return as_records({"val": validate(model, w, kept, [site], config, device)[0]})
+
+
+def validate_site(content, context):
+    """Answer with the site's validation scores of the last round's weights."""
+    config, site, _, model = own_site(context)
+    return scored(content, content["round"]["t"], config, site, model)
 
 
 def finish_site(content, context):
@@ -121,16 +127,6 @@ def finish_site(content, context):
     return as_records({f"{kind}.{split}": result[kind][split] for kind in KINDS for split in SCORED})
 
 
-def read(file):
-    """Return what this site saved under its rounds, {} before the first. A damaged file is named and counts
-    as none, so that the site goes on with a fresh optimizer."""
-    try:
-        return load_whole(file) if file.exists() else {}
-    except BadInput as problem:
-        print(f"warning: {problem}; this site goes on without it and writes it anew", file=sys.stderr, flush=True)
-        return {}
-
-
 client.train()(answering(train_site))
 client.evaluate()(answering(validate_site))
 client.evaluate("finish")(answering(finish_site))
@@ -147,31 +143,46 @@ def run_server(grid, context):
 
 
 def run_rounds(grid, context, config):
-    """The rounds of train.py, with every update and score asked for."""
+    """The rounds of train.py, with every update and score asked for.
+
+    The weights travel once a round: with its update of round t a site sends the scores of round t - 1.
+    """
     check_run_folder(config, "config.yaml")
     method = find_method(config)
     model = build_model(config, method)
     run = Run(config, model.state_dict())
     table, ask_sites = RoundTable(config.rounds), partial(ask, grid, config, context.run_config, {})
     fields = expected_fields(model, config, method)
-    w, G, kept = run.w, run.G, run.kept
+    w, G, kept, line = run.w, run.G, run.kept, None
     for t in run.rounds_left():
-        w, G, updates = train_round(ask_sites, t, w, G, run, config, method, fields)
+        w, G, updates, scores = train_round(ask_sites, t, w, G, run, config, method, fields)
+        show(table, line, scores)
         w = w | average_weights(updates, config.weights)                 # w = sum_m n_m / n w_m
         G = method.aggregate([update.prototypes for update in updates])  # means of FINCH's clusters
         kept |= {update.site: update.kept for update in updates}         # here, its round alone
-        scores = ask_scores(ask_sites, t, w, run, config, method) if run.is_due(t) else None
-        run.save(t, w, G, updates, scores)
-        table.add(t, updates, scores, run.seconds())
+        run.save(t, w, G, updates)
+        line = t, updates, run.seconds()
+    show(table, line, ask_scores(ask_sites, run, method, config) if run.lacks_scores() else None)
     ask_results(ask_sites, run, config, method, bool(batch_norms(model)))
 
 
+def show(table, line, scores):
+    """Print a round's line of the table once its scores are there; line: None or (t, updates, seconds)."""
+    if line:
+        table.add(*line, scores)
+
+
 def train_round(ask_sites, t, w, G, run, config, method, fields):
-    """Return the fit updates of round t and the weights and prototypes that they started from: w and G, or
-    with `skip`, if too few sites can train on them, the last that most could."""
+    """Return the fit updates of round t, the weights and prototypes that they started from, and the scores of
+    round t - 1: of w and G, or with `skip`, if too few sites can train on them, of the last that most could."""
     counts = {site: kept["n"] for site, kept in run.kept.items() if "n" in kept}
+    wanted, first = run.lacks_scores(), None
     while True:
-        results = ask_updates(ask_sites, t, w, G, run.kept, config, method, fields)
+        answers = ask_updates(ask_sites, t, w, G, run, config, method, wanted and first is None)
+        first = first or answers
+        beside = ("val",) if wanted and answers is first else ()
+        updates = {site: as_update(site, answer, t, fields, beside) for site, answer in answers.items()}
+        results = {site: update for site, update in updates.items() if update is not None}
         try:
             updates = accept(results, w, fields, t, config, counts)
             break
@@ -179,7 +190,7 @@ def train_round(ask_sites, t, w, G, run, config, method, fields):
             w, G = go_back(run.state, t, problem)
     if config.on_site_failure == "skip":
         note_trained(run.state, t, w, G, results, updates)
-    return w, G, updates
+    return w, G, updates, note_scores(run, first, config, UPDATE) if wanted else None
 
 
 def shared(w, method):
@@ -187,15 +198,14 @@ def shared(w, method):
     return ArrayRecord({name: value for name, value in w.items() if not method.local(name)})
 
 
-def ask_updates(ask_sites, t, w, G, kept, config, method, fields):
-    """Return {site: its Update in round t, or what is wrong} of the sites that train."""
+def ask_updates(ask_sites, t, w, G, run, config, method, score):
+    """Return {site: its answer in round t, or what is wrong}, with the scores of w if `score`."""
     answers = ask_sites("train", {
-        "weights": shared(w, method), "prototypes": pack(G), "round": ConfigRecord({"t": t}),
-        "last": last_taken(kept)})
+        "weights": shared(w, method), "prototypes": pack(G), "last": last_taken(run.kept),
+        "round": ConfigRecord({"t": t, "best": run.state["best"]["round"], "score": score})})
     if config.hold_out not in (None, *answers):
         sit_out(f"hold_out: site {config.hold_out} is not there, only {', '.join(answers)}", config)
-    updates = {site: as_update(site, answer, t, fields) for site, answer in answers.items()}
-    return {site: update for site, update in updates.items() if update is not None}
+    return answers
 
 
 def last_taken(kept):
@@ -203,12 +213,23 @@ def last_taken(kept):
     return MetricRecord({site: of_site["round"] for site, of_site in kept.items()})
 
 
-def ask_scores(ask_sites, t, w, run, config, method):
-    """Return the sites' validation scores of the weights w of round t, as `evaluate` gives them."""
+def ask_scores(ask_sites, run, method, config):
+    """Return the sites' validation scores of the last round, noted in the run."""
     answers = ask_sites("evaluate", {
-        "weights": shared(w, method), "last": last_taken(run.kept),
-        "round": ConfigRecord({"t": t, "best": run.state["best"]["round"]})})
-    return scores_of(with_scores(answers, ("val",), config), "val", config)
+        "weights": shared(run.w, method), "last": last_taken(run.kept),
+        "round": ConfigRecord({"t": run.state["round"], "best": run.state["best"]["round"]})})
+    return note_scores(run, answers, config)
+
+
+def note_scores(run, answers, config, beside=()):
+    """Return the validation scores of the last saved round as `evaluate` gives them, and note them in the run.
+
+    A site that failed altogether has been named; one whose scores are unfit is named here.
+    """
+    found = {site: answer for site, answer in answers.items() if not (beside and isinstance(answer, Exception))}
+    scores = scores_of(with_scores(found, ("val",), config, beside), "val", config)
+    run.score(scores)
+    return scores
 
 
 def ask_results(ask_sites, run, config, method, normed):

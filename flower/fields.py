@@ -37,9 +37,9 @@ def problem_of(reply):
     return None if problem is None else str(problem)[:LONGEST_PROBLEM]
 
 
-def check_records(content, kinds):
-    """Raise Misfit unless a reply has just these records beside `site`, {name: kind}."""
-    found = {name: type(record) for name, record in content.items() if name != "site"}
+def check_records(content, kinds, beside=()):
+    """Raise Misfit unless a reply has just these records, {name: kind}, beside `site` and those in `beside`."""
+    found = {name: type(record) for name, record in content.items() if name not in ("site", *beside)}
     if found != kinds:
         raise Misfit(f"its answer has the records {', '.join(sorted(found))[:LONGEST_PROBLEM] or 'none'}, "
                      f"not {', '.join(sorted(kinds))}")

@@ -145,16 +145,19 @@ def content_of(node, replies, names, timeout):
     return RuntimeError(said(problem)) if problem else reply.content
 
 
-def as_update(site, answer, t, fields):
+def as_update(site, answer, t, fields, beside=()):
     """Return a site's answer to round t as an Update, None if it has no training images; what went
-    wrong there as it is. What the site keeps stays there, and is known here by its round."""
+    wrong there as it is. What the site keeps stays there, and is known here by its round.
+
+    beside: names of the records that an answer has for another purpose.
+    """
     if isinstance(answer, Exception):
         return answer
     try:
         scalars = answer.get("scalars")
         if isinstance(scalars, MetricRecord) and dict(scalars) == {"n": 0}:
             return None
-        check_records(answer, UPDATE)
+        check_records(answer, UPDATE, beside)
         check_numbers(scalars, {"n", "seconds"}, "scalars")
         if not set(answer["losses"]) <= fields.losses:
             raise Misfit(f"its losses have other names than {', '.join(sorted(fields.losses))}")
@@ -169,14 +172,17 @@ def as_update(site, answer, t, fields):
         return Misfit(f"its answer cannot be read: {problem!r}")
 
 
-def with_scores(answers, parts, config):
-    """Return the answers that hold the scores `parts`; a site that sent none is named."""
+def with_scores(answers, parts, config, beside=()):
+    """Return the answers that hold the scores `parts`; a site that sent none is named.
+
+    beside: names of the records that an answer has for another purpose.
+    """
     kept = {}
     for site, answer in sorted(answers.items()):
         try:
             if isinstance(answer, Exception):
                 raise answer
-            check_records(answer, dict.fromkeys(parts, MetricRecord))
+            check_records(answer, dict.fromkeys(parts, MetricRecord), beside)
             for part in parts:
                 check_scores(answer[part], config)
             kept[site] = answer

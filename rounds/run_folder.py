@@ -86,17 +86,29 @@ class Run:
         """Return whether round t is validated: every `eval_every` rounds, and the last."""
         return t % self.config.eval_every == 0 or t == self.config.rounds
 
+    def lacks_scores(self):
+        """Return whether the last saved round is due for validation and has no scores yet."""
+        t = self.state["round"]
+        scored = any(row[0] == t and row[1] == "val" for row in self.state["history"])
+        return t > 0 and self.is_due(t) and not scored
+
     def save(self, t, w, G, updates, scores=None, statistics=None):
-        """Save round t: its weights, prototypes and updates, and its validation if it had one.
+        """Save round t: its weights, prototypes and updates, and its validation if it had one."""
+        state = self.state
+        state |= {"round": t, "weights": w, "prototypes": G, "statistics": statistics or {}}
+        state["local"] = {site: kept["local"] for site, kept in self.kept.items()}
+        state["seconds"] += self.seconds()
+        state["history"] += train_rows(t, updates)
+        self.score(scores)
+
+    def score(self, scores):
+        """Save the run with the validation scores of its last round, None if it has none.
 
         Each file is written whole or not at all, last.pt before metrics.csv: a run killed in between
         goes on from last.pt, which holds all rows of metrics.csv itself.
         """
         state = self.state
-        state |= {"round": t, "weights": w, "prototypes": G, "statistics": statistics or {}}
-        state["local"] = {site: kept["local"] for site, kept in self.kept.items()}
-        state["seconds"] += self.seconds()
-        state["history"] += history_rows(t, updates, scores)
+        state["history"] += val_rows(state["round"], scores)
         if note_best(state, scores):
             names = ("format", "config", "round", "weights", "local", "statistics")
             save(self.out / "best.pt", as_bytes({name: state[name] for name in names}))
@@ -188,15 +200,17 @@ def note_best(state, scores):
 
 # ---- Files ----
 
-def history_rows(t, updates, scores):
-    """Return round t's rows of metrics.csv: a train row a site, and a val row if it was scored; with
-    several foreground classes a row `val CLASS` of each too.
-
-    A loss term that the method does not have is None.
-    """
+def train_rows(t, updates):
+    """Return round t's rows `train` of metrics.csv, one a site; a loss term that a method lacks is None."""
     terms = [name.removeprefix("loss_") for name in COLUMNS if name.startswith("loss_")]
-    rows = [(t, "train", u.site, None, *(u.losses.get(name) for name in terms), u.seconds,
+    return [(t, "train", u.site, None, *(u.losses.get(name) for name in terms), u.seconds,
              size_in_bytes(u.weights), size_in_bytes(u.prototypes)) for u in updates]
+
+
+def val_rows(t, scores):
+    """Return round t's rows `val` of metrics.csv, one a site that was scored; with several foreground classes
+    a row `val CLASS` of each too."""
+    rows = []
     for name, score in (scores["sites"] if scores else {}).items():
         if score["cases"]:
             rows.append((t, "val", name, score["dice"], *[None] * 6))

@@ -15,7 +15,7 @@ class RoundTable:
         if names:
             print(header(self.names), flush=True)
 
-    def add(self, t, updates, scores, seconds):
+    def add(self, t, updates, seconds, scores):
         """Print the line of round t."""
         names = list(scores["sites"]) if scores else self.names or [u.site for u in updates]
         if names != self.names:

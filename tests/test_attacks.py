@@ -4,6 +4,7 @@ import copy
 import math
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from test_fedbcs import tiny_config, write_nuclei
 from tests.helpers import assert_same
 
 flwr_app = pytest.importorskip("flwr.app")
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from flower import app as flower_app
 from flower import make_certificates
@@ -208,15 +209,21 @@ def table(kinds):
 
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory):
-    """A data folder, and the state of a run of the sites a and c alone."""
+    """A data folder with the sites a, b and c, whose `answers` {(node, kind): content} of an honest run are
+    replayed in the tests, and the state of a run of a and c alone."""
     folder = tmp_path_factory.mktemp("honest")
     data = write_nuclei(folder / "data", ("a", "b", "c"))
-    return data, Hospitals(folder, data, "ac", SKIP).train()[0]
+    nodes = Hospitals(folder / "three", data, "abc", SKIP)
+    nodes.train()
+    answers = {(asked.metadata.dst_node_id, asked.metadata.message_type): reply.content for asked, reply in nodes.sent}
+    return SimpleNamespace(data=data, answers=answers, alone=Hospitals(folder, data, "ac", SKIP).train()[0])
 
 
-def attacked(folder, data, attack, kind, *overrides):
-    """Run sites a, b, c; b's answers of one kind are spoilt. Returns the last state and the result."""
-    nodes = Hospitals(folder, data, "abc", (*SKIP, *overrides))
+def attacked(folder, honest, attack, kind, *overrides):
+    """Run sites a, b, c for a round; b's answers of one kind are spoilt. Returns the last state and the result."""
+    nodes = Hospitals(folder, honest.data, "abc", (*SKIP, *overrides))
+    nodes.client = lambda message, context: Message(copy.deepcopy(honest.answers[
+        message.metadata.dst_node_id, message.metadata.message_type]), reply_to=message)
 
     def spoil(message, reply):
         if message.metadata.dst_node_id == 2 and message.metadata.message_type == kind:
@@ -229,30 +236,50 @@ def attacked(folder, data, attack, kind, *overrides):
 @pytest.mark.parametrize("attack, words", table(TRAIN))
 def test_a_spoilt_update_is_named_and_left_out(tmp_path, honest, capsys, attack, words):
     """The round is that of the others, to the bit."""
-    data, alone = honest
-    state, _ = attacked(tmp_path, data, attack, "train")
+    state, _ = attacked(tmp_path, honest, attack, "train")
     said = capsys.readouterr().err
     line = next(line for line in said.splitlines() if " failed in round 1: " in line and "its node is gone" not in line)
     assert re.search(f"^site (b|of node 2) failed in round 1: .*{words}", line) and "site a" not in line
     assert len(line) < 600 and line.isprintable()
-    assert_same(dict(state["weights"]), dict(alone["weights"]))
-    assert_same(state["prototypes"], alone["prototypes"])
+    assert_same(dict(state["weights"]), dict(honest.alone["weights"]))
+    assert_same(state["prototypes"], honest.alone["prototypes"])
 
 
 @pytest.mark.parametrize("attack, words", table(SCORES))
 def test_spoilt_scores_are_named_and_left_out(tmp_path, honest, capsys, attack, words):
     """The round is chosen by the others, and all are scored at the end."""
-    data, _ = honest
-    state, result = attacked(tmp_path, data, attack, "evaluate")
+    state, result = attacked(tmp_path, honest, attack, "evaluate")
     said = capsys.readouterr().err
     assert re.search(f"site (b|of node 2) sent no scores: .*{words}", said)
     assert [row[2] for row in state["history"] if row[1] == "val"] == ["a", "c"]
     assert set(result["best"]["test"]["sites"]) >= {"a", "c"}
 
 
+UNASKED = [pytest.param(replaced("val", MetricRecord({"dice": 1.0, "misses": 0, "cases": 1})), None, id="unasked")]
+
+
+@pytest.mark.parametrize("attack, words", UNASKED + [case for case in table(SCORES) if case.id.split("-")[1] in (
+    "missing record", "arrays", "empty", "negative cases")])
+def test_spoilt_scores_beside_an_update(tmp_path, capsys, attack, words):
+    """Scores travel with the update of the next round, which counts without them. In round 1 nobody asks for any."""
+    nodes = Hospitals(tmp_path, write_nuclei(tmp_path / "data", ("a", "b", "c")), "abc", ("rounds=3", *SKIP[1:]))
+    t = 2 if words else 1
+
+    def spoil(message, reply):
+        if (message.metadata.dst_node_id, message.metadata.message_type, message.content["round"].get("t")) == (2, "train", t):
+            attack(reply.content)
+        return reply
+    nodes.spoil = spoil
+    state, _ = nodes.train()
+    said = capsys.readouterr().err
+    assert [(row[0], row[2]) for row in state["history"] if row[1] == ("val" if words else "train")] == [
+        (r, s) for r in (1, 2, 3) for s in "abc" if (r, s) != (1, "b")]
+    assert re.search(f"site b sent no scores: .*{words}" if words else "site b failed in round 1: its answer has the records", said)
+    assert said.count("site b") == 1
+
+
 def test_a_class_that_a_site_lacks_is_no_fault(tmp_path, honest, capsys):
-    data, _ = honest
-    state, _ = attacked(tmp_path, data, arrays("prototypes", lambda t: {k: v for k, v in t.items() if k != "encoder/1"}),
+    state, _ = attacked(tmp_path, honest, arrays("prototypes", lambda t: {k: v for k, v in t.items() if k != "encoder/1"}),
                         "train")
     assert capsys.readouterr().err == ""
     assert [row[2] for row in state["history"] if row[1] == "train"] == ["a", "b", "c"]
@@ -262,13 +289,12 @@ def test_a_class_that_a_site_lacks_is_no_fault(tmp_path, honest, capsys):
 
 def test_an_update_that_is_too_long_is_refused(tmp_path, honest, capsys):
     """Weights times 1000 lie within the range of a number; update_norm compares them with the others."""
-    data, alone = honest
     attack = arrays("weights", each(lambda v: v * 1000))
-    state, _ = attacked(tmp_path / "on", data, attack, "train", "update_norm=5")
+    state, _ = attacked(tmp_path / "on", honest, attack, "train", "update_norm=5")
     said = capsys.readouterr().err
     assert re.search(r"site b failed in round 1: its update is \d+\.\d times as long as the median, update_norm: 5", said)
-    assert_same(dict(state["weights"]), dict(alone["weights"]))
-    attacked(tmp_path / "off", data, attack, "train")
+    assert_same(dict(state["weights"]), dict(honest.alone["weights"]))
+    attacked(tmp_path / "off", honest, attack, "train")
     assert "site b failed" not in capsys.readouterr().err
 
 
@@ -382,7 +408,7 @@ def test_a_site_decides_what_it_runs(tmp_path, capsys, node, overrides, words):
     nodes.nodes[1] |= node
     with pytest.raises(BadInput, match=re.escape(words)):
         flower_app.train_site({}, nodes.context(1))
-    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "a" / "kept.pt").exists()
 
 
 def test_a_site_allows_training_by_default(tmp_path):
@@ -395,22 +421,23 @@ def test_a_site_allows_training_by_default(tmp_path):
     assert {sample.case for sample in site.train} <= set("01234")
 
 
+@pytest.mark.parametrize("name", ["kept.pt", "decoded.pt"])
 @pytest.mark.parametrize("damage", [lambda content: content[:100], lambda content: b"", lambda content: b"x" * 999,
                                     lambda content: content[:300] + b"\0" + content[301:]])
-def test_a_damaged_file_of_a_site_is_replaced(tmp_path, capsys, damage):
-    """The site warns, goes on with a fresh optimizer and writes the file anew."""
+def test_a_damaged_file_of_a_site_is_replaced(tmp_path, capsys, damage, name):
+    """The site warns, goes on with a fresh optimizer or decodes again, and writes the file anew."""
     data, damaged = write_nuclei(tmp_path / "data", ("a", "b")), []
     nodes = Hospitals(tmp_path, data, "ab", ("rounds=3", "optimizer=adam", "lr=1e-3"))
 
     def spoil(message, reply):
-        file = tmp_path / "a" / "kept.pt"
-        if message.metadata.message_type == "evaluate" and not damaged and message.content["round"]["t"] == 1:
+        file = tmp_path / "a" / name
+        if message.metadata.dst_node_id == 1 and not damaged:
             damaged.append(file.write_bytes(damage(file.read_bytes())))
         return reply
     nodes.spoil = spoil
     state, _ = nodes.train()
     said = capsys.readouterr().err
-    assert state["round"] == 3 and "kept.pt" in said and "goes on without it and writes it anew" in said
+    assert state["round"] == 3 and name in said and "goes on without it and writes it anew" in said
     assert set(load_whole(tmp_path / "a" / "kept.pt")) == {2, 3}
 
 

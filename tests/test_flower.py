@@ -31,7 +31,7 @@ from rounds.checkpoint import load_checkpoint
 from rounds.diverged import Diverged
 from rounds.faults import SiteFailed
 from test_fedbcs import HERE, write_nuclei
-from tests.helpers import assert_same
+from tests.helpers import assert_same, write_prostate
 from tests.test_classes import write_images
 from tests.test_methods import worked_example
 
@@ -42,6 +42,7 @@ pytestmark = pytest.mark.flower
 identity = pytest.importorskip("flwr.supercore.task_identity").TaskIdentity
 from flower import app as flower_app
 from flower import messages as flower_messages
+from flower import own_files
 
 identity.run_id = identity.task_id = identity.node_id = 1
 PROGRAMS = Path(sys.executable).parent
@@ -449,27 +450,27 @@ def test_sites_that_come_and_go(tmp_path, capsys):
     """With skip: a site that is gone is missed by name, one that joins is in the next round, and a
     node that is lost and not yet missed does not count beside the one that replaced it."""
     data = write_nuclei(tmp_path / "data", ("a", "b", "c"))
-    nodes, asked = Hospitals(tmp_path, data, "ab", ("rounds=3", "on_site_failure=skip")), []
+    nodes, asked = Hospitals(tmp_path, data, "ab", ("rounds=4", "on_site_failure=skip")), []
 
     def come_and_go(message, reply):
         asked.append(message)
-        if len(asked) == 4:  # both have trained and validated in round 1
+        if len(asked) == 4:  # both have trained in rounds 1 and 2, and scored round 1
             del nodes.nodes[2]
             nodes.join("c", data / "c")
-        if len(asked) == 8:  # and a and c in round 2
+        if len(asked) == 6:  # and a and c in round 3
             nodes.join("c", data / "c")
-        return reply if len(asked) <= 8 or message.metadata.dst_node_id != 3 else None
+        return reply if len(asked) <= 6 or message.metadata.dst_node_id != 3 else None
     nodes.spoil = come_and_go
     state, result = nodes.train()
     assert [(row[0], row[2]) for row in state["history"] if row[1] == "val"] == [
-        (1, "a"), (1, "b"), (2, "a"), (2, "c"), (3, "a"), (3, "c")]
+        (1, "a"), (1, "b"), (2, "a"), (2, "c"), (3, "a"), (3, "c"), (4, "a"), (4, "c")]
     assert set(result["last"]["test"]["sites"]) == {"a", "c"}
     said = capsys.readouterr()
     assert [line.split()[4:-3] for line in said.out.splitlines() if "L_dice" in line] == [
         ["a", "b"], ["a", "c"]]
-    for t in (2, 3):
+    for t in (3, 4):
         assert f"site b failed in round {t}: its node is gone; it is left out" in said.err
-    assert said.err.count("site b sent no scores: its node is gone") == 3  # two rounds, and the end
+    assert said.err.count("site b sent no scores: its node is gone") == 2  # of the last round, and of the end
     assert "site c" not in said.err
 
 
@@ -513,7 +514,8 @@ def test_what_leaves_a_site(tmp_path):
             continue
         content, kind = reply.content, message.metadata.message_type
         kinds.append(kind)
-        assert set(content) == {"site"} | {
+        later = {"val"} if kind == "train" and message.content["round"]["t"] > 1 else set()
+        assert set(content) == {"site"} | later | {
             "train": {"scalars", "weights", "prototypes", "losses"}, "evaluate": {"val"},
             "evaluate.finish": {"best.val", "best.test", "last.val", "last.test"}}[kind]
         assert dict(content["site"]) == {"name": "a"}
@@ -524,8 +526,8 @@ def test_what_leaves_a_site(tmp_path):
                 f"{path}/{j}": (48,) for path in ("encoder", "decoder") for j in (0, 1)}
             assert set(content["scalars"]) == {"n", "seconds"}
             assert set(content["losses"]) == {"dice", "contrast", "consistency"}
-        else:
-            for part in set(content) - {"site"}:
+        for part in content:
+            if part == "val" or "." in part:
                 assert set(content[part]) <= {"dice", "hd95", "assd", "misses", "cases"}
         found = sent_bytes(content)
         print(f"{kind}: {len(sent_bytes(message.content))} bytes to a site, {len(found)} from it")
@@ -534,7 +536,7 @@ def test_what_leaves_a_site(tmp_path):
         for sample in site.train + site.val + site.test:
             assert sample.images.numpy().tobytes()[:64] not in found
             assert sample.truth.tobytes()[200:264] not in found or not sample.truth[0, 6].any()
-    assert kinds == ["train", "evaluate"] * 2 + ["evaluate.finish"]
+    assert kinds == ["train", "train", "evaluate", "evaluate.finish"]  # the weights go down once a round
     with pytest.raises(BadInput, match="server: exists already"):  # and is not overwritten
         nodes.train()
     assert (tmp_path / "a" / "splits.json").exists()
@@ -562,7 +564,7 @@ def test_an_update_starts_from_the_optimizer_state_of_the_last_that_was_taken(tm
     content = {"weights": ArrayRecord(model.state_dict()), "prototypes": ArrayRecord()}
 
     def ask(t, last):
-        asked = content | {"round": {"t": t}, "last": {"a": last} if last else {}}
+        asked = content | {"round": {"t": t, "score": False}, "last": {"a": last} if last else {}}
         return dict(flower_app.train_site(asked, nodes.context(1))["weights"].to_torch_state_dict())
     first, second, third = ask(1, 0), ask(2, 1), ask(3, 2)
     assert_same(third, ask(3, 2))
@@ -642,3 +644,34 @@ def test_the_bundle_holds_code_and_settings_alone(tmp_path):
     assert names - code <= {"config.yaml", "paper/nuclei.yaml", "paper/prostate.yaml", "LICENSE", "pyproject.toml",
                             ".info/CONTENT"} | {name for name in names if name.startswith(".info/")}
     assert code <= names
+
+
+@pytest.mark.parametrize("task", ["nuclei", "prostate"])
+def test_files_are_decoded_once_until_one_changes(tmp_path, monkeypatch, task):
+    """A later message gets the same samples, to the bit, from what the site kept; a file or a setting that
+    changes is seen, and another length of the run is none."""
+    data, calls = (write_nuclei if task == "nuclei" else write_prostate)(tmp_path / "data", ("a",)), []
+    honest = own_files.load_own_site
+    monkeypatch.setattr(own_files, "load_own_site", lambda *given: (calls.append(1), honest(*given))[1])
+
+    def load(*overrides):
+        config = load_config({"task": task, "data": str(data / "a"), "out": str(tmp_path / "out")},
+                             [*SETTINGS[1:], *overrides])
+        return own_files.load_decoded("a", config), honest("a", config)
+    for words, times in (((), 1), ((), 1), (("rounds=7", "resume=true"), 1), (("seed=3",), 2), (("seed=3",), 2)):
+        found, wanted = load(*words)
+        assert len(calls) == times
+        for part in ("train", "val", "test"):
+            assert len(getattr(found, part)) == len(getattr(wanted, part))
+            for one, other in zip(getattr(found, part), getattr(wanted, part)):
+                assert torch.equal(one.images, other.images) and torch.equal(one.masks, other.masks)
+                assert one.images.stride() == other.images.stride() and one.truth.dtype == other.truth.dtype
+                assert (one.truth == other.truth).all() and one[:3] == other[:3] and one[6:] == other[6:]
+        assert [(sample.case, s) for sample, s in found.train_slices] == [
+            (sample.case, s) for sample, s in wanted.train_slices]
+    changed = max(path for path in data.rglob("*") if path.is_file())
+    for number, change in enumerate((lambda: os.utime(changed, ns=(1, 1)), lambda: changed.write_bytes(changed.read_bytes()),
+                                     lambda: (data / "a" / "extra.txt").write_text("x"), lambda: os.utime(changed, ns=(1, 1)))):
+        change()
+        load("seed=3")
+        assert len(calls) == 3 + number

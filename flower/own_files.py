@@ -1,0 +1,52 @@
+"""What a site keeps in its own `out` folder from message to message, for each is answered by a new process."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from config import BadInput, as_yaml
+from datasets import SPLITS, Site, load_own_site
+from rounds.checkpoint import as_bytes, load_whole, save
+from sites.readers import Sample
+
+
+def read(file):
+    """Return what this site saved in a file, {} before the first time. A damaged file is named and counts
+    as none, so that the site goes on without it and writes it anew."""
+    try:
+        return load_whole(file) if file.exists() else {}
+    except BadInput as problem:
+        print(f"warning: {problem}; this site goes on without it and writes it anew", file=sys.stderr, flush=True)
+        return {}
+
+
+def load_decoded(name, config):
+    """Return `load_own_site`'s Site, from decoded.pt in config.out if no setting and no file has changed since.
+
+    Files are compared by path, size and time. Raises as `load_own_site`.
+    """
+    file, mark = Path(config.out) / "decoded.pt", mark_of(config)
+    stored = read(file)
+    if isinstance(stored, dict) and stored.get("mark") == mark:
+        return Site(name, **{part: [Sample(*row)._replace(truth=row[5].numpy()) for row in stored[part]]
+                             for part in SPLITS})
+    site = load_own_site(name, config)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save(file, as_bytes({"mark": mark} | {part: [
+        tuple(sample._replace(truth=torch.from_numpy(sample.truth))) for sample in getattr(site, part)] for part in SPLITS}))
+    return site
+
+
+def mark_of(config):
+    """Return a text that changes with any setting but the length of the run, and with any file of the data."""
+    files = [Path(folder, name) for folder, _, names in os.walk(config.data, followlinks=True) for name in names]
+    lines = [line for line in as_yaml(config).splitlines() if not line.startswith(("rounds:", "resume:"))]
+    return "\n".join(lines + [facts(file) for file in sorted(files) + [Path(config.splits or "")]])
+
+
+def facts(file):
+    """Return a file's path, size and times as a text; of a broken link the path alone."""
+    found = file.stat() if file.exists() else None
+    return f"{file} {found and (found.st_size, found.st_mtime_ns, found.st_ctime_ns)}"
