@@ -30,6 +30,7 @@ from flower.messages import (
     with_scores,
 )
 from flower.own_files import load_decoded, read
+from flower.simulation import name_partition
 from flower.site_rules import check_bounds, check_images, check_server, own_overrides
 from methods.find import build_model, find_method
 from rounds.checkpoint import FORMAT, as_bytes, load_checkpoint, save
@@ -58,6 +59,8 @@ def settings(context, *overrides):
 def own_site(context):
     """Return (config, Site, Method, network) of this node, from its own folders."""
     node = context.node_config
+    if "partition-id" in node and "site" not in node:  # a simulation on one's own machine
+        name_partition(node, settings(context))
     if lacks := [key for key in ("site", "data", "out") if not node.get(key)]:
         raise BadInput(f"node-config: lacks {lacks[0]}; give site, data and out")
     check_server(context)

@@ -81,7 +81,7 @@ def test_a_new_term_stays_out_of_the_columns():
     """A forker's fourth loss term does not shift the columns of metrics.csv."""
     losses = {"dice": 1.0, "mine": 9.0, "contrast": 2.0, "consistency": 3.0}
     update = federated.Update("a", 1, {"w": torch.zeros(2)}, {}, losses, {}, 0.5)
-    assert run_folder.history_rows(1, [update], {}) == [(1, "train", "a", None, 1.0, 2.0, 3.0, 0.5, 8, 0)]
+    assert run_folder.train_rows(1, [update]) == [(1, "train", "a", None, 1.0, 2.0, 3.0, 0.5, 8, 0)]
 
 
 def test_unwritable_run_folder(workplace, program):

@@ -194,7 +194,7 @@ def test_try_it_equals_one_process(federation, tmp_path):
         "best.pt", "last.pt", "config.yaml", "metrics.csv", "result.json"}
     for site in ("east", "north"):
         assert {path.name for path in (home / f"tls_{site}").iterdir()} == {
-            "best.pt", "last.pt", "cases.csv", "config.yaml", "kept.pt", "predictions.png", "result.json",
+            "best.pt", "last.pt", "cases.csv", "config.yaml", "decoded.pt", "kept.pt", "predictions.png", "result.json",
             "splits.json"}
         kept = torch.load(home / f"tls_{site}" / "kept.pt", weights_only=True)
         assert_same(kept[2], state["kept"][site])
