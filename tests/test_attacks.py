@@ -1,6 +1,8 @@
 """Tests of what one hostile or broken site can do to a federation: it is named and left out, and no more."""
 
+import contextlib
 import copy
+import json
 import math
 import re
 import sys
@@ -22,7 +24,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from flower import app as flower_app
 from flower import make_certificates
-from tests.test_flower import Hospitals
+from tests.test_flower import Federation, Hospitals, in_process, wait_for, without_facts
 
 pytestmark = pytest.mark.flower
 SKIP = ("rounds=1", "on_site_failure=skip", "min_sites=2")
@@ -386,6 +388,75 @@ def test_the_server_goes_back_only_once(tmp_path, monkeypatch, capsys):
         nodes.train()
     assert rounds == [1, 1, 2, 2, 2, 2] or rounds == [1, 1, 2, 2]
     assert load_checkpoint(tmp_path / "server" / "last.pt")["round"] == 1
+
+
+# ---- The same over a real server ----
+
+# what a hostile hospital runs: Python reads it at the start of every process of its node, and it changes each answer
+HOSTILE = '''
+import torch
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.clientapp import ClientApp
+
+honest = ClientApp.__call__
+
+
+def change(content, name, how):
+    content[name] = ArrayRecord({key: how(value) for key, value in content[name].to_torch_state_dict().items()})
+
+
+ATTACKS = {
+    1: lambda content: change(content, "prototypes", torch.Tensor.double),
+    2: lambda content: change(content, "prototypes", lambda v: v.to(torch.complex64)),
+    3: lambda content: change(content, "weights", lambda v: v * 0 + 1e30),
+    4: lambda content: change(content, "weights", lambda v: v * 1e6),
+    5: lambda content: content.__setitem__("site", ConfigRecord({"name": "a"}))}
+
+
+def spoilt(app, message, context):
+    reply = honest(app, message, context)
+    if "weights" in reply.content:
+        ATTACKS[message.content["round"]["t"]](reply.content)
+    for record in reply.content.metric_records.values():
+        if "dice" in record:
+            record["dice"] = 2.0
+    return reply
+
+
+ClientApp.__call__ = spoilt
+'''
+SAID = ("round 1: its prototypes of the encoder are not vectors of 48 numbers",
+        "round 2: its prototypes of the encoder are not vectors of 48 numbers",
+        r"round 3: its weights reach 1\.0e\+30, more than 1e\+08",
+        r"round 4: its update is \d+\.\d times as long as the median, update_norm: 5",
+        "round 5: its node has answered as c before and now as a")
+
+
+def test_the_five_worst_attacks_over_a_real_server(tmp_path):
+    """The run is that of the honest site alone, to the bit; all that the other sends is named and left out."""
+    data = write_nuclei(tmp_path / "data", ("a", "c"))
+    (tmp_path / "hostile").mkdir()
+    (tmp_path / "hostile" / "sitecustomize.py").write_text(HOSTILE)
+    settings = ("rounds=5", "eval_every=5", "update_norm=5", "on_site_failure=skip")
+    with contextlib.closing(Federation(tmp_path)) as federation:
+        federation.start_link()
+        federation.start_node("a", data / "a")
+        federation.env["PYTHONPATH"] = str(tmp_path / "hostile")
+        federation.start_node("c", data / "c")
+        del federation.env["PYTHONPATH"]
+        federation.start_run(*settings, timeout=60)
+        wait_for(lambda: "written to" in federation.log("run"), 240)
+        said = federation.log("run")
+    for t, words in enumerate(SAID, 1):
+        assert len(re.findall(rf"site (?:c|of node \d+) failed in {words}; it is left out", said)) == 1, words
+        assert said.count(f" failed in round {t}: ") == 1
+    assert len(re.findall("site c sent no scores: its dice is not a number from 0 to 1", said)) >= 2
+    (data / "c").rename(tmp_path / "c elsewhere")
+    state, result = in_process(tmp_path / "one", data, *settings)
+    served = load_checkpoint(tmp_path / "server" / "last.pt")
+    for key in ("weights", "prototypes"):
+        assert_same(dict(served[key]), dict(state[key]))
+    assert without_facts(json.loads((tmp_path / "server" / "result.json").read_text())) == without_facts(result)
 
 
 # ---- What a site lets the server decide ----

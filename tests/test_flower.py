@@ -86,10 +86,10 @@ class Federation:
             "127.0.0.1", "--port", free_port(), "--node-config",
             f"site='{site}' data='{data}' out='{self.folder / name}'")
 
-    def start_run(self, *overrides, timeout):
+    def start_run(self, *overrides, timeout, sites=2):
         words = shlex.join((*SETTINGS, *overrides, f"out={self.folder / 'server'}"))
         self.others.append(self.start("run", "flwr", "run", ".", "loop", "--stream", "--run-config",
-                                      f'overrides="{words}" timeout={timeout}'))
+                                      f'overrides="{words}" timeout={timeout} sites={sites}'))
 
     def log(self, name):
         return (self.folder / f"{name}.log").read_text(errors="replace")
