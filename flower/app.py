@@ -10,7 +10,7 @@ import shlex
 from functools import partial
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import ConfigRecord, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
@@ -24,9 +24,10 @@ from flower.messages import (
     as_update,
     ask,
     pack,
+    pack_weights,
     scores_of,
-    tensors,
     unpack,
+    unpack_weights,
     with_scores,
 )
 from flower.own_files import load_decoded, read
@@ -54,6 +55,11 @@ def settings(context, *overrides):
                        [*shlex.split(str(run["overrides"])), *overrides])
 
 
+def shared(w, method):
+    """Return the weights {name: tensor} that travel: all but those that the method keeps local."""
+    return {name: value for name, value in w.items() if not method.local(name)}
+
+
 # ---- A site ----
 
 def own_site(context):
@@ -70,29 +76,35 @@ def own_site(context):
     return config, site, method, build_model(config, method).to(pick_device(config.device))
 
 
+def received(record, model, method, device):
+    """Return all weights of the network: those that came, and its own initial ones of those that do not travel."""
+    w = dict(model.state_dict())
+    return w | unpack_weights(record, shared(w, method), device)
+
+
 def train_site(content, context):
     """Answer with the site's update of the weights and prototypes that came, and with these weights'
     validation scores if the server wants them."""
     config, site, method, model = own_site(context)
     check_images(site, context.node_config)
     t, last = content["round"]["t"], content["last"].get(site.name, 0)
-    scores = scored(content, t - 1, config, site, model) if content["round"]["score"] else {}
+    scores = scored(content, t - 1, config, site, method, model) if content["round"]["score"] else {}
     if not site.train_slices:  # it is held out, or its splits train on nothing
         return scores | {"scalars": MetricRecord({"n": 0})}
     file, device = Path(config.out) / "kept.pt", pick_device(config.device)
     # {round: kept}: the server says which round's update it took last, a later one does not count
     before = read(file).get(last)  # None before the first
-    w = dict(model.state_dict()) | tensors(content["weights"], device)
+    w = received(content["weights"], model, method, device)
     update = local_update(model, site, w, unpack(content["prototypes"], device), before, t, config,
                           method)
     file.parent.mkdir(parents=True, exist_ok=True)
     save(file, as_bytes({last: before, t: update.kept}))
-    return scores | {"weights": ArrayRecord(update.weights), "prototypes": pack(update.prototypes),
+    return scores | {"weights": pack_weights(update.weights), "prototypes": pack(update.prototypes),
                      "losses": MetricRecord(update.losses),
                      "scalars": MetricRecord({"n": update.n, "seconds": update.seconds})}
 
 
-def scored(content, t, config, site, model):
+def scored(content, t, config, site, method, model):
     """Return the record `val`: the site's validation scores of the weights of round t that came.
 
     The weights that stay here are kept as they were in this round and in the best so far.
@@ -103,23 +115,23 @@ def scored(content, t, config, site, model):
         file, best = Path(config.out) / "local.pt", content["round"]["best"]
         save(file, as_bytes({best: read(file).get(best, {}), t: kept[site.name]["local"]}))
     device = pick_device(config.device)
-    w = dict(model.state_dict()) | tensors(content["weights"], device)
+    w = received(content["weights"], model, method, device)
     return as_records({"val": validate(model, w, kept, [site], config, device)[0]})
 
 
 def validate_site(content, context):
     """Answer with the site's validation scores of the last round's weights."""
-    config, site, _, model = own_site(context)
-    return scored(content, content["round"]["t"], config, site, model)
+    config, site, method, model = own_site(context)
+    return scored(content, content["round"]["t"], config, site, method, model)
 
 
 def finish_site(content, context):
     """Answer with the site's scores of the best and the last weights; leave a run folder there."""
-    config, site, _, model = own_site(context)
-    out, device, initial = Path(config.out), pick_device(config.device), dict(model.state_dict())
+    config, site, method, model = own_site(context)
+    out, device = Path(config.out), pick_device(config.device)
     prepare_run_folder(out, [site], config)
     for kind in KINDS:
-        t, w = content["round"][kind], initial | tensors(content[kind], device)
+        t, w = content["round"][kind], received(content[kind], model, method, device)
         local = {site.name: read(out / "local.pt").get(t, {})}
         model.load_state_dict(w)
         statistics = site_statistics(model, {}, local, [site], config, device)
@@ -196,15 +208,10 @@ def train_round(ask_sites, t, w, G, run, config, method, fields):
     return w, G, updates, note_scores(run, first, config, UPDATE) if wanted else None
 
 
-def shared(w, method):
-    """Return the weights that travel, as a record: all but those that the method keeps local."""
-    return ArrayRecord({name: value for name, value in w.items() if not method.local(name)})
-
-
 def ask_updates(ask_sites, t, w, G, run, config, method, score):
     """Return {site: its answer in round t, or what is wrong}, with the scores of w if `score`."""
     answers = ask_sites("train", {
-        "weights": shared(w, method), "prototypes": pack(G), "last": last_taken(run.kept),
+        "weights": pack_weights(shared(w, method)), "prototypes": pack(G), "last": last_taken(run.kept),
         "round": ConfigRecord({"t": t, "best": run.state["best"]["round"], "score": score})})
     if config.hold_out not in (None, *answers):
         sit_out(f"hold_out: site {config.hold_out} is not there, only {', '.join(answers)}", config)
@@ -219,7 +226,7 @@ def last_taken(kept):
 def ask_scores(ask_sites, run, method, config):
     """Return the sites' validation scores of the last round, noted in the run."""
     answers = ask_sites("evaluate", {
-        "weights": shared(run.w, method), "last": last_taken(run.kept),
+        "weights": pack_weights(shared(run.w, method)), "last": last_taken(run.kept),
         "round": ConfigRecord({"t": run.state["round"], "best": run.state["best"]["round"]})})
     return note_scores(run, answers, config)
 
@@ -240,7 +247,7 @@ def ask_results(ask_sites, run, config, method, normed):
     checkpoints = {kind: load_checkpoint(run.out / f"{kind}.pt") for kind in KINDS}
     rounds = {kind: checkpoints[kind]["round"] for kind in KINDS}
     answers = ask_sites("evaluate.finish", {"round": ConfigRecord(rounds)} | {
-        kind: shared(checkpoints[kind]["weights"], method) for kind in KINDS})
+        kind: pack_weights(shared(checkpoints[kind]["weights"], method)) for kind in KINDS})
     parts = [f"{kind}.{split}" for kind in KINDS for split in SCORED]
     answers = with_scores(answers, parts, config)
     result = {kind: {"round": rounds[kind]} | {

@@ -45,20 +45,18 @@ def check_records(content, kinds, beside=()):
                      f"not {', '.join(sorted(kinds))}")
 
 
-def check_arrays(record, expected, what):
-    """Raise Misfit unless a record's arrays have the names, shapes, types and sizes expected, {name: tensor}."""
-    if set(record) != set(expected):
-        raise Misfit(f"its {what} differ in name, shape or type from the global ones")
-    for name, tensor in expected.items():
-        check_array(record[name], tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), what)
+def check_weights(record, like):
+    """Raise Misfit unless a record is one array of as many bytes as the tensors {name: tensor} have."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in like.values())
+    if set(record) != {"bytes"} or not is_array(record["bytes"], (size,), "uint8"):
+        raise Misfit(f"its weights are not the {size} bytes of the network's")
 
 
-def check_array(array, shape, dtype, what):
-    """Raise Misfit unless an array is of this shape and type, and no larger than that."""
+def is_array(array, shape, dtype):
+    """Return whether an array says that it is of this shape and type, and is no larger than that."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if tuple(array.shape) != shape or array.dtype != dtype or array.stype != "numpy.ndarray" \
-            or len(array.data) > size + HEAD:
-        raise Misfit(f"its {what} differ in name, shape or type from the global ones")
+    return (tuple(array.shape), array.dtype, array.stype) == (shape, dtype, "numpy.ndarray") \
+        and len(array.data) <= size + HEAD
 
 
 def check_vectors(record, fields, n):
@@ -69,10 +67,8 @@ def check_vectors(record, fields, n):
             raise Misfit(f"it has prototypes of {key[:40]!r}, which the method does not have")
         D, several = fields.prototypes[keys[key]]
         rows = array.shape[0] if several and len(array.shape) == 2 and 1 <= array.shape[0] <= n else 0
-        try:
-            check_array(array, (rows, D) if several else (D,), "float32", "prototypes")
-        except Misfit:
-            raise Misfit(f"its prototypes of the {keys[key]} are not vectors of {D} numbers") from None
+        if not is_array(array, (rows, D) if several else (D,), "float32"):
+            raise Misfit(f"its prototypes of the {keys[key]} are not vectors of {D} numbers")
 
 
 def check_numbers(record, names, what):

@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from config import BadInput
@@ -15,11 +16,11 @@ from federated import Update
 from flower.fields import (
     UPDATE,
     Misfit,
-    check_arrays,
     check_numbers,
     check_records,
     check_scores,
     check_vectors,
+    check_weights,
     classes_of,
     name_of,
     problem_of,
@@ -32,6 +33,23 @@ from scoring.metrics import MEASURES, mean_scores
 def pack(prototypes):
     """Return {path: {class: tensor}} as a record, its keys path/class."""
     return ArrayRecord({f"{path}/{j}": v for path in prototypes for j, v in prototypes[path].items()})
+
+
+def pack_weights(w):
+    """Return {name: tensor} as a record of one array of bytes, the tensors in the order of their names.
+
+    Flower asks for every array by itself, several times over; names, shapes and types are known at both ends.
+    """
+    parts = [w[name].detach().cpu().reshape(-1).view(torch.uint8) for name in sorted(w)]
+    return ArrayRecord({"bytes": torch.cat(parts)})
+
+
+def unpack_weights(record, like, device="cpu"):
+    """Return the {name: tensor} of `pack_weights`. like: {name: tensor of its shape and type}."""
+    sizes = {name: like[name].numel() * like[name].element_size() for name in sorted(like)}
+    parts = record.to_torch_state_dict()["bytes"].split(list(sizes.values()))
+    return {name: part.clone().view(like[name].dtype).reshape(like[name].shape).to(device)
+            for name, part in zip(sizes, parts, strict=True)}
 
 
 def tensors(record, device="cpu"):
@@ -164,9 +182,9 @@ def as_update(site, answer, t, fields, beside=()):
         if not set(answer["losses"]) <= fields.losses:
             raise Misfit(f"its losses have other names than {', '.join(sorted(fields.losses))}")
         check_numbers(answer["losses"], set(answer["losses"]), "losses")
-        check_arrays(answer["weights"], fields.weights, "weights")
+        check_weights(answer["weights"], fields.weights)
         check_vectors(answer["prototypes"], fields, scalars["n"])
-        return Update(site, scalars["n"], tensors(answer["weights"]), unpack(answer["prototypes"]),
+        return Update(site, scalars["n"], unpack_weights(answer["weights"], fields.weights), unpack(answer["prototypes"]),
                       dict(answer["losses"]), {"round": t, "n": scalars["n"], "local": {}}, scalars["seconds"])
     except Misfit as problem:
         return problem

@@ -53,6 +53,11 @@ def first(change):
     return attack
 
 
+def floats(change):
+    """A change of the numbers that are in the bytes of the weights."""
+    return each(lambda v: change(v.view(torch.float32)).reshape(-1).view(torch.uint8))
+
+
 def rename(tensors, new):
     """Give the first tensor another name."""
     key = next(iter(tensors))
@@ -85,31 +90,33 @@ def replaced(name, record):
     return lambda content: content.__setitem__(name, record)
 
 
-WEIGHTS = "its weights differ in name, shape or type from the global ones"
+WEIGHTS = r"its weights are not the \d+ bytes of the network's"
 VECTORS = "its prototypes of the encoder are not vectors of 48 numbers"
 NUMBERS = "its scalars are not one number each of n, seconds"
 # field, its type and range: {what breaks it: (attack, what the server says)}
 TRAIN = {
-    "weights: float32, names and shapes of the network, finite, at most 1e8": {
+    "weights: as many bytes as the network's, which are its float32 numbers, finite, at most 1e8": {
         "missing record": (without("weights"), "its answer has the records"),
         "numbers for arrays": (replaced("weights", MetricRecord({"a": 1.0})), "its answer has the records"),
         "settings for arrays": (replaced("weights", ConfigRecord({"a": "b"})), "its answer has the records"),
         "empty": (replaced("weights", ArrayRecord({})), WEIGHTS),
-        "one missing": (arrays("weights", lambda t: dict(list(t.items())[1:])), WEIGHTS),
         "one more": (arrays("weights", lambda t: t | {"extra": torch.zeros(1)}), WEIGHTS),
         "renamed": (arrays("weights", lambda t: rename(t, "../../x")), WEIGHTS),
-        "shape": (arrays("weights", first(lambda v: v[..., :-1])), WEIGHTS),
-        "flat": (arrays("weights", each(torch.flatten)), WEIGHTS),
-        "scalar": (arrays("weights", first(lambda v: v.sum())), WEIGHTS),
-        "float64": (arrays("weights", each(torch.Tensor.double)), WEIGHTS),
-        "float16": (arrays("weights", each(torch.Tensor.half)), WEIGHTS),
-        "complex": (arrays("weights", first(lambda v: v.to(torch.complex64))), WEIGHTS),
-        "whole numbers": (arrays("weights", each(lambda v: v.int())), WEIGHTS),
-        "bool": (arrays("weights", first(lambda v: v > 0)), WEIGHTS),
-        "nan": (arrays("weights", first(lambda v: v * math.nan)), "its weights are not finite"),
-        "one inf": (arrays("weights", first(lambda v: v.index_fill(0, torch.tensor([0]), math.inf))), "not finite"),
-        "1e30": (arrays("weights", each(lambda v: v * 0 + 1e30)), r"its weights reach 1\.0e\+30, more than 1e\+08"),
-        "-1e12": (arrays("weights", first(lambda v: v * 0 - 1e12)), r"its weights reach 1\.0e\+12"),
+        "a byte less": (arrays("weights", each(lambda v: v[:-1])), WEIGHTS),
+        "a number more": (arrays("weights", each(lambda v: torch.cat([v, v[:4]]))), WEIGHTS),
+        "two dimensions": (arrays("weights", each(lambda v: v[None])), WEIGHTS),
+        "scalar": (arrays("weights", each(lambda v: v[0])), WEIGHTS),
+        "numbers for bytes": (arrays("weights", each(lambda v: v.view(torch.float32))), WEIGHTS),
+        "float64": (arrays("weights", floats(torch.Tensor.double)), WEIGHTS),
+        "float16": (arrays("weights", floats(torch.Tensor.half)), WEIGHTS),
+        "complex": (arrays("weights", floats(lambda v: v.to(torch.complex64))), WEIGHTS),
+        "signed": (arrays("weights", each(lambda v: v.view(torch.int8))), WEIGHTS),
+        "bool": (arrays("weights", each(lambda v: v > 0)), WEIGHTS),
+        "nan": (arrays("weights", floats(lambda v: v * math.nan)), "its weights are not finite"),
+        "one inf": (arrays("weights", floats(lambda v: v.index_fill(0, torch.tensor([0]), math.inf))), "not finite"),
+        "all bits set": (arrays("weights", each(lambda v: v * 0 + 255)), "not finite"),
+        "1e30": (arrays("weights", floats(lambda v: v * 0 + 1e30)), r"its weights reach 1\.0e\+30, more than 1e\+08"),
+        "-1e12": (arrays("weights", floats(lambda v: v * 0 - 1e12)), r"its weights reach 1\.0e\+12"),
         "lies about its type": (raw("weights", dtype="float64"), WEIGHTS),
         "lies about its shape": (raw("weights", shape=(10**9, 10**9)), WEIGHTS),
         "negative shape": (raw("weights", shape=(-1,)), WEIGHTS),
@@ -291,7 +298,7 @@ def test_a_class_that_a_site_lacks_is_no_fault(tmp_path, honest, capsys):
 
 def test_an_update_that_is_too_long_is_refused(tmp_path, honest, capsys):
     """Weights times 1000 lie within the range of a number; update_norm compares them with the others."""
-    attack = arrays("weights", each(lambda v: v * 1000))
+    attack = arrays("weights", floats(lambda v: v * 1000))
     state, _ = attacked(tmp_path / "on", honest, attack, "train", "update_norm=5")
     said = capsys.readouterr().err
     assert re.search(r"site b failed in round 1: its update is \d+\.\d times as long as the median, update_norm: 5", said)
@@ -354,7 +361,7 @@ def test_the_server_goes_back_to_weights_that_most_could_train_on(tmp_path, monk
         if message.metadata.message_type == "train":
             trained.append(message.metadata.dst_node_id)
             if trained[-1] == 2 and trained.count(2) == 2:  # b, in round 2
-                arrays("weights", each(lambda v: v * 0 + 1e30))(reply.content)
+                arrays("weights", floats(lambda v: v * 0 + 1e30))(reply.content)
             if resumed and len(trained) == 8:
                 raise KeyboardInterrupt
         return reply
@@ -408,8 +415,8 @@ def change(content, name, how):
 ATTACKS = {
     1: lambda content: change(content, "prototypes", torch.Tensor.double),
     2: lambda content: change(content, "prototypes", lambda v: v.to(torch.complex64)),
-    3: lambda content: change(content, "weights", lambda v: v * 0 + 1e30),
-    4: lambda content: change(content, "weights", lambda v: v * 1e6),
+    3: lambda content: change(content, "weights", lambda v: (v.view(torch.float32) * 0 + 1e30).view(torch.uint8)),
+    4: lambda content: change(content, "weights", lambda v: (v.view(torch.float32) * 1e6).view(torch.uint8)),
     5: lambda content: content.__setitem__("site", ConfigRecord({"name": "a"}))}
 
 

@@ -370,7 +370,8 @@ def failing(how, node_of_b):
         name, wrong = {"nan": ("weights", torch.nan), "inf": ("prototypes", torch.inf)}.get(how, (how, 0))
         tensors = dict(reply.content[name].to_torch_state_dict())
         key = next(iter(tensors))
-        tensors[key] = tensors[key][..., :-1] if wrong == 0 else tensors[key] * wrong
+        numbers = tensors[key].view(torch.float32) if name == "weights" else tensors[key]
+        tensors[key] = (numbers[..., :-1] if wrong == 0 else numbers * wrong).view(tensors[key].dtype)
         reply.content[name] = ArrayRecord(tensors)
         return reply
     return spoil
@@ -379,7 +380,7 @@ def failing(how, node_of_b):
 @pytest.mark.parametrize("how, words", [
     ("silent", "no answer within 1 s"), ("crashed", "the client app crashed"), ("nan", "not finite"),
     ("lacking", "its answer has the records losses, prototypes, weights, not losses, prototypes, scalars, weights"), ("count", "it has nan training images"),
-    ("inf", "not finite"), ("weights", "name, shape or type"), ("prototypes", "are not vectors")])
+    ("inf", "not finite"), ("weights", "its weights are not the"), ("prototypes", "are not vectors")])
 def test_a_site_that_fails_stops_the_run_or_sits_out(tmp_path, capsys, how, words):
     data = write_nuclei(tmp_path / "data", ("a", "b", "c"))
     for skip in (False, True):
@@ -499,6 +500,22 @@ def sent_bytes(records):
     return b"|".join(found)
 
 
+def test_weights_travel_as_bytes():
+    """Of any type and shape, in whatever order the two ends have them, back to the bit."""
+    w = {"b": torch.randn(3, 2).half(), "a": torch.tensor([True]), "n": torch.tensor(7), "e": torch.zeros(0, 3),
+         "c": torch.randn(2, 3, 4).transpose(0, 2), "x": torch.tensor([float("nan"), -0.0])}
+    record = flower_messages.pack_weights(w)
+    like = {name: torch.empty_like(w[name]) for name in reversed(w)}
+    found = flower_messages.unpack_weights(record, like)
+    assert found.keys() == w.keys() and len(record) == 1
+    for name, value in w.items():
+        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
+        assert found[name].numpy().tobytes() == value.numpy().tobytes()
+    flower_messages.check_weights(record, w)
+    with pytest.raises(flower_messages.Misfit, match="are not the 121 bytes of the network's"):
+        flower_messages.check_weights(record, w | {"n": torch.tensor(7, dtype=torch.int32)})
+
+
 def test_what_leaves_a_site(tmp_path):
     """Weights, prototypes, counts and scalars: no image, no mask, no name of a file or patient."""
     data = write_nuclei(tmp_path / "data", ("a", "b"))
@@ -508,7 +525,7 @@ def test_what_leaves_a_site(tmp_path):
     nodes = Hospitals(tmp_path, data, "ab", ("rounds=2",))
     nodes.train()
     _, site, _, model = flower_app.own_site(nodes.context(1))
-    shapes, kinds = {k: v.shape for k, v in model.state_dict().items()}, []
+    size, kinds = sum(v.numel() * v.element_size() for v in model.state_dict().values()), []
     for message, reply in nodes.sent:
         if message.metadata.dst_node_id != 1:
             continue
@@ -520,7 +537,7 @@ def test_what_leaves_a_site(tmp_path):
             "evaluate.finish": {"best.val", "best.test", "last.val", "last.test"}}[kind]
         assert dict(content["site"]) == {"name": "a"}
         if kind == "train":
-            assert {k: v.shape for k, v in content["weights"].to_torch_state_dict().items()} == shapes
+            assert {k: tuple(v.shape) for k, v in content["weights"].items()} == {"bytes": (size,)}
             c = content["prototypes"].to_torch_state_dict()
             assert {k: tuple(v.shape) for k, v in c.items()} == {
                 f"{path}/{j}": (48,) for path in ("encoder", "decoder") for j in (0, 1)}
@@ -561,11 +578,11 @@ def test_an_update_starts_from_the_optimizer_state_of_the_last_that_was_taken(tm
     before, and one that starts anew begins at none: the same answers each time."""
     nodes = Hospitals(tmp_path, write_nuclei(tmp_path / "data", ("a",)), "a")
     model = flower_app.own_site(nodes.context(1))[3]
-    content = {"weights": ArrayRecord(model.state_dict()), "prototypes": ArrayRecord()}
+    content = {"weights": flower_messages.pack_weights(model.state_dict()), "prototypes": ArrayRecord()}
 
     def ask(t, last):
         asked = content | {"round": {"t": t, "score": False}, "last": {"a": last} if last else {}}
-        return dict(flower_app.train_site(asked, nodes.context(1))["weights"].to_torch_state_dict())
+        return flower_messages.unpack_weights(flower_app.train_site(asked, nodes.context(1))["weights"], model.state_dict())
     first, second, third = ask(1, 0), ask(2, 1), ask(3, 2)
     assert_same(third, ask(3, 2))
     assert_same(first, ask(1, 0))
