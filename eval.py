@@ -133,8 +133,7 @@ def model_of(checkpoint, file, device):
         model.load_state_dict(checkpoint["weights"])
     except (AttributeError, KeyError, RuntimeError, TypeError) as problem:
         reason = str(problem).splitlines()[0]
-        raise BadInput(f"{file}: has weights that do not fit its config ({reason}), "
-                       "train it again") from None
+        raise BadInput(f"{file}: has weights that do not fit its config ({reason}), train it again") from None
     for weights in checkpoint["local"].values():
         check_fits(file, "local weights", weights, {name: value for name, value in model.state_dict().items()
                                                     if name in weights})

@@ -1,8 +1,9 @@
 """Measure time and memory: python -m experiments.bench [--config config.yaml] [key=value ...]
 
-The config and its overrides are those of the whole rounds, of which the second is measured. Prints a table, and as its last line one JSON object. Times are medians of 5, taken in turn in one
-process; memory is the peak resident size less that before the first step, in a process of its own.
-The rows `bf16` are with `amp: bf16`. It runs on the GPU if there is one.
+The config and its overrides are those of the whole rounds, of which the second is measured. Prints a
+table, and as its last line one JSON object. Times are medians of 5, taken in turn in one process; memory
+is the peak resident size less that before the first step, in a process of its own. The rows `bf16` are
+with `amp: bf16`. It runs on the GPU if there is one.
 """
 
 import json

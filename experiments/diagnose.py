@@ -130,8 +130,9 @@ def thresholds_of(model, statistics, local, site, config):
 
 def print_thresholds(model, checkpoint, sites, config):
     """Print the mean over sites of `thresholds_of`."""
-    statistics = site_statistics(model, checkpoint["statistics"], checkpoint["local"], sites, config, torch.device("cpu"))
-    found = [thresholds_of(model, statistics.get(site.name, {}), checkpoint["local"].get(site.name, {}), site, config)
+    local = checkpoint["local"]
+    statistics = site_statistics(model, checkpoint["statistics"], local, sites, config, torch.device("cpu"))
+    found = [thresholds_of(model, statistics.get(site.name, {}), local.get(site.name, {}), site, config)
              for site in sites]
     dice, marked = np.mean([of_site for of_site in found if of_site is not None], 0)
     print("\nvalidation, mean of sites, foreground where p exceeds a threshold")

@@ -139,10 +139,11 @@ def write_paired(file, runs, config):
 
 
 PAIRED_WORDS = """
-Test Dice per site: mean over a patient's files, the site's patients, and seeds {seeds}; every patient is tested once a seed
-({folds} folds). Difference to {base}: mean over sites of the paired differences, with a 95 % interval by a bootstrap of
-patients within sites and of seeds; better: patients whose mean over seeds is higher; p: Wilcoxon's signed rank. marked: marked
-over true area. HD95 in the unit of the files. val: the validation Dice of the same round.
+Test Dice per site: mean over a patient's files, the site's patients, and seeds {seeds}; every patient is
+tested once a seed ({folds} folds). Difference to {base}: mean over sites of the paired differences, with a
+95 % interval by a bootstrap of patients within sites and of seeds; better: patients whose mean over seeds is
+higher; p: Wilcoxon's signed rank. marked: marked over true area. HD95 in the unit of the files. val: the
+validation Dice of the same round.
 """
 
 
@@ -159,16 +160,16 @@ def grouped(runs, name, kind, split, stats):
 
 def paired_table(found, val, base):
     """Return the markdown table of {setting: cases}; val: {setting: validation Dice}."""
+    ends = ("mean", f"difference to {base}", "better", "p", "precision", "recall", "marked", "HD95", "val")
     lines = []
     for name, cases in found.items():
         row = paired.summary(cases, None if name == base else found[base])
         if not lines:
-            lines.append(["", *row["sites"], "mean", f"difference to {base}", "better", "p", "precision", "recall",
-                          "marked", "HD95", "val"])
+            lines.append(["", *row["sites"], *ends])
         against = ["", "", ""] if name == base else [
             f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
             f"{row['better']} of {row['patients']}", f"{row['p']:.3f}"]
-        lines.append([name, *(f"{dice:.3f}" for dice in row["sites"].values()), f"**{row['dice']:.3f}**", *against,
-                      *(f"{row[what]:.2f}" for what in ("precision", "recall", "marked")), f"{row['hd95']:.1f}",
-                      f"{val[name]:.3f}"])
+        lines.append([
+            name, *(f"{dice:.3f}" for dice in row["sites"].values()), f"**{row['dice']:.3f}**", *against,
+            *(f"{row[what]:.2f}" for what in ("precision", "recall", "marked")), f"{row['hd95']:.1f}", f"{val[name]:.3f}"])
     return markdown(lines)

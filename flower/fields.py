@@ -91,7 +91,8 @@ def check_scores(record, config):
     rest = dict(record)
     cases = rest.get("cases")
     for prefix in ("", *(f"{j}/" for j in classes_of(config))):
-        row = {name: rest.pop(f"{prefix}{name}") for name in (*MEASURES, "misses", "cases") if f"{prefix}{name}" in rest}
+        names = [name for name in (*MEASURES, "misses", "cases") if f"{prefix}{name}" in rest]
+        row = {name: rest.pop(f"{prefix}{name}") for name in names}
         most = cases * max(1, config.classes - 1) if type(cases) is int else 0
         if type(row.get("cases")) is not int or not 0 <= row["cases"] <= 10**9 or row["cases"] != cases:
             raise Misfit("its scores do not count its cases")

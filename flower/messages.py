@@ -184,8 +184,9 @@ def as_update(site, answer, t, fields, beside=()):
         check_numbers(answer["losses"], set(answer["losses"]), "losses")
         check_weights(answer["weights"], fields.weights)
         check_vectors(answer["prototypes"], fields, scalars["n"])
-        return Update(site, scalars["n"], unpack_weights(answer["weights"], fields.weights), unpack(answer["prototypes"]),
-                      dict(answer["losses"]), {"round": t, "n": scalars["n"], "local": {}}, scalars["seconds"])
+        weights = unpack_weights(answer["weights"], fields.weights)
+        return Update(site, scalars["n"], weights, unpack(answer["prototypes"]), dict(answer["losses"]),
+                      {"round": t, "n": scalars["n"], "local": {}}, scalars["seconds"])
     except Misfit as problem:
         return problem
     except Exception as problem:  # noqa: BLE001 - a foreign answer may be wrong in any way

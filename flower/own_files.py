@@ -34,8 +34,9 @@ def load_decoded(name, config):
                              for part in SPLITS})
     site = load_own_site(name, config)
     file.parent.mkdir(parents=True, exist_ok=True)
-    save(file, as_bytes({"mark": mark} | {part: [
-        tuple(sample._replace(truth=torch.from_numpy(sample.truth))) for sample in getattr(site, part)] for part in SPLITS}))
+    rows = {part: [tuple(sample._replace(truth=torch.from_numpy(sample.truth))) for sample in getattr(site, part)]
+            for part in SPLITS}
+    save(file, as_bytes({"mark": mark} | rows))
     return site
 
 

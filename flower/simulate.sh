@@ -24,6 +24,11 @@ for _ in $(seq 120); do (: < "/dev/tcp/127.0.0.1/$port") 2> /dev/null && break; 
 printf '[superlink.simulation]\naddress = "127.0.0.1:%s"\ninsecure = true\n' "$port" > "$FLWR_HOME/config.toml"
 
 flwr run . simulation --stream \
-  --federation-config "num-supernodes=$sites client-resources-num-cpus=${CPUS:-1} client-resources-num-gpus=${GPUS:-0}" \
-  --run-config "sites=$sites timeout=${TIMEOUT:-3600} overrides='data=$data out=$out $*'" | awk '!/ClientAppActor/ || /rror|arning/ { print; fflush() }'
-[ -e "$out/result.json" ] || { echo "error: the run did not end well, see above" >&2; cp "$FLWR_HOME/superlink.log" "$out.log" 2> /dev/null; exit 1; }
+  --federation-config \
+  "num-supernodes=$sites client-resources-num-cpus=${CPUS:-1} client-resources-num-gpus=${GPUS:-0}" \
+  --run-config "sites=$sites timeout=${TIMEOUT:-3600} overrides='data=$data out=$out $*'" \
+  | awk '!/ClientAppActor/ || /rror|arning/ { print; fflush() }'
+[ -e "$out/result.json" ] && exit
+mkdir -p "$(dirname "$out")" && cp "$FLWR_HOME/superlink.log" "$out.log"
+echo "error: the run did not end well, see above and $out.log" >&2
+exit 1

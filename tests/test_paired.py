@@ -150,7 +150,7 @@ def test_every_patient_is_tested_once_and_compared(tmp_path, monkeypatch, capsys
                          == (kind, "test", row["site"], row["patient"])]
                 assert len(cases) == 1 and float(cases[0]["dice"]) == pytest.approx(float(row["dice"]), abs=1e-6)
     text = (tmp_path / "o" / "table_paired.md").read_text()
-    assert "tested once a seed\n(3 folds)." in text
+    assert "tested once a seed (3 folds)." in text
     assert text in out and [line for line in text.splitlines() if line.startswith("**")] == [
         f"**{kind} round, statistics: {stats}**" for stats in ("site", "case") for kind in ("last", "best")]
     dice = {name: [float(row["dice"]) for row in rows if row["setting"] == name][:8] for name in ("fedavg", "quick")}
