@@ -8,6 +8,7 @@
 # only errors and warnings are shown; their results lie in OUT_sites.
 set -euo pipefail
 [ $# -ge 2 ] || { sed -n '4p' "$0" >&2; exit 2; }
+[ -d "$1" ] || { echo "error: $1: there is no such folder of sites" >&2; exit 2; }
 data=$(realpath "$1") out=$(realpath -m "$2"); shift 2
 cd "$(dirname "$0")/.."
 port=${PORT:-18000}
@@ -28,7 +29,7 @@ flwr run . simulation --stream \
   "num-supernodes=$sites client-resources-num-cpus=${CPUS:-1} client-resources-num-gpus=${GPUS:-0}" \
   --run-config "sites=$sites timeout=${TIMEOUT:-3600} overrides='data=$data out=$out $*'" \
   | awk '!/ClientAppActor/ || /rror|arning/ { print; fflush() }'
-[ -e "$out/result.json" ] && exit
+[ "$out/result.json" -nt "$FLWR_HOME/config.toml" ] && exit  # one of an earlier run does not count
 mkdir -p "$(dirname "$out")" && cp "$FLWR_HOME/superlink.log" "$out.log"
 echo "error: the run did not end well, see above and $out.log" >&2
 exit 1
