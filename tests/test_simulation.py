@@ -13,7 +13,15 @@ from tests.helpers import assert_same
 
 pytest.importorskip("flwr.app")
 from flower import app as flower_app
-from tests.test_flower import SETTINGS, Hospitals, environment, free_port, in_process, is_open, without_facts
+from tests.test_flower import (
+    SETTINGS,
+    Hospitals,
+    environment,
+    free_port,
+    in_process,
+    is_open,
+    without_facts,
+)
 
 pytestmark = pytest.mark.flower
 
