@@ -38,7 +38,7 @@ federate() {
   stop
   [ -e "$folder/$name/result.json" ] || { echo "error: the run $name did not end well, see $folder/$name*.log" >&2; exit 1; }
 }
-hospital() {  # run, site, port, how it knows the server and proves itself
+hospital() {  # run, site, port, how it knows the server and proves itself; for signed code alone see README.md
   local name=$1 site=$2 own=$3; shift 3
   start "${name}_$site" flower-supernode "$@" --superlink "127.0.0.1:$port" --host 127.0.0.1 --port "$own" \
     --node-config "site='$site' data='$data/$site' out='$folder/${name}_$site'"
