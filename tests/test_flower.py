@@ -204,38 +204,6 @@ def test_try_it_equals_one_process(federation, tmp_path):
         assert not (tmp_path / name).exists()
 
 
-def test_a_lost_node_a_replacement_and_a_killed_server(federation, tmp_path):
-    """skip: the run goes on without a killed node, and with its replacement; a server that was killed
-    goes on from its last round, with the same nodes."""
-    data = write_nuclei(tmp_path / "data", ("a", "b"))
-    settings = ("eval_every=50", "on_site_failure=skip", "resume=true")
-    link = federation
-    link.start_link()
-    for site in "ab":
-        link.start_node(site, data / site)
-    link.start_run("rounds=50", *settings, timeout=30)
-
-    def trained():
-        file = tmp_path / "server" / "metrics.csv"
-        rows = [line.split(",") for line in file.read_text().splitlines()] if file.exists() else []
-        return [(row[0], row[2]) for row in rows if row[1] == "train"]
-    wait_for(lambda: trained() == [("1", "a"), ("1", "b")], 90)
-    link.kill(link.nodes.pop("b"))
-    link.start_node("b", data / "b")
-    wait_for(lambda: ("2", "a") in trained(), 60)
-    assert ("2", "b") not in trained()
-    wait_for(lambda: re.search("site b failed in round 2: .*; it is left out", link.log("run")), 20)
-    wait_for(lambda: "b" in {site for t, site in trained() if t != "1"}, 120)
-    received = link.log("a").count("Received successfully")
-    wait_for(lambda: link.log("a").count("Received successfully") > received, 60)  # and works
-    link.kill(link.link)
-    kept = load_checkpoint(tmp_path / "server" / "last.pt")["round"]
-    link.start_link()
-    link.start_run("rounds=50", *settings, timeout=90)
-    wait_for(lambda: {(str(kept + 1), "a"), (str(kept + 1), "b")} <= set(trained()), 120)
-    assert f"resuming after round {kept}" in link.log("run")
-
-
 class Hospitals:
     """A Grid whose nodes, {number: node-config}, are in this process.
 
@@ -692,3 +660,36 @@ def test_files_are_decoded_once_until_one_changes(tmp_path, monkeypatch, task):
         change()
         load("seed=3")
         assert len(calls) == 3 + number
+
+
+# apart from the other long test, so that two workers can run them at once
+def test_a_lost_node_a_replacement_and_a_killed_server(federation, tmp_path):
+    """skip: the run goes on without a killed node, and with its replacement; a server that was killed
+    goes on from its last round, with the same nodes."""
+    data = write_nuclei(tmp_path / "data", ("a", "b"))
+    settings = ("eval_every=50", "on_site_failure=skip", "resume=true")
+    link = federation
+    link.start_link()
+    for site in "ab":
+        link.start_node(site, data / site)
+    link.start_run("rounds=50", *settings, timeout=30)
+
+    def trained():
+        file = tmp_path / "server" / "metrics.csv"
+        rows = [line.split(",") for line in file.read_text().splitlines()] if file.exists() else []
+        return [(row[0], row[2]) for row in rows if row[1] == "train"]
+    wait_for(lambda: trained() == [("1", "a"), ("1", "b")], 90)
+    link.kill(link.nodes.pop("b"))
+    link.start_node("b", data / "b")
+    wait_for(lambda: ("2", "a") in trained(), 60)
+    assert ("2", "b") not in trained()
+    wait_for(lambda: re.search("site b failed in round 2: .*; it is left out", link.log("run")), 20)
+    wait_for(lambda: "b" in {site for t, site in trained() if t != "1"}, 120)
+    received = link.log("a").count("Received successfully")
+    wait_for(lambda: link.log("a").count("Received successfully") > received, 60)  # and works
+    link.kill(link.link)
+    kept = load_checkpoint(tmp_path / "server" / "last.pt")["round"]
+    link.start_link()
+    link.start_run("rounds=50", *settings, timeout=90)
+    wait_for(lambda: {(str(kept + 1), "a"), (str(kept + 1), "b")} <= set(trained()), 120)
+    assert f"resuming after round {kept}" in link.log("run")
