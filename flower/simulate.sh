@@ -27,7 +27,7 @@ printf '[superlink.simulation]\naddress = "127.0.0.1:%s"\ninsecure = true\n' "$p
 flwr run . simulation --stream \
   --federation-config \
   "num-supernodes=$sites client-resources-num-cpus=${CPUS:-1} client-resources-num-gpus=${GPUS:-0}" \
-  --run-config "sites=$sites timeout=${TIMEOUT:-3600} overrides='data=$data out=$out $*'" \
+  --run-config "sites=$sites timeout=${TIMEOUT:-3600} overrides='\"data=$data\" \"out=$out\" $*'" \
   | awk '!/ClientAppActor/ || /rror|arning/ { print; fflush() }'
 [ "$out/result.json" -nt "$FLWR_HOME/config.toml" ] && exit  # one of an earlier run does not count
 mkdir -p "$(dirname "$out")" && cp "$FLWR_HOME/superlink.log" "$out.log"

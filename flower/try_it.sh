@@ -34,7 +34,7 @@ federate() {
   hospital "$name" east $((port + 1)) "${east[@]}"
   hospital "$name" north $((port + 2)) "${north[@]}"
   timeout "$limit" flwr run . loop --stream --run-config \
-    "timeout=${TIMEOUT:-600} overrides='${OVERRIDES:-rounds=3} out=$folder/$name'"
+    "timeout=${TIMEOUT:-600} overrides='${OVERRIDES:-rounds=3} \"out=$folder/$name\"'"
   stop
   [ -e "$folder/$name/result.json" ] || { echo "error: the run $name did not end well, see $folder/$name*.log" >&2; exit 1; }
 }

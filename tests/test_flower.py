@@ -166,7 +166,7 @@ def three_free_ports():
 def test_try_it_equals_one_process(federation, tmp_path):
     """flower/try_it.sh, plain and then TLS, bit for bit; nodes without a registered key never join; each keeps
     its own to itself; nothing is left running."""
-    data, home = write_nuclei(tmp_path / "data", ("east", "north")), tmp_path / "home_try"
+    data, home = write_nuclei(tmp_path / "data", ("east", "north")), tmp_path / "try it"
     write_nuclei(tmp_path / "more", ("south",))
     federation.port = three_free_ports()
     federation.env |= {"DATA": str(data), "PORT": str(federation.port), "LIMIT": "170", "TIMEOUT": "100",

@@ -62,8 +62,8 @@ def test_nodes_and_folders_have_to_be_as_many(tmp_path, capsys):
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="flower/requirements-simulation.txt is not installed")
 def test_the_simulation_runtime_equals_one_process(tmp_path):
-    data = write_nuclei(tmp_path / "data", ("a", "b", "c"))
-    command, port = ["bash", HERE / "flower" / "simulate.sh", data, tmp_path / "out", *SETTINGS, "rounds=2"], free_port()
+    data = write_nuclei(tmp_path / "the data", ("a", "b", "c"))
+    command, port = ["bash", HERE / "flower" / "simulate.sh", data, tmp_path / "the run", *SETTINGS, "rounds=2"], free_port()
 
     def simulate():
         return subprocess.run(command, check=False, timeout=300, capture_output=True, text=True,
@@ -73,8 +73,8 @@ def test_the_simulation_runtime_equals_one_process(tmp_path):
     again = simulate()
     assert again.returncode == 1 and "exists already" in again.stdout and "did not end well" in again.stderr
     state, result = in_process(tmp_path / "one", data, "rounds=2")
-    served = load_checkpoint(tmp_path / "out" / "last.pt")
+    served = load_checkpoint(tmp_path / "the run" / "last.pt")
     for key in ("weights", "prototypes"):
         assert_same(dict(served[key]), dict(state[key]))
-    assert without_facts(json.loads((tmp_path / "out" / "result.json").read_text())) == without_facts(result)
+    assert without_facts(json.loads((tmp_path / "the run" / "result.json").read_text())) == without_facts(result)
     assert not is_open(port)  # the server is stopped
