@@ -77,7 +77,7 @@ def own_site(context):
 
 
 def received(record, model, method, device):
-    """Return all weights of the network: those that came, and its own initial ones of those that do not travel."""
+    """Return all weights of the network: those that came, and its own initial ones of the others."""
     w = dict(model.state_dict())
     return w | unpack_weights(record, shared(w, method), device)
 
@@ -88,13 +88,13 @@ def train_site(content, context):
     config, site, method, model = own_site(context)
     check_images(site, context.node_config)
     t, last = content["round"]["t"], content["last"].get(site.name, 0)
-    scores = scored(content, t - 1, config, site, method, model) if content["round"]["score"] else {}
-    if not site.train_slices:  # it is held out, or its splits train on nothing
-        return scores | {"scalars": MetricRecord({"n": 0})}
     file, device = Path(config.out) / "kept.pt", pick_device(config.device)
     # {round: kept}: the server says which round's update it took last, a later one does not count
     before = read(file).get(last)  # None before the first
     w = received(content["weights"], model, method, device)
+    scores = scored(content, t - 1, w, before, config, site, model) if content["round"]["score"] else {}
+    if not site.train_slices:  # it is held out, or its splits train on nothing
+        return scores | {"scalars": MetricRecord({"n": 0})}
     update = local_update(model, site, w, unpack(content["prototypes"], device), before, t, config,
                           method)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -104,25 +104,25 @@ def train_site(content, context):
                      "scalars": MetricRecord({"n": update.n, "seconds": update.seconds})}
 
 
-def scored(content, t, config, site, method, model):
-    """Return the record `val`: the site's validation scores of the weights of round t that came.
+def scored(content, t, w, kept, config, site, model):
+    """Return the record `val`: the site's validation scores of the weights w of round t that came.
 
-    The weights that stay here are kept as they were in this round and in the best so far.
+    kept: what the site kept from its last update that was taken, or None. The weights that stay here
+    are kept as they were in this round and in the best so far.
     """
-    kept = read(Path(config.out) / "kept.pt").get(content["last"].get(site.name, 0))
-    kept = {site.name: kept} if kept else {}
-    if kept and kept[site.name]["local"]:
+    if kept and kept["local"]:
         file, best = Path(config.out) / "local.pt", content["round"]["best"]
-        save(file, as_bytes({best: read(file).get(best, {}), t: kept[site.name]["local"]}))
-    device = pick_device(config.device)
-    w = received(content["weights"], model, method, device)
-    return as_records({"val": validate(model, w, kept, [site], config, device)[0]})
+        save(file, as_bytes({best: read(file).get(best, {}), t: kept["local"]}))
+    all_kept = {site.name: kept} if kept else {}
+    return as_records({"val": validate(model, w, all_kept, [site], config, pick_device(config.device))[0]})
 
 
 def validate_site(content, context):
     """Answer with the site's validation scores of the last round's weights."""
     config, site, method, model = own_site(context)
-    return scored(content, content["round"]["t"], config, site, method, model)
+    kept = read(Path(config.out) / "kept.pt").get(content["last"].get(site.name, 0))
+    w = received(content["weights"], model, method, pick_device(config.device))
+    return scored(content, content["round"]["t"], w, kept, config, site, model)
 
 
 def finish_site(content, context):
@@ -236,7 +236,8 @@ def note_scores(run, answers, config, beside=()):
 
     A site that failed altogether has been named; one whose scores are unfit is named here.
     """
-    found = {site: answer for site, answer in answers.items() if not (beside and isinstance(answer, Exception))}
+    found = {site: answer for site, answer in answers.items()
+             if not (beside and isinstance(answer, Exception))}
     scores = scores_of(with_scores(found, ("val",), config, beside), "val", config)
     run.score(scores)
     return scores

@@ -1,9 +1,10 @@
-"""What an answer may be made of: record names, kinds, sizes and ranges, checked before any of it is decoded."""
+"""What an answer may be made of: names, kinds, sizes and ranges, checked before any of it is decoded."""
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from config import class_name
+from rounds.run_folder import size_in_bytes
 from settings.kinds import text
 
 LONGEST_NAME, LONGEST_PROBLEM = 80, 400
@@ -38,7 +39,7 @@ def problem_of(reply):
 
 
 def check_records(content, kinds, beside=()):
-    """Raise Misfit unless a reply has just these records, {name: kind}, beside `site` and those in `beside`."""
+    """Raise Misfit unless a reply has just the records {name: kind}, `site`, and perhaps those in `beside`."""
     found = {name: type(record) for name, record in content.items() if name not in ("site", *beside)}
     if found != kinds:
         raise Misfit(f"its answer has the records {', '.join(sorted(found))[:LONGEST_PROBLEM] or 'none'}, "
@@ -47,7 +48,7 @@ def check_records(content, kinds, beside=()):
 
 def check_weights(record, like):
     """Raise Misfit unless a record is one array of as many bytes as the tensors {name: tensor} have."""
-    size = sum(tensor.numel() * tensor.element_size() for tensor in like.values())
+    size = size_in_bytes(like)
     if set(record) != {"bytes"} or not is_array(record["bytes"], (size,), "uint8"):
         raise Misfit(f"its weights are not the {size} bytes of the network's")
 
@@ -96,7 +97,8 @@ def check_scores(record, config):
         most = cases * max(1, config.classes - 1) if type(cases) is int else 0
         if type(row.get("cases")) is not int or not 0 <= row["cases"] <= 10**9 or row["cases"] != cases:
             raise Misfit("its scores do not count its cases")
-        if cases and (type(row.get("misses")) is not int or not 0 <= row["misses"] <= most or "dice" not in row):
+        counted = type(row.get("misses")) is int and 0 <= row["misses"] <= most
+        if cases and not (counted and "dice" in row):
             raise Misfit("its scores lack Dice or misses")
         if not cases and len(row) > 1:
             raise Misfit("it has scores of no case")

@@ -27,6 +27,7 @@ from flower.fields import (
 )
 from rounds.diverged import Diverged
 from rounds.faults import SiteFailed, said, sit_out
+from rounds.run_folder import size_in_bytes
 from scoring.metrics import MEASURES, mean_scores
 
 
@@ -46,10 +47,10 @@ def pack_weights(w):
 
 def unpack_weights(record, like, device="cpu"):
     """Return the {name: tensor} of `pack_weights`. like: {name: tensor of its shape and type}."""
-    sizes = {name: like[name].numel() * like[name].element_size() for name in sorted(like)}
-    parts = record.to_torch_state_dict()["bytes"].split(list(sizes.values()))
+    names = sorted(like)
+    parts = record.to_torch_state_dict()["bytes"].split([size_in_bytes(like[name]) for name in names])
     return {name: part.clone().view(like[name].dtype).reshape(like[name].shape).to(device)
-            for name, part in zip(sizes, parts, strict=True)}
+            for name, part in zip(names, parts, strict=True)}
 
 
 def tensors(record, device="cpu"):
@@ -127,7 +128,8 @@ def ask(grid, config, run, names, kind, records):
                if reply.metadata.reply_to_message_id in asked}
     found = {node: content_of(node, replies, names, run["timeout"]) for node in [*replies, *nodes]}
     answers = {site: RuntimeError("its node is gone") for site in names.values()}
-    for node in sorted(nodes, key=lambda node: not isinstance(found[node], Exception)):  # what is good comes last
+    # what is good comes last
+    for node in sorted(nodes, key=lambda node: not isinstance(found[node], Exception)):
         twin = isinstance(found[node], Twin)
         answers[f"of node {node}" if twin else names.get(node, f"of node {node}")] = found[node]
     if len(nodes) < (wanted if stop else config.min_sites):
