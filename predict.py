@@ -127,8 +127,8 @@ def predict_all(network, files, path, out, config, device, whose, probabilities)
     if sheet:
         outputs.write_sheet(out / f"sheet_{sheets + 1:03}.png", sheet, config)
     outputs.write_table(out / "prediction.csv", rows)
-    print(f"{len(files) - failed} of {len(files)} files predicted, statistics {whose}; written to {out}: masks, "
-          "prediction.csv, sheets of pictures")
+    print(f"{len(files) - failed} of {len(files)} files predicted, statistics {whose}; "
+          f"written to {out}: masks, prediction.csv, sheets of pictures")
     return failed
 
 

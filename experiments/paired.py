@@ -35,7 +35,8 @@ def of_patients(tables, measure):
         for row in rows:
             of_fold.setdefault((row["site"], row["case"]), []).append(measure(row))
         if twice := of_fold.keys() & found.keys():
-            raise BadInput(f"cases.csv: patient {min(twice)[1]} is tested in two folds, give all folds one split")
+            raise BadInput(f"cases.csv: patient {min(twice)[1]} is tested in two folds, "
+                           "give all folds one split")
         found |= of_fold
     values = {key: [v for v in of_one if v is not None] for key, of_one in found.items()}
     return {key: float(np.mean(of_one)) for key, of_one in values.items() if of_one}

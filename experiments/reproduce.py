@@ -11,8 +11,9 @@
 What a comparison needs is trained first, settings x seeds, each in a folder of --out: finished runs
 are skipped, broken ones resumed. Then it is drawn, as --out/COMPARISON.md, .csv or .png.
 
-With --folds K, table and ablation train settings x folds x seeds, so that every patient is tested once a seed,
-and compare patient by patient: --out/COMPARISON_paired.md, .csv, and .png, a dot a patient (needs matplotlib).
+With --folds K, table and ablation train settings x folds x seeds, so that every patient is tested once a
+seed, and compare patient by patient: --out/COMPARISON_paired.md, .csv, and .png, a dot a patient (needs
+matplotlib).
 """
 
 import argparse
@@ -155,7 +156,8 @@ def main():
     parser.add_argument("--seeds", default="0,1,2", help="default 0,1,2")
     parser.add_argument("--methods", default=",".join(METHODS), help="of table, convergence and "
                         "pictures, default all; FILE.py:FUNCTION too")
-    parser.add_argument("--folds", type=int, metavar="K", help="of table and ablation: test every patient once")
+    parser.add_argument("--folds", type=int, metavar="K",
+                        help="of table and ablation: test every patient once")
     parser.add_argument("--also", action="append", default=[], metavar="'NAME: key=value ...'",
                         help="of table and ablation: another setting; may be given several times")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, default 1; they share "

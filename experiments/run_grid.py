@@ -120,7 +120,8 @@ def score_again(run, statistics):
     print(f"{run.folder}: scoring it with statistics of the {statistics} too", flush=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BadInput(f"{run.folder}: eval.py failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+        said = done.stderr.strip().splitlines() or ["no output"]
+        raise BadInput(f"{run.folder}: eval.py failed: {said[-1]}")
 
 
 def read_rows(file):

@@ -115,7 +115,8 @@ def write_paired(file, runs, config):
     the former. Returns the tidy rows."""
     names = list(dict.fromkeys(run.setting for run in runs))
     base = "fedavg" if "fedavg" in names else names[0]
-    kinds = ["none"] if config.norm == "group" else [config.test_stats, *({"site", "case"} - {config.test_stats})]
+    kinds = ["none"] if config.norm == "group" else \
+        [config.test_stats, *({"site", "case"} - {config.test_stats})]
     texts, rows = [], []
     for stats in kinds:
         for kind in ("last", "best"):
@@ -171,5 +172,6 @@ def paired_table(found, val, base):
             f"{row['better']} of {row['patients']}", f"{row['p']:.3f}"]
         lines.append([
             name, *(f"{dice:.3f}" for dice in row["sites"].values()), f"**{row['dice']:.3f}**", *against,
-            *(f"{row[what]:.2f}" for what in ("precision", "recall", "marked")), f"{row['hd95']:.1f}", f"{val[name]:.3f}"])
+            *(f"{row[what]:.2f}" for what in ("precision", "recall", "marked")), f"{row['hd95']:.1f}",
+            f"{val[name]:.3f}"])
     return markdown(lines)

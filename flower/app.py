@@ -95,8 +95,8 @@ def train_site(content, context):
     scores = scored(content, t - 1, w, before, config, site, model) if content["round"]["score"] else {}
     if not site.train_slices:  # it is held out, or its splits train on nothing
         return scores | {"scalars": MetricRecord({"n": 0})}
-    update = local_update(model, site, w, unpack(content["prototypes"], device), before, t, config,
-                          method)
+    G = unpack(content["prototypes"], device)
+    update = local_update(model, site, w, G, before, t, config, method)
     file.parent.mkdir(parents=True, exist_ok=True)
     save(file, as_bytes({last: before, t: update.kept}))
     return scores | {"weights": pack_weights(update.weights), "prototypes": pack(update.prototypes),
@@ -188,8 +188,8 @@ def show(table, line, scores):
 
 
 def train_round(ask_sites, t, w, G, run, config, method, fields):
-    """Return the fit updates of round t, the weights and prototypes that they started from, and the scores of
-    round t - 1: of w and G, or with `skip`, if too few sites can train on them, of the last that most could."""
+    """Return the fit updates of round t, what they started from, and the scores of round t - 1. They start
+    from w and G, or with `skip`, if too few sites can train on these, from the last that most could."""
     counts = {site: kept["n"] for site, kept in run.kept.items() if "n" in kept}
     wanted, first = run.lacks_scores(), None
     while True:
@@ -232,7 +232,7 @@ def ask_scores(ask_sites, run, method, config):
 
 
 def note_scores(run, answers, config, beside=()):
-    """Return the validation scores of the last saved round as `evaluate` gives them, and note them in the run.
+    """Return the validation scores of the last saved round as `evaluate` gives them; note them in the run.
 
     A site that failed altogether has been named; one whose scores are unfit is named here.
     """

@@ -39,7 +39,7 @@ def problem_of(reply):
 
 
 def check_records(content, kinds, beside=()):
-    """Raise Misfit unless a reply has just the records {name: kind}, `site`, and perhaps those in `beside`."""
+    """Raise Misfit unless a reply has just the records {name: kind}, `site` and perhaps those of `beside`."""
     found = {name: type(record) for name, record in content.items() if name not in ("site", *beside)}
     if found != kinds:
         raise Misfit(f"its answer has the records {', '.join(sorted(found))[:LONGEST_PROBLEM] or 'none'}, "

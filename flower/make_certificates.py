@@ -49,7 +49,7 @@ def write(file, content):
 
 
 def check_nodes(folder, nodes):
-    """End the program unless each name is one of its own in the folder, and none of its files is there yet."""
+    """End the program unless each name is one of its own in the folder and none of its files is there."""
     names = ["ca.crt", "server.pem", "server.key"]
     for node in nodes:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,60}", node):

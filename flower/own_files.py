@@ -1,4 +1,4 @@
-"""What a site keeps in its own `out` folder from message to message, for each is answered by a new process."""
+"""What a site keeps in its `out` folder between messages, for a new process answers each."""
 
 import os
 import sys
@@ -18,12 +18,13 @@ def read(file):
     try:
         return load_whole(file) if file.exists() else {}
     except BadInput as problem:
-        print(f"warning: {problem}; this site goes on without it and writes it anew", file=sys.stderr, flush=True)
+        print(f"warning: {problem}; this site goes on without it and writes it anew",
+              file=sys.stderr, flush=True)
         return {}
 
 
 def load_decoded(name, config):
-    """Return `load_own_site`'s Site, from decoded.pt in config.out if no setting and no file has changed since.
+    """Return `load_own_site`'s Site, from decoded.pt in config.out if no setting and no file has changed.
 
     Files are compared by path, size and time. Raises as `load_own_site`.
     """
@@ -34,15 +35,16 @@ def load_decoded(name, config):
                              for part in SPLITS})
     site = load_own_site(name, config)
     file.parent.mkdir(parents=True, exist_ok=True)
-    rows = {part: [tuple(sample._replace(truth=torch.from_numpy(sample.truth))) for sample in getattr(site, part)]
-            for part in SPLITS}
+    rows = {part: [tuple(sample._replace(truth=torch.from_numpy(sample.truth)))
+                   for sample in getattr(site, part)] for part in SPLITS}
     save(file, as_bytes({"mark": mark} | rows))
     return site
 
 
 def mark_of(config):
-    """Return a text that changes with any setting but the length of the run, and with any file of the data."""
-    files = [Path(folder, name) for folder, _, names in os.walk(config.data, followlinks=True) for name in names]
+    """Return a text that changes with any setting but the run's length, and with any file of the data."""
+    files = [Path(folder, name) for folder, _, names in os.walk(config.data, followlinks=True)
+             for name in names]
     lines = [line for line in as_yaml(config).splitlines() if not line.startswith(("rounds:", "resume:"))]
     return "\n".join(lines + [facts(file) for file in sorted(files) + [Path(config.splits or "")]])
 

@@ -1,4 +1,4 @@
-"""Many sites on one machine: a node of Flower's simulation runtime has a number, that of its site's folder."""
+"""Many sites on one machine: a node of Flower's simulation has a number, that of its site's folder."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from sites.layouts import as_seen, visible
 
 
 def name_partition(node, config):
-    """Give partition i of the simulation runtime the i-th folder of `data`: site, data and out in its node-config.
+    """Give partition i of a simulation the i-th folder of `data`: site, data and out in its node-config.
 
     Its own files go beside the server's run folder, to OUT_sites/SITE.
     Raises BadInput if there are not as many folders as nodes.

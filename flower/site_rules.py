@@ -29,8 +29,8 @@ def check_server(context, root=Path(__file__).parents[1]):
     node, given = context.node_config, given_by_server(context, root)
     method = given.get("method", "fedbcs")
     if method not in METHODS and method != node.get("method"):
-        raise BadInput(f"method: the server wants to run the code of {str(method)[:80]!r}; this site runs a file only if "
-                       "its own node-config has that as method")
+        raise BadInput(f"method: the server wants to run the code of {str(method)[:80]!r}; "
+                       "this site runs a file only if its own node-config has that as method")
     allowed = set(KEYS) | set(getattr(method_module(method)[0], "SETTINGS", {}))
     if "allow" in node:
         allowed = set(str(node["allow"]).replace(",", " ").split())
@@ -42,14 +42,16 @@ def check_server(context, root=Path(__file__).parents[1]):
 
 def own_overrides(node):
     """Return the key=value texts that a site's node-config sets for itself."""
-    return [f"data={node['data']}", f"out={node['out']}", *(f"{key}={node[key]}" for key in OWN if key in node)]
+    return [f"data={node['data']}", f"out={node['out']}",
+            *(f"{key}={node[key]}" for key in OWN if key in node)]
 
 
 def check_bounds(config, node):
     """Raise BadInput if the server wants larger images or batches than the site's node-config allows."""
     for key, bound in BOUNDS.items():
         if bound in node and getattr(config, key) > int(node[bound]):
-            raise BadInput(f"{key}: the server wants {getattr(config, key)}, this site's {bound} is {node[bound]}")
+            raise BadInput(f"{key}: the server wants {getattr(config, key)}, "
+                           f"this site's {bound} is {node[bound]}")
 
 
 def check_images(site, node):
@@ -59,4 +61,5 @@ def check_images(site, node):
     """
     least = int(node.get("min_images", 2))
     if 0 < len(site.train_slices) < least:
-        raise BadInput(f"min_images: this site has {len(site.train_slices)} training images, fewer than {least}")
+        raise BadInput(f"min_images: this site has {len(site.train_slices)} training images, "
+                       f"fewer than {least}")

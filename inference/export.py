@@ -18,7 +18,8 @@ def export_network(network, target, config, statistics):
     """
     of_case = statistics == "of each case itself"
     one = of_case and config.task not in VOLUMES
-    batch = "1: one image at a time" if one else "the slices of one volume, at most 32 at a time" if of_case else "any"
+    of_volume = "the slices of one volume, at most 32 at a time" if of_case else "any"
+    batch = "1: one image at a time" if one else of_volume
     x = torch.zeros(1 if one else 2, 3, config.image_size, config.image_size,
                     device=next(network.parameters()).device)
     shapes = None if one else ({0: torch.export.Dim("batch")},)

@@ -77,5 +77,6 @@ def write_sheet(target, rows, config):
     (label, images), *rest = rows
     rows = [(label + legend([class_name(config, j) for j in range(config.classes)]), images), *rest]
     content = io.BytesIO()
-    contact_sheet(rows, ("image", "prediction: red" if config.classes == 2 else "prediction")).save(content, "png")
+    title = "prediction: red" if config.classes == 2 else "prediction"
+    contact_sheet(rows, ("image", title)).save(content, "png")
     save(target, content.getvalue())

@@ -38,8 +38,8 @@ def accept(results, w, fields, t, config, counts=None):
     once with `on_site_failure: stop`; with `skip` such a site is named and sits out the round, and it is
     raised only if fewer than `min_sites` are left.
     """
-    problems = {site: check_update(found, fields, (counts or {}).get(site)) if isinstance(found, Update) else found
-                for site, found in sorted(results.items())}
+    problems = {site: check_update(found, fields, (counts or {}).get(site))
+                if isinstance(found, Update) else found for site, found in sorted(results.items())}
     updates = [results[site] for site, problem in problems.items() if problem is None]
     if config.update_norm is not None:
         problems |= too_far(updates, w, config.update_norm)

@@ -1,4 +1,4 @@
-"""What an update may hold, known from the network and the config before anything arrives, and what is wrong."""
+"""What an update may hold, known from the network and the config before it arrives, and what is wrong."""
 
 import copy
 import math
@@ -79,7 +79,8 @@ def check_prototypes(update, fields):
         for j, P in classes.items():
             if type(j) is not int or not 0 <= j < fields.classes:
                 return f"it has prototypes of the class {str(j)[:40]}, there are {fields.classes} classes"
-            shaped = P.dim() == 2 and 1 <= len(P) <= update.n and P.shape[1] == D if several else P.shape == (D,)
+            rows = (len(P),) if several and P.dim() == 2 and 1 <= len(P) <= update.n else ()
+            shaped = P.shape == (*rows, D) and bool(rows) == several
             if not shaped or P.dtype != torch.float32:
                 return f"its prototypes of the {path} are not vectors of {D} numbers"
     vectors = [P for classes in update.prototypes.values() for P in classes.values()]
