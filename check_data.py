@@ -5,24 +5,19 @@ Prints what every site holds, what is suspicious about its files (warnings) and 
 """
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from config import VOLUMES, BadInput, class_name, load_config
 from datasets import read_splits, split_of
-from scoring.pictures import (
-    GREEN,
-    contact_sheet,
-    draw_classes,
-    fullest_slice,
-    image_tile,
-    legend,
-)
+from scoring.pictures import GREEN, contact_sheet, legend, outlined_tiles
 from settings.program import Parser, run_program
-from sites import demo_data
-from sites.layouts import IMAGE_KINDS, OTHER_KINDS, VOLUME_KINDS, list_files, unread, visible
-from sites.readers import look_at, read_sample
+from sites import demo_data, images, volumes
+from sites.files import enough_memory
+from sites.layouts import DATA_KINDS, list_files, unread
+from sites.readers import read_sample
 
 SAMPLES = 4  # on a site, on the contact sheet
 
@@ -38,25 +33,26 @@ def check(config, sheet):
         warnings += [text for sample in samples for text in sample.warnings]
         if samples and not any(sample.truth.any() for sample in samples):
             problems.append(f"{folder / site}: all its masks are empty, foreground has to be > 0")
+        parts, cases = {}, {entry.case for entry in entries[site]}
         try:
-            cases = {entry.case for entry in entries[site]}
             parts = split_of(site, cases, splits, config) if cases else {}
         except BadInput as problem:
             problems.append(str(problem))
-            parts = {}
         print("\n".join(report(site, config, entries[site], facts, samples, parts,
                                other_files(folder / site))))
         if samples:
             key = "" if rows else legend([class_name(config, j) for j in range(config.classes)])
-            rows.append((site + key, [tile for sample in shown(samples)
-                                      for tile in tiles(sample, config.classes)]))
+            rows.append((site + key, [tile for sample in examples(samples) for tile in outlined_tiles(
+                sample, sample.truth, config.classes, GREEN)]))
     if rows:
-        save_sheet(rows, sheet)
+        try:
+            contact_sheet(rows).save(sheet)
+        except (OSError, ValueError) as problem:
+            raise BadInput(f"{sheet}: cannot be written ({problem}), give another --sheet") from None
+        print(f"\ncontact sheet with outlines of the masks: {sheet}")
     for name, texts in (("warning", warnings), ("problem", problems)):
         if texts or name == "problem":
-            print(f"\n{len(texts)} {name}{'s' * (len(texts) != 1)}")
-        for text in texts:
-            print(f"  {text}")
+            print(f"\n{len(texts)} {name}{'s' * (len(texts) != 1)}", *texts, sep="\n  ")
     return len(problems)
 
 
@@ -65,11 +61,27 @@ def read_all(site, entries, config, problems):
     facts, samples = [], []
     for entry in entries:
         try:
-            facts.append(look_at(entry, config.task, config.classes))
+            with enough_memory(entry.image):
+                facts.append(look_at(entry, config.task, config.classes))
             samples.append(read_sample(entry, site, config.task, config.image_size, config.classes))
         except BadInput as problem:
             problems.append(str(problem))
     return facts, samples
+
+
+def look_at(entry, task, classes):
+    """Return what the files of an entry hold before any preparation: size, channels, low, high,
+    labels (a set) and spacing, for a report. Raises BadInput, naming the file."""
+    if task in VOLUMES:
+        pixels, _, sizes, _ = volumes.read_nifti(entry.image)
+        labels = volumes.read_labels(entry.mask, classes)[0]
+        size, channels = f"{images.sides(pixels.shape)} x {pixels.shape[2]} slices", 1
+        spacing = volumes.listed(sizes[::-1]) + " mm"
+    else:
+        pixels, labels = images.read_pixels(entry.image)[0], images.read_labels(entry.mask, classes)[0]
+        size, channels, spacing = images.sides(pixels.shape), pixels.shape[2], "1 pixel"
+    return {"size": size, "channels": channels, "low": pixels.min(), "high": pixels.max(),
+            "labels": set(np.unique(labels).tolist()), "spacing": spacing}
 
 
 def report(site, config, entries, facts, samples, parts, ignored):
@@ -101,49 +113,27 @@ def shares(samples, config):
     if config.classes == 2:
         return f"foreground is > 0, {found[1]}"
     names = config.class_names or [""] * config.classes
-    return ", ".join(f"{j} {name} {share}".replace("  ", " ")
-                     for j, (name, share) in enumerate(zip(names, found)) if j > 0)
+    return ", ".join(" ".join(filter(None, (str(j), names[j], found[j]))) for j in range(1, config.classes))
 
 
 def distinct(values, at_most=4):
     """Return the different texts with their number: '512 x 512 (50)'."""
-    values = list(values)
-    different = sorted(set(values), key=lambda value: -values.count(value))
-    listed = ", ".join(f"{value} ({values.count(value)})" for value in different[:at_most])
+    different = Counter(values).most_common()
+    listed = ", ".join(f"{value} ({number})" for value, number in different[:at_most])
     return listed + f", {len(different) - at_most} others" * (len(different) > at_most)
 
 
 def other_files(site):
     """Return how many files of a site's folders are of kinds that hold no images and no volumes."""
-    kinds = (*IMAGE_KINDS, *VOLUME_KINDS, *OTHER_KINDS, "list.txt")
-    return sum(path.is_file() and not path.name.lower().endswith(kinds)
-               for folder in (site, *(path for path in visible(site) if path.is_dir()))
-               for path in visible(folder)) if site.is_dir() else 0
+    paths = (*site.glob("[!.]*"), *site.glob("[!.]*/[!.]*"))
+    return sum(path.is_file() and not path.name.lower().endswith((*DATA_KINDS, "list.txt")) for path in paths)
 
 
-# ---- Pictures ----
-
-def shown(samples):
+def examples(samples):
     """Return up to SAMPLES samples of a site, of different cases first."""
     first = {sample.case: sample for sample in reversed(samples)}
     rest = [sample for sample in samples if sample is not first[sample.case]]
     return [*reversed(first.values()), *rest][:SAMPLES]
-
-
-def tiles(sample, classes):
-    """Return two tiles of the slice with most foreground: plain, and with the outlines of its mask."""
-    s = fullest_slice(sample.truth)
-    image = image_tile(sample, s)
-    return [image, draw_classes(image, sample.truth[s], classes, GREEN)]
-
-
-def save_sheet(rows, file):
-    """Write the contact sheet and say where; raises BadInput if it cannot be written."""
-    try:
-        contact_sheet(rows).save(file)
-    except (OSError, ValueError) as problem:
-        raise BadInput(f"{file}: cannot be written ({problem}), give another --sheet") from None
-    print(f"\ncontact sheet with outlines of the masks: {file}")
 
 
 def main():
@@ -154,8 +144,7 @@ def main():
     parser.add_argument("--sheet", metavar="FILE", help="contact sheet; default: check_TASK.png")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="case_pattern=..., classes=...")
     given = parser.parse_intermixed_args()
-    settings = {"task": given.task, "data": given.folder, "out": "unused"}
-    config = load_config(settings, given.overrides)
+    config = load_config({"task": given.task, "data": given.folder, "out": "unused"}, given.overrides)
     sheet = Path(given.sheet or f"check_{given.task}.png").expanduser()
     sys.exit(1 if check(config, sheet) else 0)
 

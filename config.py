@@ -8,44 +8,16 @@ from types import SimpleNamespace
 
 import yaml
 
-from settings.kinds import (
-    brief,
-    choice,
-    device_name,
-    flag,
-    level_list,
-    names,
-    number,
-    or_none,
-    path,
-    pattern,
-    shown,
-    text,
-    whole,
-)
-from settings.plain_yaml import read_plain
-
-
-class BadInput(Exception):
-    """What a user gave cannot be used; the text reads `FILE or KEY: what is wrong, what to do`."""
-
+import settings.kinds as kind
+from settings.kinds import BadInput, PlainLoader
 
 REQUIRED = object()
 
-
 # Every method: where its function stands. Beside it a file may have SETTINGS, keys of its own in the
 # form of KEYS, and FIXED, the switches that the method sets.
-METHODS = {
-    "fedavg": "methods/fedavg.py:fedavg",
-    "fedprox": "methods/fedprox.py:fedprox",
-    "harmofl": "methods/harmofl.py:harmofl",
-    "fpl": "methods/fpl.py:fpl",
-    "fedplvm": "methods/fedplvm.py:fedplvm",
-    "feduv": "methods/feduv.py:feduv",
-    "input_norm": "methods/input_norm.py:input_norm",
-    "released": "methods/released.py:released",
-    "fedbcs": "federated.py:fedbcs",
-}
+METHODS = {name: f"methods/{name}.py:{name}" for name in (
+    "fedavg", "fedprox", "fedbn", "harmofl", "fpl", "fedplvm", "feduv", "input_norm", "released")}
+METHODS["fedbcs"] = "federated.py:fedbcs"
 
 
 def method_name(value):
@@ -54,52 +26,48 @@ def method_name(value):
         return value
     if not isinstance(value, str) or not re.fullmatch(r".+\.py:[A-Za-z_]\w*", value):
         raise ValueError("expected " + " or ".join(METHODS) + " or FILE.py:FUNCTION")
-    return path(value)
+    return kind.path(value)
 
 
 VOLUMES = ("prostate", "volumes")  # the tasks whose files are volumes
 PLAIN = {"fsr": "none", "prototype_weight": 0.0}  # what a method of one's own starts from
 
 KEYS = {  # key: (kind, default, help)
-    "task": (choice("nuclei", "prostate", "images", "volumes"), REQUIRED,
+    "task": (kind.choice("nuclei", "prostate", "images", "volumes"), REQUIRED,
              "nuclei: 2-D images of them; prostate: MRI volumes; images, volumes: of any other organ"),
-    "data": (path, REQUIRED, "folder with one folder a site, or demo: sites that are generated"),
-    "out": (or_none(path), None, "run folder; none: runs/ + the name of the config file"),
-    "classes": (whole(2, most=255), 2, "2: labels above 0 are merged; K: labels are 0 to K - 1"),
-    "class_names": (or_none(names), None, "names of the classes, background first or left out"),
+    "data": (kind.path, REQUIRED, "folder with one folder a site, or demo: sites that are generated"),
+    "out": (kind.or_none(kind.path), None, "run folder; none: runs/ + the name of the config file"),
+    "classes": (kind.whole(2, most=255), 2, "2: labels above 0 are merged; K: labels are 0 to K - 1"),
+    "class_names": (kind.or_none(kind.names), None, "names of the classes, background first or left out"),
     "method": (method_name, "fedbcs", "one of METHODS, or FILE.py:FUNCTION of your own"),
-    "hold_out": (or_none(text), None, "site that does not train; all of its cases test"),
-    "rounds": (whole(1), 400, "communication rounds"),
-    "local_epochs": (whole(1), 1, "passes over its own images that a site makes in a round"),
-    "batch_size": (whole(1, most=100000), 6, "images in a training step"),
-    "optimizer": (choice("sgd", "adam"), "sgd", "sgd (momentum 0) or adam, state kept at the site"),
-    "lr": (number(above=0), 0.01, "learning rate, without a schedule"),
-    "weight_decay": (number(least=0), 1e-4, "weight decay of the optimizer"),
-    "image_size": (whole(32, multiple=16, most=16384), 256, "side in pixels of the square network input"),
-    "width": (whole(1, most=4096), 32, "channels of the first level; they double at each deeper one"),
-    "levels": (level_list, [0, 1, 2], "shallow levels whose features are fused and aligned"),
-    "fsr": (choice("none", "global", "adaptive"), "global", "style recalibration weights"),
-    "norm": (choice("batch", "group"), "batch", "norm layer: batch, or group (8 groups of an image)"),
-    "prototype_weight": (number(least=0), 1.0, "mu, the weight of L_MP; 0: no prototypes at all"),
-    "tau": (number(above=0), 0.1, "temperature of the contrastive loss"),
-    "contrast_clip": (flag, False, "clip the contrastive loss as the released code does"),
-    "weights": (choice("samples", "equal"), "samples", "a site's share in the average of weights"),
-    "on_site_failure": (choice("stop", "skip"), "stop", "skip: a site that fails sits out a round"),
-    "min_sites": (whole(1), 1, "with skip: the fewest sites that a round may be averaged over"),
-    "max_share": (number(above=0, most=1), 1.0, "the largest share of one site in the average of weights"),
-    "update_norm": (or_none(number(least=1)), None,
-                    "X: refuse an update longer than X times the round's median; none: any length"),
-    "seed": (whole(0, most=2**63 - 1), 0, "seed of initial weights, splits, shuffling and augmentation"),
-    "device": (device_name, "auto", "auto (a GPU if there is one), cpu, cuda or cuda:N"),
-    "amp": (or_none(choice("bf16")), None, "bf16: mixed precision; losses stay float32"),
-    "resume": (flag, False, "true: go on from the run folder's last checkpoint"),
-    "splits": (or_none(path), None, "splits.json to use; none: split by cases with the seed"),
-    "folds": (or_none(whole(3)), None, "K of K-fold cross-validation; none: one 60/20/20 split"),
-    "fold": (whole(0), 0, "with folds: this fold (from 0) tests, the next one validates"),
-    "case_pattern": (or_none(pattern), None, "regular expression on file names, group 1: case"),
-    "eval_every": (whole(1), 1, "validate every so many rounds, and after the last"),
-    "eval_slices": (choice("all", "foreground"), "all", "score volumes, or slices with organ"),
-    "test_stats": (or_none(choice("site", "case")), "case",
+    "hold_out": (kind.or_none(kind.text), None, "site that does not train; all of its cases test"),
+    "rounds": (kind.whole(1), 400, "communication rounds"),
+    "local_epochs": (kind.whole(1), 1, "passes over its own images that a site makes in a round"),
+    "batch_size": (kind.whole(1, most=100000), 6, "images in a training step"),
+    "optimizer": (kind.choice("sgd", "adam"), "sgd", "sgd (momentum 0) or adam, state kept at the site"),
+    "lr": (kind.number(above=0), 0.01, "learning rate, without a schedule"),
+    "weight_decay": (kind.number(least=0), 1e-4, "weight decay of the optimizer"),
+    "image_size": (kind.whole(32, multiple=16, most=16384), 256, "side in pixels of the square input"),
+    "width": (kind.whole(1, most=4096), 32, "channels of the first level; they double at each deeper one"),
+    "levels": (kind.level_list, [0, 1, 2], "shallow levels whose features are fused and aligned"),
+    "fsr": (kind.choice("none", "global", "adaptive"), "global", "style recalibration weights"),
+    "norm": (kind.choice("batch", "group"), "batch", "norm layer: batch, or group (8 groups of an image)"),
+    "prototype_weight": (kind.number(least=0), 1.0, "mu, the weight of L_MP; 0: no prototypes at all"),
+    "tau": (kind.number(above=0), 0.1, "temperature of the contrastive loss"),
+    "contrast_clip": (kind.flag, False, "clip the contrastive loss as the released code does"),
+    "weights": (kind.choice("samples", "equal"), "samples", "a site's share in the average of weights"),
+    "sites_per_round": (kind.or_none(kind.whole(1)), None, "so many sites, drawn anew, train in a round"),
+    "seed": (kind.whole(0, most=2**63 - 1), 0, "seed of initial weights, splits, shuffling and augmentation"),
+    "device": (kind.device_name, "auto", "auto (a GPU if there is one), cpu, cuda or cuda:N"),
+    "amp": (kind.or_none(kind.choice("bf16")), None, "bf16: mixed precision; losses stay float32"),
+    "resume": (kind.flag, False, "true: go on from the run folder's last checkpoint"),
+    "splits": (kind.or_none(kind.path), None, "splits.json to use; none: split by cases with the seed"),
+    "folds": (kind.or_none(kind.whole(3)), None, "K of K-fold cross-validation; none: one 60/20/20 split"),
+    "fold": (kind.whole(0), 0, "with folds: this fold (from 0) tests, the next one validates"),
+    "case_pattern": (kind.or_none(kind.pattern), None, "regular expression on file names, group 1: case"),
+    "eval_every": (kind.whole(1), 1, "validate every so many rounds, and after the last"),
+    "eval_slices": (kind.choice("all", "foreground"), "all", "score volumes, or slices with organ"),
+    "test_stats": (kind.or_none(kind.choice("site", "case")), "case",
                    "whose batch-norm statistics a prediction uses; norm: group has none"),
 }
 
@@ -107,17 +75,13 @@ DEFAULTS = {key: default for key, (_, default, _) in KEYS.items()}
 
 
 def method_module(method):
-    """Return the module of a method and its function's name; raises BadInput for what has no file.
-
-    A file of one's own is looked for in the current folder, then beside config.py, where Flower puts
-    it at a site.
-    """
+    """Return the module of a method and its function's name; raises BadInput for what cannot be imported. A
+    file of one's own is looked for in the current folder, then beside config.py (at a site of Flower)."""
     file, _, name = METHODS.get(method, method).rpartition(":")
     if method in METHODS:
         return importlib.import_module(file.removesuffix(".py").replace("/", ".")), name
-    places = Path(file), Path(__file__).parent / file
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    found = Path(file) if Path(file).is_file() else Path(__file__).parent / file
+    if not found.is_file():
         raise BadInput(f"method: there is no file {file}, give its path from the current folder")
     spec = importlib.util.spec_from_file_location(found.stem, found)
     module = importlib.util.module_from_spec(spec)
@@ -139,13 +103,13 @@ def read_value(key, value, keys, method):
             raise BadInput(f"{key}: is read by method: {owner} only, not by {method}; "
                            "leave it out or choose that method")
         near = difflib.get_close_matches(str(key)[:80], keys, n=1, cutoff=0)
-        raise BadInput(f"{brief(key)}: unknown key, the nearest is '{near[0]}'")
-    kind, default, _ = keys[key]
+        raise BadInput(f"{str(key)[:80]}: unknown key, the nearest is '{near[0]}'")
+    read, default, _ = keys[key]
     try:
-        return kind(value)
+        return read(value)
     except ValueError as problem:
         hint = " or none" if default is None else ""
-        raise BadInput(f"{key}: {problem}{hint}, not {shown(value)}; mend it in the config file "
+        raise BadInput(f"{key}: {problem}{hint}, not {kind.shown(value)}; mend it in the config file "
                        "or on the command line") from None
 
 
@@ -153,13 +117,14 @@ def read_override(argument):
     """Return (key, value) of one `key=value` argument, its value read as YAML unless it is text."""
     key, equals, value = argument.partition("=")
     if not equals:
-        raise BadInput(f"{brief(argument)}: not of the form key=value, write for example rounds=10")
+        raise BadInput(f"{argument[:80]}: not of the form key=value, write for example rounds=10")
     if key in ("data", "out", "splits", "case_pattern", "hold_out"):  # there [a-z] is not a list
         return key, value
     try:
-        return key, read_plain(value)
+        return key, yaml.load(value, PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise BadInput(f"{brief(key)}: cannot read {shown(value)}, write for example levels=[0,2]") from None
+        raise BadInput(f"{key[:80]}: cannot read {kind.shown(value)}, write for example "
+                       "levels=[0,2]") from None
 
 
 def read_yaml(file):
@@ -167,7 +132,7 @@ def read_yaml(file):
     if Path(file).exists() and not Path(file).is_file():
         raise BadInput(f"{file}: is no regular file, name a file of settings")
     try:
-        settings = read_plain(Path(file).read_text(encoding="utf-8"))
+        settings = yaml.load(Path(file).read_text(encoding="utf-8"), PlainLoader)
     except OSError as problem:
         raise BadInput(f"{file}: cannot be read ({problem.strerror}), name another") from None
     except (yaml.YAMLError, ValueError, RecursionError) as problem:
@@ -181,29 +146,25 @@ def read_yaml(file):
 def load_config(file, overrides=()):
     """Return all settings, typed and resolved, as attributes (`config.lr`).
 
-    file: YAML file, or a mapping that has `out`; overrides: `key=value` texts, which win. A method
-    that is named by an override sets its switches (such as fsr) against the file, but not against
-    another override. Raises BadInput for an unreadable file, an unknown, missing, ill-typed or
-    contradictory key.
-    """
-    given = file if isinstance(file, dict) else read_yaml(Path(path(str(file))))
-    changed = dict(read_override(argument) for argument in overrides)
+    file: YAML file, or a mapping that has `out`; overrides: `key=value` texts, which win. A method named by
+    an override sets its switches (such as fsr) against the file, but not against another override. Raises
+    BadInput for an unreadable file, an unknown, missing, ill-typed or contradictory key."""
+    given = file if isinstance(file, dict) else read_yaml(Path(kind.path(str(file))))
+    changed = dict(map(read_override, overrides))
     method = read_value("method", (DEFAULTS | given | changed)["method"], KEYS, None)
     module, _ = method_module(method)
     keys, fixed = KEYS | getattr(module, "SETTINGS", {}), getattr(module, "FIXED", {})
-    start = fixed if method in METHODS else PLAIN | fixed
     given, changed = ({key: read_value(key, value, keys, method) for key, value in part.items()}
                       for part in (given, changed))
-    values = {key: default for key, (_, default, _) in keys.items()}
-    values |= start | given | (start if "method" in changed else {}) | changed
-    for key, value in values.items():
-        if value is REQUIRED:
-            raise BadInput(f"{key}: missing, add it to {file}: {keys[key][2]}")
-    if values["out"] is None:
-        values["out"] = str(Path("runs") / Path(file).stem)
-    values["class_names"] = all_names(values["class_names"], values["classes"])
-    if values["norm"] == "group" and "test_stats" not in (changed if "norm" in changed else given):
+    switches = fixed if method in METHODS else PLAIN | fixed
+    values = {key: default for key, (_, default, _) in keys.items()} | switches | given
+    values |= (switches if "method" in changed else {}) | changed
+    if missing := [key for key, value in values.items() if value is REQUIRED]:
+        raise BadInput(f"{missing[0]}: missing, add it to {file}: {keys[missing[0]][2]}")
+    if values["norm"] == "group" and "test_stats" not in (changed if "norm" in changed else given | changed):
         values["test_stats"] = None
+    values["out"] = values["out"] or str(Path("runs") / Path(file).stem)
+    values["class_names"] = all_names(values["class_names"], values["classes"])
     check_contradictions(values, fixed)
     return SimpleNamespace(**values)
 
@@ -230,11 +191,9 @@ def check_contradictions(values, fixed):
         if values[key] != fixed[key]:
             raise BadInput(f"{key}: {values[key]} contradicts method: {method}, which is {key}: "
                            f"{fixed[key]}; leave {key} out or choose another method")
-    if values["fold"] and not values["folds"]:
-        raise BadInput(f"fold: {values['fold']} means nothing without folds, set folds too")
-    if values["folds"] and values["fold"] >= values["folds"]:
-        raise BadInput(f"fold: {values['fold']} is not below folds: {values['folds']}; "
-                       "folds count from 0")
+    if values["fold"] >= (values["folds"] or 1):
+        raise BadInput(f"fold: {values['fold']} is not below folds: {values['folds'] or 'none'}; folds count "
+                       "from 0, set both")
     if values["folds"] and values["splits"]:
         raise BadInput("folds: contradicts splits, which already says who tests; set one to none")
     if (values["norm"] == "group") != (values["test_stats"] is None):

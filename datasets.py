@@ -3,13 +3,14 @@
 import json
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
 
 from config import VOLUMES, BadInput
 from sites import demo_data
-from sites.files import check_regular, why
+from sites.files import reading
 from sites.layouts import as_seen, list_files, list_site, unread
 from sites.readers import read_sample
 
@@ -25,48 +26,65 @@ class Site:
         self.train_slices = [(sample, s) for sample in train for s, mask in enumerate(sample.masks)
                              if len(sample.masks) == 1 or mask.any()]
 
+    def steps(self, config):
+        """Return the number of batches of a local epoch."""
+        return -(-len(self.train_slices) // config.batch_size)
+
+    def batches(self, config, t, epoch, device):
+        """Yield x (B, 3, h, w) and y (B, h, w) of a local epoch of round t, augmented, on a device."""
+        order = seeded(config.seed, self.name, t, epoch)
+        for x, y in batches(self.train_slices, config.batch_size, order):
+            yield on_device(x, y, device)
+
 
 def load_sites(config, splits=None, strict=True):
     """Return the Sites of config.data, sorted by name, decoded and split; prints their size.
 
     splits: {site: {split: [case]}}; None: the file in config.splits, or else made from the seed.
-    strict=False is for other data than a run's own: a case unknown to splits counts as test.
-    Raises BadInput for the first problem with a file, a case or a split.
-    """
+    strict=False is for other data than a run's own: a case unknown to splits counts as test."""
     folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
     entries, problems = list_files(folder, config.task, config.case_pattern)
     if problems:
         raise BadInput(problems[0])
     warn(folder, unread(folder, [entry for site in entries.values() for entry in site]))
     if strict and config.hold_out not in (None, *entries):
-        raise BadInput(f"hold_out: {folder} has no site {config.hold_out}, "
-                       f"name one of {', '.join(entries)}")
+        raise BadInput(f"hold_out: {folder} has no site {config.hold_out}, name one of {', '.join(entries)}")
     if splits is None and config.splits:
         splits = read_splits(config.splits)
-    sites = []
-    for name in entries:
-        cases = {entry.case for entry in entries[name]}
-        split = split_of(name, cases, splits, config, strict)
-        sites.append(load_site(name, entries[name], split, config))
-    if strict and splits is not None and splits.keys() - entries.keys():
-        missing = min(splits.keys() - entries.keys())
-        raise BadInput(f"{folder}: lacks the site {missing} of the splits, restore it")
+    sites = [load_site(name, entries[name], splits, config, strict) for name in entries]
+    missing = (splits or {}).keys() - entries.keys()
+    if strict and missing:
+        raise BadInput(f"{folder}: lacks the site {min(missing)} of the splits, restore it")
     images = sum(len(sample.images) for site in sites for sample in samples_of(site))
     unit = "slices" if config.task in VOLUMES else "images"
-    size = memory_mb(sites)
-    print(f"{folder}: {len(sites)} sites, {images} {unit}, {size:.0f} MB kept in memory")
+    size = sum(sample.images.untyped_storage().nbytes() + sample.masks.nbytes + sample.truth.nbytes
+               for site in sites for sample in samples_of(site))
+    print(f"{folder}: {len(sites)} sites, {images} {unit}, {size / 2**20:.0f} MB kept in memory")
     return sites
 
 
-def load_site(name, entries, split, config):
-    """Return one Site with its samples decoded; raises BadInput if its masks are empty."""
+def load_own_site(name, config):
+    """Return the Site of one hospital, its own folder being config.data; raises as `load_sites`."""
+    folder = Path(config.data)
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: there is no such folder of site {name}")
+    entries, problems = list_site(folder, config.task, config.case_pattern)
+    if problems:
+        raise BadInput(problems[0])
+    warn(name, unread(folder, entries))
+    return load_site(name, entries, read_splits(config.splits) if config.splits else None, config)
+
+
+def load_site(name, entries, splits, config, strict=True):
+    """Return one Site with its samples split and decoded; raises BadInput if its masks are empty."""
+    split = split_of(name, {entry.case for entry in entries}, splits, config, strict)
     samples = {part: [read_sample(entry, name, config.task, config.image_size, config.classes)
                       for entry in entries if entry.case in split[part]] for part in SPLITS}
-    if not any(sample.truth.any() for part in SPLITS for sample in samples[part]):
-        raise BadInput(f"{entries[0].mask.parent}: the masks of all of site {name} are empty, "
-                       "nucleus or organ has to be > 0")
-    warn(name, [text for part in SPLITS for sample in samples[part] for text in sample.warnings])
     site = Site(name, **samples)
+    if not any(sample.truth.any() for sample in samples_of(site)):
+        raise BadInput(f"{entries[0].mask.parent}: the masks of all of site {name} are empty, foreground "
+                       "has to be > 0")
+    warn(name, [text for sample in samples_of(site) for text in sample.warnings])
     if site.train and not site.train_slices:
         raise BadInput(f"{entries[0].mask.parent}: no slice of site {name}'s training cases has "
                        "foreground, choose another seed or splits")
@@ -80,40 +98,16 @@ def warn(name, warnings):
         print(f"warning: {name}: {warnings[0]}{more}", file=sys.stderr, flush=True)
 
 
-def load_own_site(name, config):
-    """Return the Site of one hospital, its own folder being config.data; raises as `load_sites`."""
-    folder = Path(config.data)
-    if not folder.is_dir():
-        raise BadInput(f"{folder}: there is no such folder of site {name}")
-    entries, problems = list_site(folder, config.task, config.case_pattern)
-    if problems:
-        raise BadInput(problems[0])
-    warn(name, unread(folder, entries))
-    cases = {entry.case for entry in entries}
-    splits = read_splits(config.splits) if config.splits else None
-    return load_site(name, entries, split_of(name, cases, splits, config), config)
-
-
 def samples_of(site):
     """Return all samples of a site, whatever their split."""
     return [*site.train, *site.val, *site.test]
 
 
-def memory_mb(sites):
-    """Return the MB (2**20 bytes) that the decoded samples of all sites occupy."""
-    samples = [sample for site in sites for sample in samples_of(site)]
-    tensors = [tensor for sample in samples for tensor in (sample.images, sample.masks)]
-    truths = sum(sample.truth.nbytes for sample in samples)
-    return (sum(tensor.untyped_storage().nbytes() for tensor in tensors) + truths) / 2**20
-
-
 # ---- Splits ----
 
 def split_of(site, cases, splits, config, strict=True):
-    """Return {train, val, test: [case]} of a site: as `splits` has it, or made if that is None.
-
-    A site that is held out has test cases only.
-    """
+    """Return {train, val, test: [case]} of a site: as `splits` has it, made if that is None, and of a site
+    that is held out test cases only."""
     if strict and site == config.hold_out:
         return {"train": [], "val": [], "test": sorted(cases)}
     if splits is None:
@@ -124,10 +118,8 @@ def split_of(site, cases, splits, config, strict=True):
 def split_cases(site, cases, config):
     """Return {train, val, test: [case]} of one site, after a shuffle seeded by seed and site.
 
-    Of n cases max(1, round(n / 5)) test, as many validate, the rest trains; of two one trains, one
-    tests. With folds: K, fold k tests and fold k + 1 validates; of fewer than K cases some folds are
-    empty. Raises BadInput for too few cases.
-    """
+    Of n cases max(1, round(n / 5)) test and as many validate; of two one trains, one tests. With folds
+    fold k tests and fold k + 1 validates; some may be empty. Raises BadInput for too few cases."""
     cases = sorted(cases)
     random.Random(f"{config.seed}:{site}:split").shuffle(cases)
     n, K = len(cases), config.folds
@@ -147,27 +139,22 @@ def split_cases(site, cases, config):
 
 
 def known_split(site, cases, splits, strict, folds=None):
-    """Return a site's split as given by `splits`; raises BadInput where the data contradict it.
-
-    Only with folds a site may have no test case.
-    """
+    """Return a site's split as given by `splits`; raises BadInput where the data contradict it. Only with
+    folds may a site have no test case."""
     split = {part: list(splits.get(site, {}).get(part, [])) for part in SPLITS}
-    listed = [case for part in SPLITS for case in split[part]]
-    unlisted = sorted(set(cases) - set(listed))
+    listed = {case for part in SPLITS for case in split[part]}
+    unlisted, missing = sorted(cases - listed), sorted(listed - cases)
     if not strict:
         if site in splits:
-            trained = len(set(cases) & {*split["train"], *split["val"]})
-            missing = len(set(listed) - set(cases))
+            trained = len(cases & {*split["train"], *split["val"]})
             print(f"{site}: taken for the run's site of that name: {trained} of its cases trained "
-                  f"or validated, {len(unlisted)} are new and test, {missing} of the run's are "
-                  "missing")
-        return {part: [c for c in split[part] if c in cases] for part in SPLITS} | {
-            "test": [c for c in cases if c in split["test"] or c in unlisted]}
+                  f"or validated, {len(unlisted)} are new and test, {len(missing)} of the run's are missing")
+        split["test"] += unlisted
+        return {part: [case for case in split[part] if case in cases] for part in SPLITS}
     if site not in splits:
         raise BadInput(f"splits: does not mention the site {site}, add it or remove its folder")
-    if set(listed) - set(cases):
-        missing = min(set(listed) - set(cases))
-        raise BadInput(f"splits: case {missing} of site {site} is not in the data, "
+    if missing:
+        raise BadInput(f"splits: case {missing[0]} of site {site} is not in the data, "
                        "restore the file or mend the splits")
     if not split["test"] and not folds:
         raise BadInput(f"splits: site {site} has no test case, add one")
@@ -178,22 +165,17 @@ def known_split(site, cases, splits, strict, folds=None):
 
 def read_splits(file):
     """Return {site: {train|val|test: [case]}} of a splits.json; raises BadInput if it is none."""
-    check_regular(file)
-    try:
+    with reading(file, "JSON"):
         splits = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as problem:
-        raise BadInput(f"{file}: {why(problem, 'JSON')}") from None
-    parts = list(splits.items()) if isinstance(splits, dict) else [("", None)]
-    for site, split in parts:
+    for site, split in splits.items() if isinstance(splits, dict) else [("", None)]:
         if not (isinstance(split, dict) and split.keys() <= set(SPLITS) and all(
-                isinstance(cases, list) and all(isinstance(c, str) for c in cases)
+                isinstance(cases, list) and all(isinstance(case, str) for case in cases)
                 for cases in split.values())):
-            raise BadInput(f"{file}: is not of the form {{SITE: {{train|val|test: [CASE]}}}}, "
-                           "mend it")
-        listed = [case for cases in split.values() for case in cases]
-        if len(set(listed)) < len(listed):
-            twice = next(case for case in listed if listed.count(case) > 1)
-            raise BadInput(f"{file}: case {twice} of site {site} is listed twice, keep one")
+            raise BadInput(f"{file}: is not of the form {{SITE: {{train|val|test: [CASE]}}}}, mend it")
+        listed = Counter(case for cases in split.values() for case in cases)
+        twice = [case for case in listed if listed[case] > 1]
+        if twice:
+            raise BadInput(f"{file}: case {twice[0]} of site {site} is listed twice, keep one")
     return {as_seen(site): {part: [as_seen(case) for case in cases] for part, cases in split.items()}
             for site, split in splits.items()}
 
@@ -204,7 +186,16 @@ def splits_of(sites):
                         for part in SPLITS} for site in sites}
 
 
-# ---- Batches ----
+# ---- Rounds and batches ----
+
+def sites_of_round(sites, config, t):
+    """Return the sites (or their names) that train in round t, in their order: `sites_per_round` of them,
+    a choice seeded by the seed and the round; all with none, or if there are fewer."""
+    if config.sites_per_round is None:
+        return sites
+    chosen = torch.randperm(len(sites), generator=seeded(config.seed, "sites", t))[:config.sites_per_round]
+    return [sites[i] for i in sorted(chosen.tolist())]
+
 
 def seeded(*words):
     """Return a torch.Generator for these words (seed, site, round, ...), the same in every process.
@@ -242,7 +233,7 @@ def batches(slices, batch_size, generator):
 
 
 def on_device(x, y, device):
-    """Return a batch on a device, channels last; to a GPU it is copied while the host goes on."""
+    """Return a batch on a device; to a GPU it is copied while the host goes on."""
     if device.type == "cuda":
         x, y = x.pin_memory(), y.pin_memory()
-    return x.to(device, non_blocking=True, memory_format=torch.channels_last), y.to(device, non_blocking=True)
+    return x.to(device, non_blocking=True), y.to(device, non_blocking=True)

@@ -1,10 +1,10 @@
-"""The algorithm box: what a site does in a round, and what the server makes of it.
+"""The algorithm: local update and aggregation, what a site does in a round and what the server makes of it.
 
     every site m:   w_m, c_m = local_update(w, G)
     server:         w = sum_m n_m / n w_m;   G[p][j] = means of FINCH's clusters of the sites' c_m[p][j]
 
 train.py shows the loop over these lines, flower/app.py the same loop between hospitals. FedAvg is the
-box with `fsr: none` and `prototype_weight: 0`. Another method is a `Method` of its own: docs/fork.md.
+same with `fsr: none` and `prototype_weight: 0`. Another method is a `Method` of its own: docs/fork.md.
 """
 
 import copy
@@ -19,16 +19,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from datasets import batches, on_device, seeded
-from prototypes import (
-    add_class_sums,
-    aggregate_prototypes,
-    aligned_features,
-    alignment_loss,
-    local_prototypes,
-)
-from rounds.diverged import check_weights, read_losses
+from prototypes import add_class_sums, aggregate_prototypes, alignment_loss, local_prototypes
 from unet import UNet, mixed_precision
+
+
+class Diverged(Exception):
+    """A loss or a weight is no longer finite; the text names site, round and step."""
 
 
 class Update(NamedTuple):
@@ -52,13 +48,19 @@ class Context:
     w: dict                    # global weights, from which the site started this round
     G: dict                    # global prototypes {path: {class: (K, D)}}, {} in round 1
     memory: dict               # the site's own, kept from round to round and in the checkpoint
-    total: dict | None = None  # to gather in during the last local epoch, None before it
+    total: dict | None = None  # filled by the method in the last local epoch, None before it
+
+
+def make_optimizer(model, config, t=1):
+    """Return the config's optimizer for round t, in which its settings are the same as in any other."""
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+    return kinds[config.optimizer](model.parameters(), config.lr, weight_decay=config.weight_decay)
 
 
 class Method(NamedTuple):
-    """What a method adds to the round. All but the losses have FedAvg's rule as their default.
+    """What a method adds to the round. All but the losses may be left out, docs/fork.md has examples.
 
-    A method is a function of the config that returns one of these; docs/fork.md has examples.
+    A method is a function of the config that returns one of these.
     """
 
     # (model, x, y, context) -> {name: term}; L is their sum, and one of them is "dice"
@@ -69,12 +71,20 @@ class Method(NamedTuple):
     aggregate: Callable = aggregate_prototypes
     # (optimizer, closure); closure() computes the batch's loss L and its gradient, and returns L
     step: Callable = lambda optimizer, closure: optimizer.step(closure)
+    # (model, config, t) -> optimizer of round t, which then gets the state that the site kept
+    optimizer: Callable = make_optimizer
     # name of a weight -> whether it stays at its site
     local: Callable = lambda name: False
     # a change of the input before the network; its buffers are sent with the weights
     input_transform: nn.Module | None = None
     # (config, levels) -> the network, a UNet or what has its `features`, `fusion` and `classes`
     network: Callable = lambda own, levels: UNet(own.width, own.classes, own.fsr, levels, own.norm)
+    # (t, updates, scores) after every round, for a logger; scores: see scoring.evaluate, or None
+    log: Callable = lambda t, updates, scores: None
+    # Between hospitals alone, where a server checks what arrives: the names of all terms, () for any, and
+    # model -> {path: (length of a vector, whether a class may have several)} of what `send` returns
+    terms: tuple = ()
+    vectors: Callable = lambda model: {}
 
 
 def local_update(model, site, w, G, kept, t, config, method, progress=lambda *_: None):
@@ -83,45 +93,75 @@ def local_update(model, site, w, G, kept, t, config, method, progress=lambda *_:
     G: {path: {class: (K, D)}}, {} in round 1. kept: what the site kept of its last round, None before
     its first. progress(site, step, steps) is called before every step. Raises Diverged.
     """
-    start, losses, step, where = time.perf_counter(), [], 0, f"site {site.name}, round {t}"
+    start, found, step = time.perf_counter(), {}, 0
     kept = kept or {"optimizer": None, "memory": {}, "local": {}}
     context = Context(site.name, t, w, G, copy.deepcopy(kept["memory"]))
     model.load_state_dict(w | kept["local"])
     model.train()
-    optimizer, device = make_optimizer(model, config, kept["optimizer"]), next(model.parameters()).device
-    steps = config.local_epochs * math.ceil(len(site.train_slices) / config.batch_size)
+    optimizer = with_state(method.optimizer(model, config, t), kept["optimizer"])
+    device, steps = next(model.parameters()).device, config.local_epochs * site.steps(config)
     for epoch in range(1, config.local_epochs + 1):
         context.total = {} if epoch == config.local_epochs else None
-        order, found = seeded(config.seed, site.name, t, epoch), []
-        for x, y in batches(site.train_slices, config.batch_size, order):
+        for x, y in site.batches(config, t, epoch, device):
             step += 1
             progress(site.name, step, steps)
-            x, y = on_device(x, y, device)
 
-            def closure(x=x, y=y, step=step, found=found):
+            def closure(x=x, y=y, step=step):
                 optimizer.zero_grad()
                 terms = method.losses(model, x, y, context)
-                found.append((step, {name: term.detach() for name, term in terms.items()}))
+                found.setdefault(step, {name: term.detach() for name, term in terms.items()})
                 L = sum(terms.values())
                 L.backward()
                 return L
 
             method.step(optimizer, closure)
-        losses += read_losses(found, where)
+    losses = mean_losses(found, f"site {site.name}, round {t}")
     prototypes = method.send(model, context)
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    check_weights(weights, f"{where}, after step {steps}")
+    if not torch.stack([torch.isfinite(value).all() for value in weights.values()]).all():
+        raise Diverged(f"weights are not finite at site {site.name}, round {t}, after step {step}")
     kept = {"optimizer": optimizer.state_dict(), "memory": context.memory,
             "local": {name: weights.pop(name) for name in list(weights) if method.local(name)}}
-    return Update(site.name, len(site.train_slices), weights, prototypes,
-                  {name: sum(of_step[name] for of_step in losses) / steps for name in losses[0]}, kept,
+    return Update(site.name, len(site.train_slices), weights, prototypes, losses, kept,
                   time.perf_counter() - start)
+
+
+def with_state(optimizer, state):
+    """Return a new optimizer with the state that its site kept, None before its first round.
+
+    Its settings, such as the learning rate, stay those of this round.
+    """
+    if state is not None:  # copied, for the optimizer changes it in place
+        settings = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": copy.deepcopy(state["state"]), "param_groups": settings})
+    return optimizer
+
+
+def mean_losses(found, where):
+    """Return {name: mean over all steps} of {step: {name: term}}, a missing term counting as 0.
+
+    The terms are read from the device at once. A step may ask for its loss again, at other weights: its
+    first answer counts. Raises Diverged, naming the step, if a loss is not finite.
+    """
+    terms = [term.double() for terms in found.values() for term in terms.values()]
+    values, total = iter(torch.stack(terms).tolist()), {}
+    for step, terms in found.items():
+        numbers = {name: next(values) for name in terms}
+        if not math.isfinite(L := sum(numbers.values())):
+            raise Diverged(f"the loss is {L} at {where}, step {step}")
+        total = {name: total.get(name, 0) + numbers.get(name, 0) for name in total | numbers}
+    return {name: value / len(found) for name, value in total.items()}
 
 
 def fedbcs(config):
     """FedBCS: the losses of the paper; with its two switches off they are FedAvg's."""
+    if config.prototype_weight == 0:
+        return Method(partial(fedbcs_losses, config=config), terms=("dice",))
     return Method(partial(fedbcs_losses, config=config),
-                  send=lambda model, context: local_prototypes(context.total))
+                  send=lambda model, context: local_prototypes(context.total),
+                  terms=("dice", "contrast", "consistency"),
+                  vectors=lambda model: {path: (sum(conv.out_channels for conv in heads.values()), False)
+                                         for path, heads in model.fusion.items()})
 
 
 def fedbcs_losses(model, x, y, context, config):
@@ -134,26 +174,23 @@ def fedbcs_losses(model, x, y, context, config):
     Source: paper; mu: `prototype_weight`, 1 in the paper.
     """
     mu, G = config.prototype_weight, context.G
-    f = aligned_features(y, model.fusion, G) if G else None
-    logits, maps = run_network(model, x, config, f)
+    logits, maps = run_network(model, x, config)
     L_dice = segmentation_loss(logits, y)
     if mu == 0:
         return {"dice": L_dice}  # FedAvg
     if context.total is not None:
         add_class_sums(context.total, maps, model.fusion, y, model.classes)
-    L_contra, L_consis = logits.new_zeros(2)
-    if G:
-        L_contra, L_consis = alignment_loss(f, maps, G, config.tau, config.contrast_clip)
+    L_contra, L_consis = alignment_loss(maps, model.fusion, y, G, config.tau, config.contrast_clip)
     return {"dice": L_dice, "contrast": mu * L_contra, "consistency": mu * L_consis}
 
 
-def run_network(model, x, config, fused=None):
+def run_network(model, x, config):
     """Return logits (B, C, H, W) in float32 and the maps, as `features` gives them for x (B, 3, H, W).
 
-    The network may run in bfloat16, the losses are float32. fused: {path: FusedFeatures} or None.
+    The network may run in bfloat16, the losses are float32.
     """
     with mixed_precision(config, x.device):
-        logits, maps = model.features(x, fused) if fused else model.features(x)
+        logits, maps = model.features(x)
     return logits.float(), maps
 
 
@@ -165,28 +202,18 @@ def segmentation_loss(logits, y):
     p = softmax, sums over the batch and its pixels, s = 1e-5. Source: released code.
     """
     p = logits.softmax(1)
-    truth = functional.one_hot(y, logits.shape[1]).permute(0, 3, 1, 2).to(p.dtype)
+    truth = (y[..., None] == torch.arange(logits.shape[1], device=y.device)).permute(0, 3, 1, 2).to(p.dtype)
     overlap, area = (p * truth).sum((0, 2, 3)), (p + truth).sum((0, 2, 3))
     dice = 1 - ((2 * overlap + 1e-5) / (area + 1e-5)).mean()
     return (functional.cross_entropy(logits, y) + dice) / 2
 
 
-def make_optimizer(model, config, state=None):
-    """Return the config's optimizer, with the state that the site kept from its last round."""
-    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
-    optimizer = kinds[config.optimizer](model.parameters(), config.lr,
-                                        weight_decay=config.weight_decay)
-    if state is not None:
-        optimizer.load_state_dict(copy.deepcopy(state))  # else it would be changed in place
-    return optimizer
-
-
 def average_weights(updates, weights="samples"):
     """Weights: return w = sum_m n_m / n w_m of the sites' updates; weights "equal": their plain mean.
 
-    Source: released code; `equal`: ours.
+    Source: released code; `equal`: ours. Whole numbers, such as a norm's count of batches, are cut.
     """
     n = [update.n if weights == "samples" else 1 for update in updates]
     share = [n_m / sum(n) for n_m in n]
-    return {name: sum(a * update.weights[name] for a, update in zip(share, updates))
-            for name in updates[0].weights}
+    return {name: sum(a * update.weights[name] for a, update in zip(share, updates)).to(value.dtype)
+            for name, value in updates[0].weights.items()}

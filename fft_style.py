@@ -45,10 +45,13 @@ class StyleRecalibration(nn.Module):
 
     kind "adaptive": l_norm, l_org = sigmoid(Linear(GAP(z))), per sample and channel (paper).
     kind "global":   l_norm, l_org = softmax(h / 0.1), one pair for the layer (released code).
+    Raises ValueError for another kind.
     """
 
     def __init__(self, channels, kind):
         super().__init__()
+        if kind not in ("adaptive", "global"):
+            raise ValueError(f"fsr: expected adaptive or global, not {kind!r}")
         self.adaptive = kind == "adaptive"
         if self.adaptive:
             self.linear = nn.Linear(channels, 2 * channels)

@@ -12,24 +12,26 @@ export=FILE.pt2     write the network as one file that runs without this project
 import settings  # noqa: F401 - it says how idle threads wait, before torch is imported
 
 # isort: split
+import itertools
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from config import VOLUMES, BadInput, load_config
-from eval import logits_of, model_of, pick_device
+from config import VOLUMES, BadInput
 from inference import outputs
 from inference.export import export_network
 from inference.inputs import list_inputs, output_names, read_ahead
 from inference.statistics import choose, of_hospital
-from rounds.checkpoint import check_same_config, load_checkpoint
-from rounds.run_folder import check_trust
+from rounds.checkpoint import save
+from rounds.finished import open_run
+from scoring.evaluate import logits_of, model_of, pick_device
 from scoring.norm_statistics import own_network
+from scoring.pictures import RED, outlined_tiles
+from scoring.results import as_table
 from settings.program import Parser, run_program
 
-OWN = {"out", "site", "probabilities", "export", "trust"}  # keys of this program
+OWN_KEYS = {"out", "site", "probabilities", "export", "trust"}  # keys of this program
 OF_RUN = {"device", "test_stats"}                          # keys of the run that may be changed
 
 
@@ -42,8 +44,9 @@ def main():
     keys = dict(word.split("=", 1) for word in given.words if "=" in word and not Path(word).exists())
     inputs = [word for word in given.words if word.partition("=")[0] not in keys]
     run = Path(given.run).expanduser()
-    check_words(run, keys, inputs)
-    config, checkpoint = load_trained(run, keys)
+    check_words(keys, inputs)
+    changes = [f"{key}={keys[key]}" for key in (*OF_RUN, "trust") if key in keys]
+    config, (checkpoint,) = open_run(run, ["best"], changes, OF_RUN)
     device = pick_device(config.device)
     model, local = model_of(checkpoint, run / "best.pt", device), checkpoint["local"]
     statistics, whose = choose(keys.get("site"), model, checkpoint, config)
@@ -61,73 +64,59 @@ def main():
         statistics, whose = of_hospital(out / "statistics.pt", checkpoint["weights"], model, files,
                                         path.resolve().name, config, device)
         network = own_network(model, statistics)
-    failed = predict_all(network, files, path, out, config, device, whose,
-                         keys.get("probabilities") == "true")
+    names = output_names(files, path, ".nii.gz" if config.task in VOLUMES else ".png")
+    failed = predict_all(network, names, out, config, device, whose, keys.get("probabilities") == "true")
     sys.exit(1 if failed else 0)
 
 
-def check_words(run, keys, inputs):
+def check_words(keys, inputs):
     """Raise BadInput for words on the command line that cannot be used."""
-    if not run.is_dir():
-        raise BadInput(f"{run}: there is no such run folder; give the one that train.py wrote")
     for key, value in keys.items():
-        if key not in OWN | OF_RUN:
-            raise BadInput(f"{key}: cannot be changed here, only {', '.join(sorted(OWN | OF_RUN))} can")
+        if key not in OWN_KEYS | OF_RUN:
+            raise BadInput(f"{key}: cannot be changed here, only {', '.join(sorted(OWN_KEYS | OF_RUN))} can")
         if not value or (key in ("probabilities", "trust") and value not in ("true", "false")):
             raise BadInput(f"{key}: expected {'true or false' if value else 'a value'}, write {key}=...")
-    if len(inputs) != ("export" not in keys):
-        raise BadInput("command line: expected one INPUT, a file or a folder"
-                       if "export" not in keys else "export: takes no INPUT, leave it out")
-
-
-def load_trained(run, keys):
-    """Return the run's config and its best checkpoint."""
-    check_trust(run, [f"{key}={value}" for key, value in keys.items()])
-    checkpoint = load_checkpoint(run / "best.pt")
-    check_same_config(run / "best.pt", checkpoint["config"], vars(load_config(run / "config.yaml")))
-    changes = [f"{key}={value}" for key, value in keys.items() if key in OF_RUN]
-    return load_config(run / "config.yaml", changes), checkpoint
+    if "export" in keys and inputs:
+        raise BadInput("export: takes no INPUT, leave it out")
+    if "export" not in keys and len(inputs) != 1:
+        raise BadInput("command line: expected one INPUT, a file or a folder")
 
 
 def make_folder(out):
     """Make the output folder; raises BadInput if it holds something other than predictions."""
-    if out.is_dir() and any(out.iterdir()) and not {"prediction.csv", "statistics.pt"} & {
-            path.name for path in out.iterdir()}:
+    held = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if held and not held & {"prediction.csv", "statistics.pt"}:
         raise BadInput(f"{out}: holds other files, choose another out=FOLDER")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise BadInput(f"{out}: cannot be made ({problem.strerror}), choose another out=FOLDER") from None
+    out.mkdir(parents=True, exist_ok=True)
 
 
-def predict_all(network, files, path, out, config, device, whose, probabilities):
-    """Write masks, table and sheets of all files; return how many could not be read, which are named."""
-    names = output_names(files, path, ".nii.gz" if config.task in VOLUMES else ".png")
-    rows, sheet, sheets, failed = [], [], 0, 0
-    for number, (file, sample) in enumerate(read_ahead(files, config), 1):
+def predict_all(network, names, out, config, device, whose, probabilities):
+    """Write masks, table and sheets of all files; return how many could not be read, which are named. names:
+    {file: its mask's path below the folder `out`}; whose: what the statistics are, for the table."""
+    rows, sheet, sheets, failed = [], [], itertools.count(1), 0
+    for number, (file, sample) in enumerate(read_ahead(list(names), config), 1):
         if isinstance(sample, BadInput):
             print(f"skipped: {sample}", file=sys.stderr, flush=True)
             failed += 1
             continue
         for text in sample.warnings:
             print(f"warning: {text}", file=sys.stderr, flush=True)
-        logits = list(logits_of(network, sample, config, device))
-        labels = np.concatenate([part.argmax(1).to(torch.uint8).cpu().numpy() for part in logits])
+        logits = torch.cat(list(logits_of(network, sample, config, device)))
+        labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
         outputs.write_mask(out / names[file], labels, file, config)
         if probabilities:
-            outputs.write_probabilities(out / f"{names[file]}.npz", torch.cat(logits))
+            outputs.write_probabilities(out / f"{names[file]}.npz", logits)
         rows += outputs.table_rows(file, labels, sample.spacing, config, whose)
-        sheet.append((file.name, outputs.tiles(sample, labels, config.classes)))
-        if len(sheet) == outputs.ROWS or number == len(files):
-            sheets += 1
-            outputs.write_sheet(out / f"sheet_{sheets:03}.png", sheet, config)
+        sheet.append((file.name, outlined_tiles(sample, labels, config.classes, RED)))
+        if len(sheet) == outputs.ROWS:
+            outputs.write_sheet(out / f"sheet_{next(sheets):03}.png", sheet, config)
             sheet = []
         if sys.stdout.isatty():
-            print(f"\r{number} of {len(files)} files", end="", flush=True)
+            print(f"\r{number} of {len(names)} files", end="", flush=True)
     if sheet:
-        outputs.write_sheet(out / f"sheet_{sheets + 1:03}.png", sheet, config)
-    outputs.write_table(out / "prediction.csv", rows)
-    print(f"{len(files) - failed} of {len(files)} files predicted, statistics {whose}; "
+        outputs.write_sheet(out / f"sheet_{next(sheets):03}.png", sheet, config)
+    save(out / "prediction.csv", as_table(rows, outputs.PREDICTION_COLUMNS))
+    print(f"{len(names) - failed} of {len(names)} files predicted, statistics {whose}; "
           f"written to {out}: masks, prediction.csv, sheets of pictures")
     return failed
 

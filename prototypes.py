@@ -8,35 +8,28 @@ f is the fused feature of fused_features.py. Maps are {path: [x_0 .. x_3]}, fusi
 (B, H, W); prototypes are {path: {class: tensor}}, local ones (D,), global ones (K, D).
 """
 
-import math
-
 import torch
 from torch.nn import functional
 
-from fused_features import PATHS, FusedFeatures, class_sums, level_order, on_grid
+from fused_features import PATHS, class_sums, on_grid, squares_and_dots
 
-# ---- Local prototypes ----
 
 def add_class_sums(total, maps, fusion, labels, classes):
     """Add one batch to `total` {path: (sums, numbers)}, a dictionary that starts empty."""
     for path in PATHS:
-        sums, n = class_sums(path, maps[path], fusion[path], labels, classes)
-        before = total.get(path, (0, 0))
-        total[path] = before[0] + sums, before[1] + n
+        found = class_sums(*on_grid(path, maps[path], fusion[path], labels), classes)
+        total[path] = tuple(a + b for a, b in zip(total.get(path, (0, 0)), found))
 
 
 def local_prototypes(total):
     """Local prototypes: c_m[p][j] = mean over the pixels of class j of the fused feature of path p.
 
-    total: what `add_class_sums` gathered. Returns {path: {class: (D,) float32}}; a class that the
-    site does not have gives none. Exact means over pixels; the released code takes the mean of
-    batch means. Source: paper.
+    total: from `add_class_sums`. Returns {path: {class: (D,) float32}} of the classes that the site has.
+    Exact means over pixels; the released code takes the mean of batch means. Source: paper.
     """
     return {path: {j: (sums[j] / n[j]).float() for j in range(len(n)) if n[j] > 0}
             for path, (sums, n) in total.items()}
 
-
-# ---- Server: FINCH ----
 
 def first_neighbour_clusters(x):
     """Return cluster labels (n,) of rows x (n, D): connected components of i -- kappa(i).
@@ -45,10 +38,9 @@ def first_neighbour_clusters(x):
     kappa(i) = kappa(j), which adds nothing: both are linked to that neighbour already.
     """
     similarity = functional.normalize(x.double()) @ functional.normalize(x.double()).T
-    kappa = similarity.fill_diagonal_(-math.inf).argmax(1)
-    labels, before = torch.arange(len(x), device=x.device), None
-    while before is None or not torch.equal(labels, before):  # the smallest index spreads
-        before = labels
+    kappa = similarity.fill_diagonal_(-torch.inf).argmax(1)
+    labels = torch.arange(len(x), device=x.device)
+    for _ in x:  # the smallest index spreads
         labels = torch.minimum(labels, labels[kappa])
         labels = labels.scatter_reduce(0, kappa, labels, "amin")
     return labels.unique(return_inverse=True)[1]
@@ -63,12 +55,9 @@ def cluster_means(x, labels):
 def finch(x):
     """Return FINCH's partitions of rows x (n, D), a list of labels (n,), the one to use last.
 
-    First neighbours are linked, then those of the cluster means (of all original rows), until the
-    next partition would have one cluster; if the very first has one, it is taken.
-    Source: FINCH (Sarfraz et al., CVPR 2019), stopping rule of the released code.
+    First neighbours are linked, then those of the cluster means (of all original rows), until the next
+    would have one cluster; if the very first has one, it is taken. Source: FINCH (CVPR 2019), released code.
     """
-    if len(x) == 1:
-        return [torch.zeros(1, dtype=torch.long, device=x.device)]
     partitions = [first_neighbour_clusters(x)]
     while partitions[-1].max() > 0:
         merged = first_neighbour_clusters(cluster_means(x, partitions[-1]))[partitions[-1]]
@@ -81,8 +70,7 @@ def finch(x):
 def aggregate_prototypes(prototypes):
     """Server: return the global prototypes G[p][j] = means of FINCH's clusters, always (K, D).
 
-    prototypes: one {path: {class: (D,) or several (k, D)}} a site; a site without a class gives
-    none. {} in, {} out.
+    prototypes: one {path: {class: (D,) or several (k, D)}} a site, without the classes that it lacks.
     """
     G = {}
     for path in dict.fromkeys(path for c in prototypes for path in c):
@@ -93,79 +81,67 @@ def aggregate_prototypes(prototypes):
     return G
 
 
-# ---- Alignment losses ----
-
-def aligned_features(labels, fusion, G):
-    """Return {path: f}, the fused features of every foreground pixel whose class has a global prototype.
-
-    The network, or `FusedFeatures.complete`, gives them the maps.
-    """
-    f = {}
-    for path in PATHS:
-        y = on_grid(path, level_order(path, fusion[path]), 0, labels)
-        wanted = torch.tensor([j for j in G[path] if j > 0], device=y.device, dtype=y.dtype)
-        f[path] = FusedFeatures(path, fusion[path], y, torch.isin(y, wanted).flatten().nonzero()[:, 0])
-    return f
-
-
-def alignment_loss(f, maps, G, tau, clip=False):
+def alignment_loss(maps, fusion, labels, G, tau, clip=False):
     """L_MP: return its two terms, L_contra and L_consis, each the mean over the two paths.
 
         L_MP = mean over paths of mean over classes j of  L_contra_j + L_consis_j
 
-    f: what `aligned_features` returned. A path without any foreground class to align counts as 0 and
-    is still divided by 2. Computed in float32, outside autocast. Source: paper.
+    j: the foreground classes that have a global prototype and a pixel in the batch, of each the mean over its
+    pixels. A path without any counts as 0 and is still divided by 2. Call it outside autocast. Source: paper.
     """
-    L_contra = L_consis = maps["encoder"][3].new_zeros((), dtype=torch.float32)
+    L = torch.zeros(2, device=labels.device)  # L_contra, L_consis
     for path in PATHS:
-        if len(f[path].j) > 0:
-            f_p, G_p = f[path].complete(maps[path]), G[path]
-            L_contra = L_contra + mean_over_classes(contrastive_loss(*cosines(f_p, G_p), tau, clip), f_p.j)
-            L_consis = L_consis + mean_over_classes(consistency_loss(f_p, G_p), f_p.j)
-    return L_contra / len(PATHS), L_consis / len(PATHS)
+        G_p, foreground = G.get(path, {}), [j for j in G.get(path, ()) if j > 0]
+        if not foreground:
+            continue
+        x, convs, y = on_grid(path, maps[path], fusion[path], labels)
+        g, Gbar = torch.cat([*G_p.values()]), torch.stack([G_p[j].mean(0) for j in foreground])
+        square, dots = squares_and_dots(x, convs, torch.cat([functional.normalize(g), Gbar]))
+        dots, to_mean = dots.split([len(g), len(Gbar)], 3)
+        cos, distance = cosines(square, dots), consistency_loss(square, to_mean, Gbar)
+        own = dict(zip(G_p, cos.split([len(G_p[j]) for j in G_p], 3)))
+        pairs = {j: torch.stack([contrastive_loss(cos, own[j], tau, clip), distance_j])
+                 for j, distance_j in zip(foreground, distance.unbind(3))}
+        L = L + mean_over_classes(pairs, {j: y == j for j in foreground})
+    return (L / len(PATHS)).unbind()
 
 
-def cosines(f, G):
-    """Return cos(f, g) (N, K) of N pixels and a path's K global prototypes, and whether g is of the
-    pixel's class (N, K).
-
-        cos(f, g) = f.g / (|f| |g|)
-    """
-    g = torch.cat([G[j] for j in sorted(G)])
-    owner = torch.cat([f.j.new_full((len(G[j]),), j) for j in sorted(G)])
-    return f.dot(g) / (f.norm()[:, None] * g.norm(dim=1).clamp_min(1e-12)), f.j[:, None] == owner
+def cosines(square, dots):
+    """Return cos(f, g) = f.g / (|f| |g|), (B, h, w, K), from |f|^2 (B, h, w, 1) and f.(g / |g|)."""
+    return dots * square.clamp_min(1e-12).rsqrt()
 
 
-def contrastive_loss(cos, positive, tau, clip=False):
-    """L_contra, InfoNCE per pixel (N,).
+def contrastive_loss(cos, own, tau, clip=False):
+    """L_contra_j of every pixel, InfoNCE: (..., K) -> (...).
 
         -log( sum_{g in G[p][j]} e^{cos(f,g)/tau} / sum_{g in all G[p]} e^{cos(f,g)/tau} )
 
-    cos: (N, K) cosines of pixels and global prototypes; positive: (N, K) bool, g is of the pixel's
-    class. clip: as the released code does, e = min(exp(min(cos/tau, 20)), 1e6), which at tau 0.005
-    leaves no gradient to any cosine above 0.069. Source: paper; clip: released code.
+    cos: cosines with all global prototypes of the path; own: with those of class j. clip: as released,
+    e = min(exp(min(cos/tau, 20)), 1e6): at tau 0.005 no cosine above 0.069 has a gradient. Source: paper.
     """
     if clip:
-        e = (cos / tau).clamp(max=20).exp().clamp(max=1e6)
-        return -torch.log(((e * positive).sum(1) + 1e-9) / (e.sum(1) + 1e-9))
-    logits = cos / tau
-    return logits.logsumexp(1) - logits.masked_fill(~positive, -math.inf).logsumexp(1)
+        own, total = ((c / tau).clamp(max=20).exp().clamp(max=1e6).sum(-1) for c in (own, cos))
+        return -torch.log((own + 1e-9) / (total + 1e-9))
+    return (cos / tau).logsumexp(-1) - (own / tau).logsumexp(-1)
 
 
-def consistency_loss(f, G):
-    """L_consis per pixel (N,): the squared distance to the mean prototype of the pixel's class j.
+def consistency_loss(square, dots, Gbar):
+    """L_consis_j of every pixel and class, from |f|^2 (B, h, w, 1), f.Gbar (B, h, w, J) and Gbar (J, D).
 
-        1/D |f - Gbar[p][j]|^2,   Gbar = mean of G's rows
-
-    Source: paper and released code.
+        1/D |f - Gbar[p][j]|^2 = 1/D (|f|^2 - 2 f.Gbar + |Gbar|^2),   Gbar = mean of G's rows
     """
-    Gbar = torch.stack([G[j].mean(0) for j in sorted(G)])  # (J, D)
-    own = torch.searchsorted(f.j.new_tensor(sorted(G)), f.j)
-    return f.squared_distance(Gbar, own) / Gbar.shape[1]
+    return (square - 2 * dots + Gbar.square().sum(1)).clamp_min(0) / Gbar.shape[1]
 
 
-def mean_over_classes(values, j):
-    """Return the mean over the classes present of the mean of their pixels' values (N,)."""
-    n = j.bincount()
-    share = 1 / (n[j] * (n > 0).sum()).to(values)
-    return (share * values).sum()
+def mean_over_classes(values, inside):
+    """Return the mean over the classes that are there of the mean over a class's pixels; 0 if none is.
+
+    values: {class: (..., B, h, w)}; inside: {class: bool (B, h, w)}, which pixels are of it. Returns (...).
+    """
+    total, present = 0, 0
+    for j, value in values.items():
+        member = inside[j].to(value.dtype)
+        n = member.sum()
+        total = total + (member * value).flatten(-member.dim()).sum(-1) / n.clamp_min(1)
+        present = present + (n > 0)
+    return total / present.clamp_min(1)

@@ -4,45 +4,30 @@ import sys
 from pathlib import Path
 
 from config import BadInput, load_config
-from datasets import load_sites
-from eval import finish, pick_device, validate
-from federated import average_weights, local_update
-from methods.find import build_model, find_method
-from rounds.diverged import Diverged
-from rounds.faults import SiteFailed, accept, attempt
-from rounds.fit import expected_fields
+from datasets import load_sites, sites_of_round
+from federated import Diverged, average_weights, local_update
+from methods.find import method_and_model
 from rounds.lock import locked
-from rounds.run_folder import Run, check_run_folder
+from rounds.run_folder import RunFolder, check_run_folder
 from rounds.screen import RoundTable, show_step
-from settings.memory import check_memory
+from scoring.evaluate import finish, pick_device, validate
 from settings.program import Parser, run_program
 
 
 def train(config):
-    """Run all rounds of `config`, leaving its run folder complete; raises BadInput, Diverged,
-    SiteFailed."""
+    """Run all rounds of `config`, leaving its run folder complete; raises BadInput, Diverged."""
     device = pick_device(config.device)
-    check_memory(config)
     check_run_folder(config)
+    method, model = method_and_model(config)
     sites = load_sites(config)
-    training_sites = [site for site in sites if site.train_slices]
-    if not training_sites:
-        raise BadInput("hold_out: no other site has a training case, set it to none"
-                       if config.hold_out else
-                       f"{config.splits}: no site has a training case, add some to the splits")
-    check_memory(config, max(len(site.train_slices) for site in training_sites))
-    method = find_method(config)
-    model = build_model(config, method).to(device)
-    fields = expected_fields(model, config, method)
-    run = Run(config, model.state_dict(), sites, device)
+    training_sites = sites_that_train(sites, config)
+    model.to(device)
+    run = RunFolder(config, model.state_dict(), sites, device)
     table = RoundTable(config.rounds, [site.name for site in sites])
     w, G, kept = run.w, run.G, run.kept
     for t in run.rounds_left():
-        results = {}
-        for site in training_sites:
-            results[site.name] = attempt(site.name, t, config, local_update, model, site, w, G,
-                                         kept.get(site.name), t, config, method, show_step(t))
-        updates = accept(results, w, fields, t, config)
+        updates = [local_update(model, site, w, G, kept.get(site.name), t, config, method, show_step(t))
+                   for site in sites_of_round(training_sites, config, t)]
         w = w | average_weights(updates, config.weights)                 # w = sum_m n_m / n w_m
         G = method.aggregate([update.prototypes for update in updates])  # means of FINCH's clusters
         kept |= {update.site: update.kept for update in updates}         # never leaves the site
@@ -50,7 +35,17 @@ def train(config):
                               if run.is_due(t) else (None, {}))
         run.save(t, w, G, updates, scores, statistics)
         table.add(t, updates, run.seconds(), scores)
+        method.log(t, updates, scores)
     finish(run.out, sites, config, device, run.state["seconds"])
+
+
+def sites_that_train(sites, config):
+    """Return the sites that have training images; raises BadInput if none has."""
+    found = [site for site in sites if site.train_slices]
+    if not found:
+        raise BadInput("hold_out: no other site has a training case, set it to none" if config.hold_out else
+                       f"{config.splits}: no site has a training case, add some to the splits")
+    return found
 
 
 def main():
@@ -63,10 +58,8 @@ def main():
     try:
         with locked(config):
             train(config)
-    except (Diverged, SiteFailed) as problem:
-        advice = "lower lr and start again in another out=FOLDER" if isinstance(problem, Diverged) \
-            else "mend that and go on with resume=true"
-        print(f"error: {problem}; {advice}. "
+    except Diverged as problem:
+        print(f"error: {problem}; lower lr and start again in another out=FOLDER. "
               f"{Path(config.out) / 'last.pt'} holds the last good round, if there was one",
               file=sys.stderr)
         sys.exit(3)

@@ -1,10 +1,13 @@
 """The U-Net: four levels and a bottleneck, FSR behind encoder blocks 2 to 4, fusion heads."""
 
+import copy
+
 import torch
 from torch import nn
 from torch.nn import functional
 
 from fft_style import StyleRecalibration
+from fused_features import PATHS
 
 
 def batch_norm(channels):
@@ -43,11 +46,14 @@ class UNet(nn.Module):
     The U-Net proper is built first, so its initial weights depend on the seed alone.
     norm: "batch", "group", or channels -> the layer behind every convolution of a block.
     `input_transform` is a map (B, 3, H, W) -> (B, 3, H, W) that a method may put before it.
+    Maps are stored channels last, which is faster. Raises ValueError for another fsr or norm.
     Source: released code; `adaptive`: paper.
     """
 
     def __init__(self, width=32, classes=2, fsr="adaptive", levels=(0, 1, 2), norm="batch"):
         super().__init__()
+        if norm not in NORMS and not callable(norm):
+            raise ValueError(f"norm: expected {', '.join(NORMS)} or a function of the channels, not {norm!r}")
         norm = NORMS.get(norm, norm)
         c = [width * 2**k for k in range(5)]
         self.classes = classes
@@ -58,31 +64,27 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(c[0], classes, 1)
         recalibrated = [] if fsr == "none" else c[1:4]
         self.fsr = nn.ModuleList(StyleRecalibration(channels, fsr) for channels in recalibrated)
-        paths = ("encoder", "decoder") if levels else ()
+        paths = PATHS if levels else ()
         self.fusion = nn.ModuleDict({path: fusion_heads(c, levels) for path in paths})
         self.input_transform = nn.Identity()
+        self.to(memory_format=torch.channels_last)
 
-    def features(self, x, fused=None):
+    def features(self, x):
         """Return logits and maps {"encoder": [e_0 .. e_3], "decoder": [d_0 .. d_3], "bottleneck": b}.
 
-        e_k, d_k: (B, w 2^k, H / 2^k, W / 2^k), FSR included; b: (B, 16 w, H / 16, W / 16). fused:
-        {path: FusedFeatures}, which take the rows they need as soon as a map exists.
+        e_k, d_k: (B, w 2^k, H / 2^k, W / 2^k), FSR included; b: (B, 16 w, H / 16, W / 16).
         """
         e, d = [None] * 4, [None] * 4
-        x = self.input_transform(x)
+        x = self.input_transform(x.contiguous(memory_format=torch.channels_last))
         for k in (0, 1, 2, 3):
             x = self.encoder[k](x)
             if self.fsr and k > 0:
                 x = self.fsr[k - 1](x)
             e[k] = x
-            if fused:
-                fused["encoder"].take(k, x)
             x = functional.max_pool2d(x, 2)
         x = b = self.bottleneck(x)
         for k in (3, 2, 1, 0):
             x = d[k] = self.decoder[k](torch.cat([self.up[k](x), e[k]], 1))
-            if fused:
-                fused["decoder"].take(k, x)
         return self.head(x), {"encoder": e, "decoder": d, "bottleneck": b}
 
     def forward(self, x):
@@ -96,6 +98,38 @@ def fusion_heads(c, levels):
     paper's summaries fuse 'adjacent levels', the released code each level with the deepest.
     """
     return nn.ModuleDict({str(k): nn.Conv2d(c[k] + c[3], c[3], 1) for k in sorted(levels)})
+
+
+# ---- The network of a method ----
+
+def build_model(config, method):
+    """Return the method's network, its initial weights seeded; without prototypes it has no fusion heads.
+
+    Raises ValueError if the network cannot be built from the config, or its maps do not have the strides
+    1, 2, 4, 8 of the levels that are aligned.
+    """
+    torch.manual_seed(config.seed)
+    try:
+        model = method.network(config, config.levels if config.prototype_weight > 0 else [])
+    except ValueError as problem:
+        raise ValueError(f"network: it cannot be built with width: {config.width}, norm: {config.norm}, "
+                         f"fsr: {config.fsr} ({problem}); choose others") from None
+    if method.input_transform is not None:
+        model.input_transform = method.input_transform
+    if model.fusion:
+        check_strides(model)
+    return model
+
+
+@torch.no_grad()
+def check_strides(model, size=64):
+    """Raise ValueError unless the maps that are aligned have the strides 1, 2, 4, 8 of their levels."""
+    maps = copy.deepcopy(model).features(torch.zeros(2, 3, size, size))[1]
+    for path in model.fusion:
+        for k, x in enumerate(maps[path]):
+            if tuple(x.shape[2:]) != (size >> k, size >> k):
+                raise ValueError(f"network: level {k} of its {path} has stride {size / x.shape[3]:g}, "
+                                 f"prototypes need {2**k}; give maps of strides 1, 2, 4, 8")
 
 
 def mixed_precision(config, device):

@@ -19,10 +19,10 @@ from torch.nn import functional
 
 from config import METHODS, load_config
 from datasets import load_sites
-from eval import pick_device, validate
 from federated import Context, average_weights, local_update, make_optimizer
 from fft_style import recalibrate, recalibrate_fourier
-from methods.find import build_model, find_method
+from methods.find import method_and_model
+from scoring.evaluate import pick_device, validate
 from settings.program import Parser, run_program
 
 REPEATS = 5
@@ -44,12 +44,12 @@ def training_step(method, amp="none"):
     """
     config = load_config(SETTING, [f"method={method}", f"amp={amp}"])
     device = pick_device(config.device)
-    rules, generator = find_method(config), torch.Generator().manual_seed(0)
-    model = build_model(config, rules).to(device)
+    (rules, model), generator = method_and_model(config), torch.Generator().manual_seed(0)
+    model.to(device)
     optimizer = make_optimizer(model, config)
     w = {name: value.clone() for name, value in model.state_dict().items()}
     x, y = blobs(config.batch_size, 256, 0.2, generator)
-    x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
+    x, y = x.to(device), y.to(device)
     context = Context("bench", 2, w, {}, {}, {})
     with torch.no_grad():  # one image, so that this leaves little behind in the peak of memory
         rules.losses(model, x[:1], y[:1], context)
@@ -76,8 +76,9 @@ def fsr_passes():
 def whole_round(file, overrides, method, amp="none"):
     """Return the seconds of round 2 of a config, the first with prototypes, and of its validation."""
     config = load_config(file, [*overrides, f"method={method}", f"amp={amp}"])
-    sites, method, kept, device = load_sites(config), find_method(config), {}, pick_device(config.device)
-    model = build_model(config, method).to(device)
+    sites, (method, model), kept = load_sites(config), method_and_model(config), {}
+    device = pick_device(config.device)
+    model.to(device)
     w, G = {name: value.clone() for name, value in model.state_dict().items()}, {}
     for t in (1, 2):
         start = time.perf_counter()

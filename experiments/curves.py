@@ -4,56 +4,58 @@ Writes RUN/curves.png: the loss terms and the validation Dice of each site over 
 matplotlib (requirements-extra.txt).
 """
 
-import csv
+import statistics
 from pathlib import Path
 
 from config import BadInput
+from experiments.run_grid import read_rows
 from settings.program import Parser, run_program
 
-TERMS = {"loss_dice": "L_dice", "loss_contrast": "mu L_contra", "loss_consistency": "mu L_consis"}
+LABELS = {"loss_dice": "L_dice", "loss_contrast": "mu L_contra", "loss_consistency": "mu L_consis"}
 
 
 def read_curves(file):
-    """Return ({term: {round: mean over the sites}}, {site: {round: validation Dice}}) of metrics.csv."""
-    try:
-        with open(file, newline="", encoding="utf-8") as table:
-            rows = list(csv.DictReader(table))
-    except FileNotFoundError:
-        raise BadInput(f"{file}: is not there yet, wait for the first round, or give another --run") from None
+    """Return ({loss_TERM: {round: mean over the sites}}, {site: {round: validation Dice}}) of metrics.csv."""
     losses, dice = {}, {}
-    for row in rows:
+    for row in read_rows(file):
         t = int(row["round"])
         if row["split"] == "val":
             dice.setdefault(row["site"], {})[t] = float(row["dice"])
-        for term in TERMS if row["split"] == "train" else ():
-            if row[term] not in ("", "null"):
-                losses.setdefault(term, {}).setdefault(t, []).append(float(row[term]))
-    means = {term: {t: sum(values) / len(values) for t, values in of_term.items()}
-             for term, of_term in losses.items()}
+        for name, value in row.items():
+            if name.startswith("loss_") and value not in (None, "", "null"):
+                losses.setdefault(name, {}).setdefault(t, []).append(float(value))
+    means = {name: {t: statistics.mean(values) for t, values in of_term.items()}
+             for name, of_term in losses.items()}
     return means, dice
 
 
-def draw_curves(file, losses, dice):
-    """Draw the loss terms on the left and the sites' validation Dice on the right."""
+def axes(columns=1, **more):
+    """Return a matplotlib figure and its axes side by side; raises BadInput if there is no matplotlib."""
     try:
-        import matplotlib
+        from matplotlib import pyplot
     except ImportError:
-        raise BadInput("matplotlib: is not installed; pip install -r requirements-extra.txt") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for term, values in losses.items():
-        if any(values.values()):
-            left.plot(list(values), list(values.values()), marker=".", label=TERMS[term])
-    for site, values in dice.items():
-        right.plot(list(values), list(values.values()), marker=".", label=site)
+        raise BadInput("matplotlib: is not installed and this plot needs it; "
+                       "pip install -r requirements-extra.txt") from None
+    pyplot.switch_backend("Agg")  # a file, no window
+    size = 2.6 + 2.6 * columns, 3.4
+    figure, found = pyplot.subplots(1, columns, figsize=size, squeeze=False, layout="constrained", **more)
+    return figure, found[0]
+
+
+def draw_curves(file, losses, dice):
+    """Draw the loss terms on the left and the sites' validation Dice on the right; return the figure."""
+    figure, (left, right) = axes(2)
+    for ax, curves in ((left, losses), (right, dice)):
+        for name, values in curves.items():
+            label = LABELS.get(name, name.removeprefix("loss_"))
+            ax.plot(list(values), list(values.values()), marker=".", label=label)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        if curves:
+            ax.legend(fontsize=8)
     left.set(xlabel="round", ylabel="loss, mean of sites", title="loss terms")
     right.set(xlabel="round", ylabel="Dice", ylim=(0, 1), title="validation")
-    for ax in (left, right):
-        if ax.lines:
-            ax.legend(frameon=False, fontsize=8)
     figure.savefig(file, dpi=110)
-    pyplot.close(figure)
+    return figure
 
 
 def main():

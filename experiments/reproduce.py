@@ -11,9 +11,8 @@
 What a comparison needs is trained first, settings x seeds, each in a folder of --out: finished runs
 are skipped, broken ones resumed. Then it is drawn, as --out/COMPARISON.md, .csv or .png.
 
-With --folds K, table and ablation train settings x folds x seeds, so that every patient is tested once a
-seed, and compare patient by patient: --out/COMPARISON_paired.md, .csv, and .png, a dot a patient (needs
-matplotlib).
+With --folds K, table and ablation test every patient once a seed and compare patient by patient:
+--out/COMPARISON_paired.md, .csv, and .png, a dot a patient (needs matplotlib).
 """
 
 import argparse
@@ -21,75 +20,67 @@ import re
 import shlex
 import signal
 import sys
+from itertools import product
 from pathlib import Path
 
 import yaml
 
 from config import METHODS, BadInput, as_yaml, load_config
 from experiments import figures
-from experiments.run_grid import Run, train_all
+from experiments.run_grid import Training, train_all
 from experiments.tables import write_paired, write_table
 from rounds.run_folder import check_same_config
 from settings.program import Parser, run_program
 from sites import demo_data
 from sites.layouts import list_files
 
+# What writes a comparison's files: functions of (file without its ending, finished runs, config)
+DRAW = {"table": [write_table], "ablation": [write_table], "tau": [write_table, figures.draw_tau],
+        "convergence": [figures.draw_convergence], "style": [figures.draw_style],
+        "pictures": [figures.draw_pictures]}
 TAUS = (0.005, 0.02, 0.1, 0.4)
+ABOUT = {"ablation": ("fsr", "prototype_weight"), "tau": ("prototype_weight",), "style": ("fsr",)}
 SET_HERE = {"method": "--methods", "seed": "--seeds", "out": "--out", "resume": "--out",
             "hold_out": "the comparison table", "folds": "--folds", "fold": "--folds"}
 
 
-# ---- Which runs a comparison needs ----
-
 def settings_of(comparison, config, methods, sites, own=()):
     """Return {setting: overrides} of a comparison. FedBCS is the config as it stands.
 
-    own: key=value of the methods' own keys, such as fpl_tau, each for its method alone. Raises
-    BadInput if the config has switched off what is compared.
-    """
-    off = {"fsr": config.fsr == "none", "prototype_weight": config.prototype_weight == 0}
-    for key in {"ablation": ("fsr", "prototype_weight"), "tau": ("prototype_weight",),
-                "style": ("fsr",)}.get(comparison, ()):
-        if off[key]:
+    own: the methods' own key=value, such as fpl_tau, each for its method alone. Raises BadInput if the config
+    has switched off what is compared."""
+    for key in ABOUT.get(comparison, ()):
+        if getattr(config, key) in ("none", 0):
             raise BadInput(f"{key}: is off and {comparison} is about it, leave it out or set it on")
-    by_method = {method: [f"method={method}", *(text for text in own if text.startswith(f"{method}_"))]
-                 for method in methods}
-    base, ours = {"fedavg": ["method=fedavg"]}, {"fedbcs": ["method=fedbcs"]}
-    fsr, prototypes = {"fsr": ["prototype_weight=0"]}, {"prototypes": ["fsr=none"]}
-    if comparison == "table":
-        both = ("fedavg", "fedbcs") if {"fedavg", "fedbcs"} <= by_method.keys() else ()
-        return by_method | {f"{method} without {site}": [f"method={method}", f"hold_out={site}"]
-                            for method in both for site in (sites if len(sites) > 1 else ())}
-    if comparison == "ablation":
-        return base | fsr | prototypes | ours
-    if comparison == "tau":
-        values = {tau: f"tau={tau}" for tau in sorted({*TAUS, config.tau})}
-        return base | {name: [name] for tau, name in values.items() if tau != config.tau} | ours
-    if comparison == "style":
-        return base | {"input_norm": ["method=input_norm"]} | fsr
-    return by_method
-
-
-def runs_of(settings, seeds, out, folds=None):
-    """Return the Runs of all settings, seeds and folds, seed by seed and fold by fold."""
-    found = []
-    for seed in seeds:
-        for fold in range(folds) if folds else (None,):
-            keys = [f"seed={seed}", *([f"folds={folds}", f"fold={fold}"] if folds else [])]
-            part = f"_seed{seed}" + (f"_fold{fold}" if folds else "")
-            found += [Run(name, seed, out / re.sub(r"[^\w.=-]+", "_", name + part), [*overrides, *keys], fold)
-                      for name, overrides in settings.items()]
+    taus = {f"tau={tau}": [f"tau={tau}"] for tau in TAUS if tau != config.tau}
+    parts = {"fsr": ["prototype_weight=0"], "prototypes": ["fsr=none"]} | taus
+    names = {"ablation": ["fedavg", "fsr", "prototypes", "fedbcs"], "tau": ["fedavg", *taus, "fedbcs"],
+             "style": ["fedavg", "input_norm", "fsr"]}
+    if comparison in names:
+        return {name: parts.get(name, [f"method={name}"]) for name in names[comparison]}
+    found = {method: [f"method={method}", *(text for text in own if text.startswith(f"{method}_"))]
+             for method in methods}
+    if comparison == "table" and {"fedavg", "fedbcs"} <= found.keys() and len(sites) > 1:
+        found |= {f"{method} without {site}": [f"method={method}", f"hold_out={site}"]
+                  for method, site in product(("fedavg", "fedbcs"), sites)}
     return found
 
 
-def also(words):
-    """Return {setting: overrides} of the words 'NAME: key=value key=value'; raises BadInput."""
-    found = {}
-    for text in words:
-        name, colon, keys = text.partition(":")
-        if not colon or not name.strip() or not keys.split():
-            raise BadInput(f"also: expected 'NAME: key=value ...', not {text!r}")
-        found[name.strip()] = shlex.split(keys)
+def setting(text):
+    """Return the name and the overrides of the setting 'NAME: key=value key=value'; raises BadInput."""
+    name, _, keys = (part.strip() for part in text.partition(":"))
+    if not name or not keys:
+        raise BadInput(f"also: expected 'NAME: key=value ...', not {text!r}")
+    return name, shlex.split(keys)
+
+
+def runs_of(settings, seeds, out, folds=None):
+    """Return the trainings of all settings, seeds and folds, seed by seed and fold by fold."""
+    found = []
+    for seed, fold, name in product(seeds, range(folds) if folds else (None,), settings):
+        keys = [*settings[name], f"seed={seed}", *([f"folds={folds}", f"fold={fold}"] if folds else [])]
+        folder = f"{name}_seed{seed}" + (f"_fold{fold}" if folds else "")
+        found.append(Training(name, seed, out / re.sub(r"[^\w.=-]+", "_", folder), keys))
     return found
 
 
@@ -105,60 +96,30 @@ def check_run(run, base):
                            "choose another --out")
 
 
-# ---- The program ----
-
-def draw(comparison, runs, config, out):
-    """Write a comparison's table or figure from its finished runs."""
-    if runs[0].fold is not None:
-        file = out / f"{comparison}_paired"
-        figures.draw_dots(write_paired(file, runs, config), file.with_suffix(".png"))
-        return
-    if comparison in ("table", "ablation", "tau"):
-        write_table(out / comparison, runs, config)
-    if comparison in figures.DRAW:
-        file = out / f"{comparison}.png"
-        figures.DRAW[comparison](runs, config, file)
-        print(f"written: {file}")
-
-
-def check_matplotlib(comparison):
-    """Raise BadInput if a comparison's plot needs matplotlib and there is none."""
-    if comparison in ("tau", "convergence", "style", "dots"):
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            raise BadInput("matplotlib: is not installed and this plot needs it; "
-                           "pip install -r requirements-extra.txt") from None
-
-
 def base_config(file, overrides, out):
     """Return the settings that all runs share; raises BadInput for one that this program sets."""
     if (out / "splits.json").exists():
         raise BadInput(f"{out}: is the folder of one run, choose another --out")
-    for argument in overrides:
-        key = argument.partition("=")[0]
+    for key in (argument.partition("=")[0] for argument in overrides):
         if key in SET_HERE:
             raise BadInput(f"{key}: is set by this program, leave it out; see {SET_HERE[key]}")
     config = load_config(file, [*overrides, f"out={out}"])
     if config.method != "fedbcs" or config.hold_out:
-        raise BadInput(f"{file}: has a method or hold_out of its own, which this program sets; "
-                       "remove it")
+        raise BadInput(f"{file}: has a method or hold_out of its own, which this program sets; remove it")
     return config
 
 
-def main():
-    """Train what the comparison needs and draw it."""
-    comparisons = ("table", "ablation", "tau", "convergence", "style", "pictures")
+def command_line():
+    """Return what the command line says; raises BadInput."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("comparison", choices=comparisons)
+    parser.add_argument("comparison", choices=DRAW)
     parser.add_argument("--config", required=True, help="YAML file; its settings are FedBCS's")
     parser.add_argument("--out", default="runs/reproduce", metavar="FOLDER")
     parser.add_argument("--seeds", default="0,1,2", help="default 0,1,2")
-    parser.add_argument("--methods", default=",".join(METHODS), help="of table, convergence and "
-                        "pictures, default all; FILE.py:FUNCTION too")
-    parser.add_argument("--folds", type=int, metavar="K",
-                        help="of table and ablation: test every patient once")
-    parser.add_argument("--also", action="append", default=[], metavar="'NAME: key=value ...'",
+    parser.add_argument("--methods", default=",".join(METHODS),
+                        help="of table, convergence and pictures, default all; FILE.py:FUNCTION too")
+    parser.add_argument("--folds", type=int, metavar="K", help="of table, ablation: test every patient once")
+    parser.add_argument("--also", action="append", default=[], type=setting, metavar="'NAME: key=value ...'",
                         help="of table and ablation: another setting; may be given several times")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, default 1; they share "
                         "the cores, and the number of threads can change last digits")
@@ -169,25 +130,38 @@ def main():
         raise BadInput("command line: write for example --seeds 0,1,2 --jobs 2")
     if (given.folds or given.also) and given.comparison not in ("table", "ablation"):
         raise BadInput("command line: --folds and --also are for table and ablation")
+    return given
+
+
+def main():
+    """Train what the comparison needs and draw it."""
+    given = command_line()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the trainings end with it
-    out, methods = Path(given.out).expanduser(), given.methods.split(",")
+    out = Path(given.out).expanduser()
     own = [text for text in given.overrides if text.startswith(tuple(f"{m}_" for m in METHODS))]
     config = base_config(given.config, [text for text in given.overrides if text not in own], out)
     folder = demo_data.ensure(config.task) if config.data == "demo" else config.data
     sites, problems = list_files(folder, config.task, config.case_pattern)
     if problems:
         raise BadInput(problems[0])
-    settings = settings_of(given.comparison, config, methods, [] if given.folds else list(sites), own)
-    settings |= also(given.also)
+    settings = settings_of(given.comparison, config, given.methods.split(","),
+                           [] if given.folds else list(sites), own) | dict(given.also)
     seeds = sorted({int(seed) for seed in given.seeds.split(",")})
     runs = runs_of(settings, seeds[:1] if given.comparison == "pictures" else seeds, out, given.folds)
     for run in runs:
         check_run(run, yaml.safe_load(as_yaml(config)))
-    check_matplotlib("dots" if given.folds else given.comparison)
+    if given.folds or given.comparison in ("tau", "convergence", "style"):
+        figures.axes()  # it says if there is no matplotlib, before hours of training
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(as_yaml(config))
     train_all(runs, out / "config.yaml", config.rounds, given.jobs)
-    draw(given.comparison, runs, config, out)
+    if given.folds:
+        file = out / f"{given.comparison}_paired"
+        figures.draw_dots(file, write_paired(file, runs, config))
+    else:
+        for write in DRAW[given.comparison]:
+            write(out / given.comparison, runs, config)
+    print(f"written to {out}")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,13 @@ from flwr.app import ConfigRecord, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from config import BadInput, load_config
-from eval import finish, pick_device, site_statistics, validate
+from config import BadInput
+from datasets import sites_of_round
 from federated import average_weights, local_update
-from flower.fields import UPDATE
+from flower.faults import TooFewSites, accept, sit_out
+from flower.fields import UPDATE, Misfit
+from flower.fit import expected_fields
+from flower.guards import load_settings
 from flower.messages import (
     answering,
     as_records,
@@ -31,16 +34,15 @@ from flower.messages import (
     with_scores,
 )
 from flower.own_files import load_decoded, read
+from flower.rollback import go_back, note_trained
 from flower.simulation import name_partition
 from flower.site_rules import check_bounds, check_images, check_server, own_overrides
-from methods.find import build_model, find_method
+from methods.find import method_and_model
 from rounds.checkpoint import FORMAT, as_bytes, load_checkpoint, save
-from rounds.faults import TooFewSites, accept, sit_out
-from rounds.fit import expected_fields
 from rounds.lock import locked
-from rounds.rollback import go_back, note_trained
-from rounds.run_folder import Run, as_json, check_run_folder, prepare_run_folder
+from rounds.run_folder import RunFolder, as_json, check_run_folder, prepare_run_folder
 from rounds.screen import RoundTable
+from scoring.evaluate import finish, pick_device, site_statistics, validate
 from scoring.norm_statistics import batch_norms
 from scoring.results import KINDS, SCORED, explained, print_result
 
@@ -49,10 +51,10 @@ server = ServerApp()
 
 
 def settings(context, *overrides):
-    """Return the config that the server and all sites share, as the run's settings name it."""
+    """Return the config that the server and all sites share, as the run's settings name it, and guards."""
     run = context.run_config
-    return load_config(Path(__file__).parents[1] / str(run["config"]),
-                       [*shlex.split(str(run["overrides"])), *overrides])
+    return load_settings(Path(__file__).parents[1] / str(run["config"]),
+                         [*shlex.split(str(run["overrides"])), *overrides])
 
 
 def shared(w, method):
@@ -66,14 +68,14 @@ def own_site(context):
     """Return (config, Site, Method, network) of this node, from its own folders."""
     node = context.node_config
     if "partition-id" in node and "site" not in node:  # a simulation on one's own machine
-        name_partition(node, settings(context))
+        name_partition(node, settings(context)[0])
     if lacks := [key for key in ("site", "data", "out") if not node.get(key)]:
         raise BadInput(f"node-config: lacks {lacks[0]}; give site, data and out")
     check_server(context)
-    config = settings(context, *own_overrides(node))
+    config = settings(context, *own_overrides(node))[0]
     check_bounds(config, node)
-    site, method = load_decoded(str(node["site"]), config), find_method(config)
-    return config, site, method, build_model(config, method).to(pick_device(config.device))
+    site, (method, model) = load_decoded(str(node["site"]), config), method_and_model(config)
+    return config, site, method, model.to(pick_device(config.device))
 
 
 def received(record, model, method, device):
@@ -93,10 +95,11 @@ def train_site(content, context):
     before = read(file).get(last)  # None before the first
     w = received(content["weights"], model, method, device)
     scores = scored(content, t - 1, w, before, config, site, model) if content["round"]["score"] else {}
-    if not site.train_slices:  # it is held out, or its splits train on nothing
+    if not (site.train_slices and content["turn"]["train"]):  # nothing to train on, or not its turn
         return scores | {"scalars": MetricRecord({"n": 0})}
     G = unpack(content["prototypes"], device)
     update = local_update(model, site, w, G, before, t, config, method)
+    check_declared(update.prototypes, method.vectors(model))
     file.parent.mkdir(parents=True, exist_ok=True)
     save(file, as_bytes({last: before, t: update.kept}))
     return scores | {"weights": pack_weights(update.weights), "prototypes": pack(update.prototypes),
@@ -115,6 +118,18 @@ def scored(content, t, w, kept, config, site, model):
         save(file, as_bytes({best: read(file).get(best, {}), t: kept["local"]}))
     all_kept = {site.name: kept} if kept else {}
     return as_records({"val": validate(model, w, all_kept, [site], config, pick_device(config.device))[0]})
+
+
+def check_declared(prototypes, vectors):
+    """Raise BadInput for prototypes of a path that the method does not declare, for a server refuses them."""
+    if other := sorted(prototypes.keys() - vectors.keys()):
+        raise BadInput(f"method: sends prototypes of the {other[0]}, which its Method.vectors does not "
+                       "declare; add it, see docs/fork.md")
+
+
+def count_site(content, context):
+    """Answer with the number of the site's training images, 0 if it does not train."""
+    return {"scalars": MetricRecord({"n": len(own_site(context)[1].train_slices)})}
 
 
 def validate_site(content, context):
@@ -144,6 +159,7 @@ def finish_site(content, context):
 
 client.train()(answering(train_site))
 client.evaluate()(answering(validate_site))
+client.query()(answering(count_site))
 client.evaluate("finish")(answering(finish_site))
 
 
@@ -152,69 +168,90 @@ client.evaluate("finish")(answering(finish_site))
 @server.main()
 def run_server(grid, context):
     """Run all rounds, then have every site score the best and the last weights on its test data."""
-    config = settings(context)
+    config, guards = settings(context)
     with locked(config):
-        run_rounds(grid, context, config)
+        run_rounds(partial(ask, grid, guards, context.run_config, {}), config, guards)
 
 
-def run_rounds(grid, context, config):
+def run_rounds(ask_sites, config, guards):
     """The rounds of train.py, with every update and score asked for.
 
     The weights travel once a round: with its update of round t a site sends the scores of round t - 1.
     """
     check_run_folder(config, "config.yaml")
-    method = find_method(config)
-    model = build_model(config, method)
-    run = Run(config, model.state_dict())
-    table, ask_sites = RoundTable(config.rounds), partial(ask, grid, config, context.run_config, {})
+    method, model = method_and_model(config)
+    run, table = RunFolder(config, model.state_dict()), RoundTable(config.rounds)
     fields = expected_fields(model, config, method)
     w, G, kept, line = run.w, run.G, run.kept, None
     for t in run.rounds_left():
-        w, G, updates, scores = train_round(ask_sites, t, w, G, run, config, method, fields)
-        show(table, line, scores)
+        chosen = draw_sites(ask_sites, t, config)
+        w, G, updates, scores = train_round(ask_sites, t, w, G, chosen, run, config, guards, method, fields)
+        show(table, method, line, scores)
         w = w | average_weights(updates, config.weights)                 # w = sum_m n_m / n w_m
         G = method.aggregate([update.prototypes for update in updates])  # means of FINCH's clusters
         kept |= {update.site: update.kept for update in updates}         # here, its round alone
         run.save(t, w, G, updates)
         line = t, updates, run.seconds()
-    show(table, line, ask_scores(ask_sites, run, method, config) if run.lacks_scores() else None)
-    ask_results(ask_sites, run, config, method, bool(batch_norms(model)))
+    scores = ask_scores(ask_sites, run, method, config, guards) if run.lacks_scores() else None
+    show(table, method, line, scores)
+    ask_results(ask_sites, run, config, guards, method, bool(batch_norms(model)))
 
 
-def show(table, line, scores):
-    """Print a round's line of the table once its scores are there; line: None or (t, updates, seconds)."""
+def show(table, method, line, scores):
+    """Print and log a round once its scores are there; line: None or (t, updates, seconds)."""
     if line:
-        table.add(*line, scores)
+        t, updates, seconds = line
+        table.add(t, updates, seconds, scores)
+        method.log(t, updates, scores)
 
 
-def train_round(ask_sites, t, w, G, run, config, method, fields):
+def draw_sites(ask_sites, t, config):
+    """Return the names of the sites that train in round t, drawn as train.py draws them; None for all."""
+    if config.sites_per_round is None:
+        return None
+    answers = ask_sites("query", {})
+    images = {site: answer["scalars"].get("n") for site, answer in answers.items()
+              if not isinstance(answer, Exception) and "scalars" in answer}
+    return sites_of_round(sorted(site for site, n in images.items() if type(n) is int and n > 0), config, t)
+
+
+def train_round(ask_sites, t, w, G, chosen, run, config, guards, method, fields):
     """Return the fit updates of round t, what they started from, and the scores of round t - 1. They start
     from w and G, or with `skip`, if too few sites can train on these, from the last that most could."""
     counts = {site: kept["n"] for site, kept in run.kept.items() if "n" in kept}
     wanted, first = run.lacks_scores(), None
     while True:
-        answers = ask_updates(ask_sites, t, w, G, run, config, method, wanted and first is None)
+        score = wanted and first is None
+        answers = ask_updates(ask_sites, t, w, G, chosen, run, config, guards, method, score)
         first = first or answers
-        beside = ("val",) if wanted and answers is first else ()
+        beside = ("val",) if score else ()
         updates = {site: as_update(site, answer, t, fields, beside) for site, answer in answers.items()}
-        results = {site: update for site, update in updates.items() if update is not None}
+        results = {site: of_the_chosen(site, update, chosen) for site, update in updates.items()
+                   if update is not None}
         try:
-            updates = accept(results, w, fields, t, config, counts)
+            updates = accept(results, w, fields, t, guards, counts)
             break
         except TooFewSites as problem:
             w, G = go_back(run.state, t, problem)
-    if config.on_site_failure == "skip":
+    if guards.on_site_failure == "skip":
         note_trained(run.state, t, w, G, results, updates)
-    return w, G, updates, note_scores(run, first, config, UPDATE) if wanted else None
+    return w, G, updates, note_scores(run, first, config, guards, UPDATE) if wanted else None
 
 
-def ask_updates(ask_sites, t, w, G, run, config, method, score):
+def of_the_chosen(site, update, chosen):
+    """Return a site's update, or what is wrong with it: it was not the site's turn."""
+    if chosen is None or site in chosen or isinstance(update, Exception):
+        return update
+    return Misfit("it sent an update in a round that it was not drawn for")
+
+
+def ask_updates(ask_sites, t, w, G, chosen, run, config, guards, method, score):
     """Return {site: its answer in round t, or what is wrong}, with the scores of w if `score`."""
     answers = ask_sites("train", {
         "weights": pack_weights(shared(w, method)), "prototypes": pack(G), "last": last_taken(run.kept),
-        "round": ConfigRecord({"t": t, "best": run.state["best"]["round"], "score": score})})
+        "round": ConfigRecord({"t": t, "best": run.state["best"]["round"], "score": score})}, chosen)
     if config.hold_out not in (None, *answers):
-        sit_out(f"hold_out: site {config.hold_out} is not there, only {', '.join(answers)}", config)
+        sit_out(f"hold_out: site {config.hold_out} is not there, only {', '.join(answers)}", guards)
     return answers
 
 
@@ -223,34 +260,34 @@ def last_taken(kept):
     return MetricRecord({site: of_site["round"] for site, of_site in kept.items()})
 
 
-def ask_scores(ask_sites, run, method, config):
+def ask_scores(ask_sites, run, method, config, guards):
     """Return the sites' validation scores of the last round, noted in the run."""
     answers = ask_sites("evaluate", {
         "weights": pack_weights(shared(run.w, method)), "last": last_taken(run.kept),
         "round": ConfigRecord({"t": run.state["round"], "best": run.state["best"]["round"]})})
-    return note_scores(run, answers, config)
+    return note_scores(run, answers, config, guards)
 
 
-def note_scores(run, answers, config, beside=()):
+def note_scores(run, answers, config, guards, beside=()):
     """Return the validation scores of the last saved round as `evaluate` gives them; note them in the run.
 
     A site that failed altogether has been named; one whose scores are unfit is named here.
     """
     found = {site: answer for site, answer in answers.items()
              if not (beside and isinstance(answer, Exception))}
-    scores = scores_of(with_scores(found, ("val",), config, beside), "val", config)
+    scores = scores_of(with_scores(found, ("val",), config, guards, beside), "val", config)
     run.score(scores)
     return scores
 
 
-def ask_results(ask_sites, run, config, method, normed):
+def ask_results(ask_sites, run, config, guards, method, normed):
     """Have every site score the best and the last round; write and print result.json."""
     checkpoints = {kind: load_checkpoint(run.out / f"{kind}.pt") for kind in KINDS}
     rounds = {kind: checkpoints[kind]["round"] for kind in KINDS}
     answers = ask_sites("evaluate.finish", {"round": ConfigRecord(rounds)} | {
         kind: pack_weights(shared(checkpoints[kind]["weights"], method)) for kind in KINDS})
     parts = [f"{kind}.{split}" for kind in KINDS for split in SCORED]
-    answers = with_scores(answers, parts, config)
+    answers = with_scores(answers, parts, config, guards)
     result = {kind: {"round": rounds[kind]} | {
         split: scores_of(answers, f"{kind}.{split}", config) for split in SCORED} for kind in KINDS}
     print_result(result, config, normed)

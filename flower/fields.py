@@ -11,7 +11,7 @@ LONGEST_NAME, LONGEST_PROBLEM = 80, 400
 HEAD = 1024                      # bytes of an array's own header, at most
 MOST_DISTANCE = 1e9              # px or mm
 UPDATE = {"weights": ArrayRecord, "prototypes": ArrayRecord, "losses": MetricRecord, "scalars": MetricRecord}
-MEASURES = {"dice": 1.0, "hd95": MOST_DISTANCE, "assd": MOST_DISTANCE}  # {name: largest}
+LARGEST = {"dice": 1.0, "hd95": MOST_DISTANCE, "assd": MOST_DISTANCE}  # {name: largest}
 
 
 class Misfit(Exception):
@@ -46,7 +46,7 @@ def check_records(content, kinds, beside=()):
                      f"not {', '.join(sorted(kinds))}")
 
 
-def check_weights(record, like):
+def check_weight_bytes(record, like):
     """Raise Misfit unless a record is one array of as many bytes as the tensors {name: tensor} have."""
     size = size_in_bytes(like)
     if set(record) != {"bytes"} or not is_array(record["bytes"], (size,), "uint8"):
@@ -92,7 +92,7 @@ def check_scores(record, config):
     rest = dict(record)
     cases = rest.get("cases")
     for prefix in ("", *(f"{j}/" for j in classes_of(config))):
-        names = [name for name in (*MEASURES, "misses", "cases") if f"{prefix}{name}" in rest]
+        names = [name for name in (*LARGEST, "misses", "cases") if f"{prefix}{name}" in rest]
         row = {name: rest.pop(f"{prefix}{name}") for name in names}
         most = cases * max(1, config.classes - 1) if type(cases) is int else 0
         if type(row.get("cases")) is not int or not 0 <= row["cases"] <= 10**9 or row["cases"] != cases:
@@ -102,7 +102,7 @@ def check_scores(record, config):
             raise Misfit("its scores lack Dice or misses")
         if not cases and len(row) > 1:
             raise Misfit("it has scores of no case")
-        for name, largest in MEASURES.items():
+        for name, largest in LARGEST.items():
             if name in row and not (type(row[name]) in (int, float) and 0 <= row[name] <= largest):
                 raise Misfit(f"its {name} is not a number from 0 to {largest:g}")
     if rest:

@@ -1,7 +1,8 @@
 """Make certificates and keys to try TLS with: python -m flower.make_certificates FOLDER [NODE ...]
 
 FOLDER gets ca.crt, server.pem and server.key for 127.0.0.1 and localhost, valid for 30 days, and for
-every NODE a key pair NODE, NODE.pub. For trying only: the CA's own key is thrown away.
+every NODE a key pair NODE, NODE.pub. For trying only: the server's certificate is signed by its own key,
+so ca.crt and server.pem are one certificate. It needs the commands openssl and ssh-keygen.
 
 Between machines of their own, each with this program, requirements.txt and flower/requirements.txt,
 the FLWR settings of flower/README.md in its environment and a clock in step (to seconds):
@@ -14,27 +15,16 @@ the FLWR settings of flower/README.md in its environment and a clock in step (to
             --auth-supernode-private-key KEY; it needs no port that is open to others
 """
 
-import datetime
-import ipaddress
 import os
 import re
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
-
-def certificate(name, key, issuer, issuer_key, extension):
-    """Return a certificate of the key `key`, signed by issuer_key."""
-    now = datetime.datetime.now(datetime.timezone.utc)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer or subject)
-    builder = builder.public_key(key.public_key()).serial_number(x509.random_serial_number())
-    builder = builder.not_valid_before(now).not_valid_after(now + datetime.timedelta(days=30))
-    return builder.add_extension(extension, critical=True).sign(issuer_key, hashes.SHA256())
+CERTIFICATE = ("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-384 -nodes -days 30 "
+               "-subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1 "
+               "-keyout server.key -out ca.crt")
 
 
 def write(file, content):
@@ -62,32 +52,30 @@ def check_nodes(folder, nodes):
             sys.exit(f"error: {folder / name}: is there already, choose another folder")
 
 
-def private(key, form):
-    """Return a private key as PEM of a format."""
-    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+def run(command, folder):
+    """Run a command in a folder; end the program with what it says if it fails."""
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    except OSError:
+        sys.exit(f"error: {command[0]}: is not installed")
+    except subprocess.CalledProcessError as failed:
+        sys.exit(f"error: {command[0]}: {failed.stderr.strip()}")
 
 
 def main():
     """Write the certificates and the keys of the nodes that are named."""
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
-    folder = Path(sys.argv[1]).expanduser()
-    check_nodes(folder, sys.argv[2:])
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    pem, ca_key, server_key = serialization.Encoding.PEM, *(
-        ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
-    ca = certificate("FedBCS test CA", ca_key, None, ca_key, x509.BasicConstraints(True, None))
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost"),
-                                         x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    server = certificate("localhost", server_key, ca.subject, ca_key, names)
-    write(folder / "ca.crt", ca.public_bytes(pem))
-    write(folder / "server.pem", server.public_bytes(pem))
-    write(folder / "server.key", private(server_key, serialization.PrivateFormat.PKCS8))
-    for node in sys.argv[2:]:
-        key = ec.generate_private_key(ec.SECP384R1())
-        write(folder / node, private(key, serialization.PrivateFormat.OpenSSH))
-        write(folder / f"{node}.pub", key.public_key().public_bytes(
-            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH))
+    folder, nodes = Path(sys.argv[1]).expanduser(), sys.argv[2:]
+    check_nodes(folder, nodes)
+    with tempfile.TemporaryDirectory() as made:
+        run(CERTIFICATE.split(), made)
+        (Path(made) / "server.pem").write_bytes((Path(made) / "ca.crt").read_bytes())
+        for node in nodes:
+            run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-C", "", "-f", node], made)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for file in sorted(Path(made).iterdir()):
+            write(folder / file.name, file.read_bytes())
 
 
 if __name__ == "__main__":

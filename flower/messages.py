@@ -12,7 +12,8 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from config import BadInput
-from federated import Update
+from federated import Diverged, Update
+from flower.faults import SiteFailed, said, sit_out
 from flower.fields import (
     UPDATE,
     Misfit,
@@ -20,13 +21,12 @@ from flower.fields import (
     check_records,
     check_scores,
     check_vectors,
-    check_weights,
+    check_weight_bytes,
     classes_of,
     name_of,
     problem_of,
 )
-from rounds.diverged import Diverged
-from rounds.faults import SiteFailed, said, sit_out
+from flower.fit import are_terms
 from rounds.run_folder import size_in_bytes
 from scoring.metrics import MEASURES, mean_scores
 
@@ -109,19 +109,22 @@ def answering(task):
 
 # ---- The server ----
 
-def ask(grid, config, run, names, kind, records):
+def ask(grid, guards, run, names, kind, records, chosen=None):
     """Send records {name: record} to every node; return {site: its records, or what is wrong}.
 
     Waits for the run's `sites` nodes to be there (with `skip`, once the run goes on, for min_sites),
     then for their answers, each `timeout` seconds at most. names: {node: site} of all so far,
-    brought up to date here. Raises SiteFailed if a node is missing and may not be.
+    brought up to date here. chosen: the names of those that are told to train, None for all.
+    Raises SiteFailed if a node is missing and may not be.
     """
-    stop, end = config.on_site_failure == "stop", time.monotonic() + run["timeout"]
-    wanted = run["sites"] if stop or not names else config.min_sites
+    stop, end = guards.on_site_failure == "stop", time.monotonic() + run["timeout"]
+    wanted = run["sites"] if stop or not names else guards.min_sites
     while len(nodes := list(grid.get_node_ids())) < wanted and time.monotonic() < end:
         time.sleep(1)
     lifetime = run["timeout"] + 60  # a node that comes back later is spared what nobody waits for
-    messages = [Message(RecordDict(dict(records)), node, kind, ttl=lifetime) for node in nodes]
+    turn = {node: ConfigRecord({"train": chosen is None or names.get(node) in chosen}) for node in nodes}
+    messages = [Message(RecordDict(records | {"turn": turn[node]}), node, kind, ttl=lifetime)
+                for node in nodes]
     replies = list(grid.send_and_receive(messages, timeout=run["timeout"]))
     asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
     replies = {asked[reply.metadata.reply_to_message_id]: reply for reply in replies
@@ -132,7 +135,7 @@ def ask(grid, config, run, names, kind, records):
     for node in sorted(nodes, key=lambda node: not isinstance(found[node], Exception)):
         twin = isinstance(found[node], Twin)
         answers[f"of node {node}" if twin else names.get(node, f"of node {node}")] = found[node]
-    if len(nodes) < (wanted if stop else config.min_sites):
+    if len(nodes) < (wanted if stop else guards.min_sites):
         raise SiteFailed(f"{len(nodes)} of {wanted} sites are there after {run['timeout']} s: "
                           f"{', '.join(map(said, answers))}")
     return answers
@@ -181,10 +184,10 @@ def as_update(site, answer, t, fields, beside=()):
             return None
         check_records(answer, UPDATE, beside)
         check_numbers(scalars, {"n", "seconds"}, "scalars")
-        if not set(answer["losses"]) <= fields.losses:
+        if not are_terms(set(answer["losses"]), fields):
             raise Misfit(f"its losses have other names than {', '.join(sorted(fields.losses))}")
         check_numbers(answer["losses"], set(answer["losses"]), "losses")
-        check_weights(answer["weights"], fields.weights)
+        check_weight_bytes(answer["weights"], fields.weights)
         check_vectors(answer["prototypes"], fields, scalars["n"])
         weights = unpack_weights(answer["weights"], fields.weights)
         return Update(site, scalars["n"], weights, unpack(answer["prototypes"]), dict(answer["losses"]),
@@ -195,7 +198,7 @@ def as_update(site, answer, t, fields, beside=()):
         return Misfit(f"its answer cannot be read: {problem!r}")
 
 
-def with_scores(answers, parts, config, beside=()):
+def with_scores(answers, parts, config, guards, beside=()):
     """Return the answers that hold the scores `parts`; a site that sent none is named.
 
     beside: names of the records that an answer has for another purpose.
@@ -210,7 +213,7 @@ def with_scores(answers, parts, config, beside=()):
                 check_scores(answer[part], config)
             kept[site] = answer
         except Exception as problem:  # noqa: BLE001 - a foreign answer may be wrong in any way
-            sit_out(f"site {said(site)} sent no scores: {said(problem)}", config)
+            sit_out(f"site {said(site)} sent no scores: {said(problem)}", guards)
     return kept
 
 

@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from config import KEYS, METHODS, BadInput, method_module, read_override, read_yaml
+from flower.guards import GUARDS
 
 NEVER = {"data", "out", "splits", "trust"}   # where files lie, and which code is trusted
 OWN = ("splits", "case_pattern", "device")   # keys of the config that a site may set for itself
@@ -31,7 +32,7 @@ def check_server(context, root=Path(__file__).parents[1]):
     if method not in METHODS and method != node.get("method"):
         raise BadInput(f"method: the server wants to run the code of {str(method)[:80]!r}; "
                        "this site runs a file only if its own node-config has that as method")
-    allowed = set(KEYS) | set(getattr(method_module(method)[0], "SETTINGS", {}))
+    allowed = set(KEYS) | set(GUARDS) | set(getattr(method_module(method)[0], "SETTINGS", {}))
     if "allow" in node:
         allowed = set(str(node["allow"]).replace(",", " ").split())
     for key in sorted(given, key=lambda key: key not in NEVER):

@@ -5,39 +5,43 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from config import VOLUMES, BadInput
-from sites.files import check_regular
-from sites.layouts import IMAGE_KINDS, VOLUME_KINDS
-from sites.readers import read_unlabelled
+import numpy as np
 
-OF_MASKS = re.compile(r"(?i)masks|gt_.*")             # folders that hold masks
-MASK = re.compile(r"(?i).*_segmentation\.nii(\.gz)?")  # files that do
+from config import VOLUMES, BadInput
+from sites.files import check_regular, enough_memory
+from sites.layouts import IMAGE_KINDS, VOLUME_KINDS
+from sites.readers import Sample, as_input, reader_of
+
+SKIPPED_FOLDER = re.compile(r"(?is)\..*|masks|gt_.*")                # hidden folders and those of masks
+SKIPPED_FILE = re.compile(r"(?is)\..*|.*_segmentation\.nii(\.gz)?")  # hidden files and masks
 
 
 def list_inputs(path, task):
-    """Return the files at or below `path` that a run of `task` can predict, masks left out, sorted.
-
-    Raises BadInput if there are none.
-    """
-    kinds = VOLUME_KINDS if task in VOLUMES else IMAGE_KINDS
+    """Return the files at or below `path` that a run of `task` can predict, sorted, masks left out;
+    raises BadInput if there are none."""
     if not path.is_dir():
         check_regular(path)
         return [path]
-    files = []
+    kinds, files = VOLUME_KINDS if task in VOLUMES else IMAGE_KINDS, []
     for place, folders, names in os.walk(path):
-        folders[:] = [name for name in folders if not name.startswith(".") and not OF_MASKS.fullmatch(name)]
-        files += [Path(place) / name for name in names if name.lower().endswith(kinds)
-                  and not name.startswith(".") and not MASK.fullmatch(name)]
+        folders[:] = [name for name in folders if not SKIPPED_FOLDER.fullmatch(name)]
+        files += [Path(place) / name for name in names
+                  if name.lower().endswith(kinds) and not SKIPPED_FILE.fullmatch(name)]
     if not files:
         raise BadInput(f"{path}: has no {' or '.join(kinds)} files, give a file or a folder of such")
     return sorted(files)
 
 
-def read_ahead(files, config):
-    """Yield (file, Sample or the BadInput it raised), the next one being read meanwhile.
+def read_unlabelled(file, task, size):
+    """Return the Sample of an image or volume without a mask: its truth is empty, on the file's own grid."""
+    with enough_memory(file):
+        image, spacing, found = reader_of(task).read_alone(file)
+        truth = np.broadcast_to(np.uint8(0), (len(image), *image.shape[2:]))
+        return Sample("", "", file.name, as_input(image, task, size), None, truth, spacing, tuple(found))
 
-    At most two samples are in memory, however many files there are.
-    """
+
+def read_ahead(files, config):
+    """Yield (file, Sample or the BadInput it raised); meanwhile the next one is read, and no other."""
     def read(file):
         try:
             return read_unlabelled(file, config.task, config.image_size)

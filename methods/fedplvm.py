@@ -4,8 +4,8 @@ import torch
 from torch.nn import functional
 
 from federated import Method, run_network, segmentation_loss
-from methods.shared import LAST, aligned, class_means, cosines, mean_over_classes, own_means
-from prototypes import cluster_means, contrastive_loss, finch
+from methods.shared import LAST, image_cosines, image_means, vectors_of
+from prototypes import cluster_means, contrastive_loss, finch, mean_over_classes
 from settings.kinds import number
 
 SETTINGS = {
@@ -29,22 +29,23 @@ def fedplvm(config):
     """
     def losses(model, x, y, context):
         logits, maps = run_network(model, x, config)
-        f, j = class_means(maps["decoder"][0].float(), y, model.classes)
+        f, n = image_means(maps["decoder"][0].float(), y, model.classes)  # (B, J, D), (B, J)
         if context.total is not None:
-            for c in j.unique().tolist():
-                context.total.setdefault(c, []).append(f[j == c].detach())
-        contrast, consistency = logits.new_zeros(2)
-        if G := context.G:
-            f, j = aligned(f, j, G[LAST])
-            cos, own = cosines(f, j, G[LAST])
-            alike = cos.clamp_min(1e-6) ** config.fedplvm_power
-            contrast = mean_over_classes(contrastive_loss(alike, own, config.fedplvm_tau), j)
-            cos = functional.cosine_similarity(f, own_means(j, G[LAST]))
-            consistency = mean_over_classes(2 * (cos - 1).square(), j)
+            context.total.setdefault("features", []).append((f.detach(), n))
+        P, values = context.G.get(LAST, {}), {}
+        for j in (j for j in P if j > 0):
+            alike = {c: cos.clamp_min(1e-6) ** config.fedplvm_power
+                     for c, cos in image_cosines(f[:, j], P).items()}
+            contrast = contrastive_loss(torch.cat([*alike.values()], 1), alike[j], config.fedplvm_tau)
+            cos = functional.cosine_similarity(f[:, j], P[j].mean(0, keepdim=True))
+            values[j] = torch.stack([contrast, 2 * (cos - 1).square()])
+        contrast, consistency = mean_over_classes(values, {j: n[:, j] > 0 for j in values}) if values \
+            else logits.new_zeros(2)
         return {"dice": segmentation_loss(logits, y), "contrast": config.fedplvm_weight * contrast,
                 "consistency": config.fedplvm_weight * consistency}
 
     def send(model, context):
-        features = {j: torch.cat(f) for j, f in sorted(context.total.items())}
+        f, n = (torch.cat(parts) for parts in zip(*context.total["features"]))
+        features = {j: f[:, j][n[:, j] > 0] for j in range(n.shape[1]) if (n[:, j] > 0).any()}
         return {LAST: {j: cluster_means(x, finch(x)[-1]) for j, x in features.items()}}
-    return Method(losses, send)
+    return Method(losses, send, terms=("dice", "contrast", "consistency"), vectors=vectors_of(True))

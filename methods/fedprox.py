@@ -1,5 +1,7 @@
 """FedProx (MLSys 20): a site does not go far from the global weights."""
 
+import torch
+
 from federated import Method, run_network, segmentation_loss
 from settings.kinds import number
 
@@ -14,6 +16,8 @@ def fedprox(config):
     """
     def losses(model, x, y, context):
         logits, _ = run_network(model, x, config)
-        distance = sum((p - context.w[name]).square().sum() for name, p in model.named_parameters())
-        return {"dice": segmentation_loss(logits, y), "proximal": config.fedprox_mu / 2 * distance}
-    return Method(losses)
+        w_m, w = (torch.cat([p.flatten() for p in weights]) for weights in (
+            model.parameters(), (context.w[name] for name, _ in model.named_parameters())))
+        return {"dice": segmentation_loss(logits, y),
+                "proximal": config.fedprox_mu / 2 * (w_m - w).square().sum()}
+    return Method(losses, terms=("dice", "proximal"))

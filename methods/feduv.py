@@ -27,17 +27,29 @@ def feduv(config):
     """
     def losses(model, x, y, context):
         logits, maps = run_network(model, x, config)
-        members = [(y.flatten() == j).nonzero()[:, 0] for j in y.unique()]
-        share = config.feduv_pixels // len(members)
-        steps = [torch.arange(min(share, len(m)), device=y.device) * len(m) // min(share, len(m))
-                 for m in members]
-        index = torch.cat([m[s] for m, s in zip(members, steps)])
+        index = spread_pixels(y.flatten(), model.classes, config.feduv_pixels)
         p, z = (a.permute(0, 2, 3, 1).flatten(0, 2)[index]
                 for a in (logits.softmax(1), maps["decoder"][0].float()))
         distance = functional.pdist(z).square()
-        gamma = torch.eye(model.classes).std(0)[0].item()
-        V = functional.relu(gamma - p.std(0)).mean()
+        V = functional.relu(model.classes**-0.5 - p.std(0)).mean()  # gamma = 1 / sqrt(classes)
         U = (-distance / distance.detach().median().clamp_min(1e-12)).exp().mean()
         return {"dice": segmentation_loss(logits, y), "variance": config.feduv_variance * V,
                 "uniformity": config.feduv_uniformity * U}
-    return Method(losses)
+    return Method(losses, terms=("dice", "variance", "uniformity"))
+
+
+def spread_pixels(y, classes, number):
+    """Return the indices (number,) of pixels of labels y (N,), as many of each class present, at equal steps
+    through its pixels; a class that has fewer lends some of them more than once.
+
+    Every size is known beforehand, so that nothing waits for the device. Pixels are counted class by class:
+    the place of a pixel in that order is found in the cumulative count.
+    """
+    member = y == torch.arange(classes, device=y.device)[:, None]    # (J, N)
+    n = member.sum(1)
+    there, slot = (n > 0).cumsum(0), torch.arange(number, device=y.device)
+    rank = slot * there[-1] // number                                # 0: of the first class present
+    first, end = ((r * number + there[-1] - 1) // there[-1] for r in (rank, rank + 1))  # its slots
+    j = torch.searchsorted(there, rank + 1)
+    place = n.cumsum(0)[j] - n[j] + (slot - first) * n[j] // (end - first)
+    return torch.searchsorted(member.flatten().cumsum(0), place + 1) % len(y)

@@ -1,16 +1,10 @@
 """FPL (CVPR 23): federated prototype learning."""
 
+import torch
+
 from federated import Method, run_network, segmentation_loss
-from methods.shared import (
-    LAST,
-    aligned,
-    class_means,
-    cosines,
-    image_sums,
-    mean_over_classes,
-    own_means,
-)
-from prototypes import contrastive_loss
+from methods.shared import LAST, image_cosines, image_means, vectors_of
+from prototypes import contrastive_loss, mean_over_classes
 from settings.kinds import number
 
 SETTINGS = {"fpl_tau": (number(above=0), 0.02, "temperature of FPL")}
@@ -30,20 +24,21 @@ def fpl(config):
     """
     def losses(model, x, y, context):
         logits, maps = run_network(model, x, config)
-        d_0 = maps["decoder"][0].float()
+        f, n = image_means(maps["decoder"][0].float(), y, model.classes)  # (B, J, D), (B, J)
         if (total := context.total) is not None:
-            for name, value in zip(("sum", "n"), image_sums(d_0.detach(), y, model.classes)):
+            for name, value in (("sum", f.detach() * n[..., None]), ("n", n)):
                 total[name] = total.get(name, 0) + value.sum(0).double()
-        contrast, consistency = logits.new_zeros(2)
-        if G := context.G:
-            f, j = aligned(*class_means(d_0, y, model.classes), G[LAST])
-            cos, own = cosines(f, j, G[LAST])
-            contrast = mean_over_classes(contrastive_loss(cos, own, config.fpl_tau), j)
-            consistency = mean_over_classes((f - own_means(j, G[LAST])).square().mean(1), j)
+        P, values = context.G.get(LAST, {}), {}
+        for j in (j for j in P if j > 0):
+            cos, f_j = image_cosines(f[:, j], P), f[:, j]
+            contrast = contrastive_loss(torch.cat([*cos.values()], 1), cos[j], config.fpl_tau)
+            values[j] = torch.stack([contrast, (f_j - P[j].mean(0)).square().mean(1)])
+        contrast, consistency = mean_over_classes(values, {j: n[:, j] > 0 for j in values}) if values \
+            else logits.new_zeros(2)
         return {"dice": segmentation_loss(logits, y), "contrast": contrast,
                 "consistency": consistency}
 
     def send(model, context):
         total, n = context.total, context.total["n"]
         return {LAST: {j: (total["sum"][j] / n[j]).float() for j in range(len(n)) if n[j] > 0}}
-    return Method(losses, send)
+    return Method(losses, send, terms=("dice", "contrast", "consistency"), vectors=vectors_of(False))

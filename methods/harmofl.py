@@ -20,18 +20,16 @@ def harmofl(config):
         closure()
         weights = [p for group in optimizer.param_groups for p in group["params"]
                    if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in weights]))
+        gradient, before = [p.grad for p in weights], [p.detach().clone() for p in weights]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradient)))
         scale = config.harmofl_step / norm.clamp_min(1e-12)
-        before = [p.detach().clone() for p in weights]
         with torch.no_grad():
-            for p in weights:
-                p += scale * p.grad
+            torch._foreach_add_(weights, torch._foreach_mul(gradient, scale))
 
         def closure_there():
             L = closure()  # gathers twice what it gathers, of which only means are kept
             with torch.no_grad():
-                for p, w in zip(weights, before):
-                    p.copy_(w)
+                torch._foreach_copy_(weights, before)
             return L
 
         optimizer.step(closure_there)

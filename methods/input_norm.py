@@ -23,11 +23,10 @@ class AmplitudeNorm(nn.Module):
         self.register_buffer("amplitude", torch.zeros(3, size, size // 2 + 1))
 
     def forward(self, x):
-        if not self.amplitude.any():
-            return x
         F = torch.fft.rfft2(x)
-        x = torch.fft.irfft2(torch.polar(self.amplitude.expand_as(F), F.angle()), x.shape[-2:])
-        return x.contiguous(memory_format=torch.channels_last)
+        x_hat = torch.fft.irfft2(torch.polar(self.amplitude.expand_as(F), F.angle()), x.shape[-2:])
+        x_hat = torch.where(self.amplitude.any(), x_hat, x)
+        return x_hat.contiguous(memory_format=torch.channels_last)
 
 
 def input_norm(config):
@@ -46,4 +45,4 @@ def input_norm(config):
     def send(model, context):
         model.input_transform.amplitude.copy_(context.total["sum"] / context.total["n"])
         return {}
-    return Method(losses, send, input_transform=AmplitudeNorm(config.image_size))
+    return Method(losses, send, terms=("dice",), input_transform=AmplitudeNorm(config.image_size))

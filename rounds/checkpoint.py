@@ -10,35 +10,33 @@ import torch
 
 from config import DEFAULTS, BadInput
 
-FORMAT = "fedbcs-2"
+FORMAT = "fedbcs-3"
+OLD = {"fedbcs-1": "8e45f15", "fedbcs-2": "22f1388"}  # {format: last commit that reads it}
 NEEDED = {"config", "round", "weights", "local", "statistics"}
 FREE_ON_RESUME = {"rounds", "out", "device", "resume"}
 ADVICE = "give the folder of a run, or train it again"
 
 
 def load_checkpoint(file, device="cpu"):
-    """Return what `Run.save` saved; raises BadInput if the file is missing, damaged, foreign or malformed."""
+    """Return what `RunFolder.save` saved; raises BadInput for a file that is missing, damaged or foreign."""
     if not Path(file).is_file():
-        raise BadInput(f"{file}: there is no such checkpoint; start the training, or go on with "
-                       "it by resume=true")
+        raise BadInput(f"{file}: there is no such checkpoint; start the training, or go on by resume=true")
     checkpoint = load_whole(file, device)
-    if isinstance(checkpoint, dict) and checkpoint.get("format") == "fedbcs-1":
-        raise BadInput(f"{file}: was written by version 1 of this program; score or resume it with "
-                       "that version (git checkout 8e45f15), or train it again")
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT \
-            or not NEEDED <= checkpoint.keys():
+    version = checkpoint.get("format") if isinstance(checkpoint, dict) else None
+    if version in OLD:
+        raise BadInput(f"{file}: was written by an earlier version of this program; score or resume it with "
+                       f"that version (git checkout {OLD[version]}), or train it again")
+    if version != FORMAT or not NEEDED <= checkpoint.keys():
         raise BadInput(f"{file}: is no checkpoint of this program (format {FORMAT}); {ADVICE}")
-    for name, is_right in PARTS.items():
-        if name in checkpoint and not is_right(checkpoint[name]):
+    for name in PARTS:
+        if name in checkpoint and not is_whole(name, checkpoint[name]):
             raise BadInput(f"{file}: its part '{name}' is not what this program writes; {ADVICE}")
     return checkpoint | {"config": DEFAULTS | checkpoint["config"]}
 
 
 def load_whole(file, device="cpu"):
-    """Return what torch saved in a file; raises BadInput if a byte of it is missing or changed.
-
-    The file is a zip archive with checksums, which torch itself does not look at.
-    """
+    """Return what torch saved in a file; raises BadInput if a byte of it is missing or changed. The file is a
+    zip archive with checksums, which torch itself does not look at."""
     try:
         with zipfile.ZipFile(file) as archive:
             if archive.testzip() is None:
@@ -54,79 +52,54 @@ def load_whole(file, device="cpu"):
 
 # ---- What each part of a checkpoint is ----
 
-def are_tensors(value):
-    """Return whether a value is {name: tensor of finite floats}."""
-    return isinstance(value, dict) and all(
-        isinstance(name, str) and is_finite(tensor) for name, tensor in value.items())
-
-
-def is_finite(tensor):
-    """Return whether a value is a tensor of finite floats."""
-    return isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and bool(
-        torch.isfinite(tensor).all())
-
-
-def are_of_sites(value):
-    """Return whether a value is {site: {name: tensor of finite floats}}."""
-    return isinstance(value, dict) and all(
-        isinstance(site, str) and are_tensors(tensors) for site, tensors in value.items())
-
-
-def are_prototypes(value):
-    """Return whether a value is {path: {class: (K, D)}}, with one D a path."""
-    return isinstance(value, dict) and all(
-        isinstance(path, str) and isinstance(classes, dict) and all(
-            type(j) is int and is_finite(P) and P.dim() == 2 and len(P) > 0 for j, P in classes.items())
-        and len({P.shape[1] for P in classes.values()}) <= 1 for path, classes in value.items())
-
-
-def are_kept(value):
-    """Return whether a value is {site: what `Update.kept` holds}, or the server's part of it."""
-    return isinstance(value, dict) and all(
-        isinstance(site, str) and isinstance(kept, dict) and are_tensors(kept.get("local"))
-        and isinstance(kept.get("memory", {}), dict) and (
-            is_optimizer(kept["optimizer"]) if "optimizer" in kept else is_round(kept.get("round")))
-        for site, kept in value.items())
-
-
-def is_optimizer(value):
-    """Return whether a value has the form of an optimizer's state, all its tensors finite."""
-    if value is None:
-        return True
-    if not isinstance(value, dict) or value.keys() != {"state", "param_groups"}:
+def is_whole(name, part):
+    """Return whether a part of a checkpoint is what this program writes."""
+    try:
+        return bool(PARTS[name](part))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # it is of another type
         return False
-    state, groups = value["state"], value["param_groups"]
-    return isinstance(state, dict) and isinstance(groups, list) and all(
-        isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups) and all(
-        isinstance(of_one, dict) and all(is_finite(x) for x in of_one.values() if x is not None)
-        for of_one in state.values())
 
 
-def is_round(value):
-    """Return whether a value is the number of a round."""
+def are_finite(tensors):
+    """Return whether all that {name: tensor} holds are finite numbers."""
+    return all(type(name) is str and bool(torch.isfinite(value).all()) for name, value in tensors.items())
+
+
+def are_prototypes(G):
+    """Return whether {path: {class: (K, D)}} holds finite vectors, of one D on each path."""
+    return all(P.dim() == 2 and len(P) > 0 and are_finite({path: P}) and type(j) is int
+               and P.shape[1] == next(iter(classes.values())).shape[1]
+               for path, classes in G.items() for j, P in classes.items())
+
+
+def is_count(value):
+    """Return whether a value is a whole number of at least 0, such as that of a round."""
     return type(value) is int and value >= 0
 
 
-def is_number(value):
-    """Return whether a value is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)
+def is_kept(of_site):
+    """Return whether this is what `Update.kept` holds, or the server's part of it."""
+    optimizer = of_site.get("optimizer")
+    states = [] if optimizer is None else optimizer["state"].values()
+    return are_finite(of_site["local"]) and type(of_site.get("memory", {})) is dict and all(
+        are_finite({name: value for name, value in state.items() if value is not None}) for state in states) \
+        and ("optimizer" in of_site or is_count(of_site["round"]))
 
 
 PARTS = {
-    "config": lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value),
-    "round": is_round,
-    "weights": lambda value: are_tensors(value) and len(value) > 0,
-    "local": are_of_sites,
-    "statistics": are_of_sites,
+    "config": lambda config: all(type(key) is str for key, _ in config.items()),
+    "round": is_count,
+    "weights": lambda weights: weights and are_finite(weights),
+    "local": lambda sites: all(map(are_finite, sites.values())),
+    "statistics": lambda sites: all(map(are_finite, sites.values())),
     "prototypes": are_prototypes,
-    "kept": are_kept,
-    "history": lambda value: isinstance(value, list) and all(
-        isinstance(row, (tuple, list)) and len(row) == 10 and is_round(row[0]) for row in value),
-    "good": lambda value: isinstance(value, dict) and is_round(value.get("round")) and are_tensors(
-        value.get("weights")) and are_prototypes(value.get("prototypes")),
-    "seconds": is_number,
-    "best": lambda value: isinstance(value, dict) and is_round(value.get("round")) and (
-        value.get("dice") is None or is_number(value["dice"])),
+    "kept": lambda sites: all(map(is_kept, sites.values())),
+    "history": lambda rows: type(rows) is list and all(
+        len(row) == 8 and is_count(row[0]) and all(map(math.isfinite, row[4].values())) for row in rows),
+    "good": lambda good: is_count(good["round"]) and are_finite(good["weights"])
+    and are_prototypes(good["prototypes"]),
+    "seconds": math.isfinite,
+    "best": lambda best: is_count(best["round"]) and (best["dice"] is None or math.isfinite(best["dice"])),
 }
 
 
@@ -143,9 +116,9 @@ def check_same_config(file, saved, wanted):
 
 
 def check_fits(file, what, found, expected):
-    """Raise BadInput unless {name: tensor} has just the names and shapes of `expected`, {name: tensor}."""
-    other = found.keys() ^ expected.keys() or {
-        name for name in found if found[name].shape != expected[name].shape}
+    """Raise BadInput unless {name: tensor} has just the names, shapes and types of `expected`."""
+    other = found.keys() ^ expected.keys() or {name for name, value in found.items() if (
+        value.shape, value.dtype) != (expected[name].shape, expected[name].dtype)}
     if other:
         raise BadInput(f"{file}: its {what} do not fit the network of its config ({min(other)}), "
                        "train it again")

@@ -13,22 +13,21 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def locked(config):
-    """Within it this process alone has the run folder `config.out`, which is made if it is not there.
-
-    The lock is the system's own on the file .lock, so it is gone with the process, however that ends. A
-    folder in which nothing was written is removed again. Raises BadInput.
-    """
+    """Within it this process alone has the run folder `config.out`, which is made, and removed again if
+    nothing was written. The lock is the system's own, so it is gone with the process, however that ends."""
     out = Path(config.out)
-    check_apart(out, Path(config.data) if config.data != "demo" else folder_of(config.task))
-    made = missing_folders(out)
+    check_apart(out, folder_of(config.task) if config.data == "demo" else Path(config.data))
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        stream = take(out / LOCK)
-    except FileExistsError:
-        raise BadInput(f"{out}: exists already and is no folder, choose another out=FOLDER") from None
+        stream = open(out / LOCK, "w")  # noqa: SIM115 - it is closed with the lock
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(stream.fileno()).st_nlink == 0:  # its owner removed it since it was opened
+            raise BlockingIOError
     except OSError as problem:
-        raise BadInput(f"{out}: cannot be made or used ({problem.strerror}), "
-                       "choose another out=FOLDER") from None
+        reason = "is in use by another process; wait for it, or" if isinstance(problem, BlockingIOError) \
+            else f"cannot be made or used ({problem.strerror}),"
+        raise BadInput(f"{out}: {reason} choose another out=FOLDER") from None
     try:
         yield
     finally:
@@ -39,31 +38,8 @@ def locked(config):
         stream.close()
 
 
-def take(file):
-    """Return the open lock file; raises BadInput if another process has it."""
-    while True:
-        stream = open(file, "w")  # noqa: SIM115 - it is closed with the lock
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.close()
-            raise BadInput(f"{file.parent}: is in use by another process; wait for it, or choose another "
-                           "out=FOLDER") from None
-        with contextlib.suppress(FileNotFoundError):
-            if os.fstat(stream.fileno()).st_ino == os.stat(file).st_ino:
-                return stream
-        stream.close()  # its owner removed it between the two lines: take the new one
-
-
-def missing_folders(folder):
-    """Return the folders that making `folder` makes, the innermost first."""
-    return [path for path in (folder, *folder.parents) if not path.exists()]
-
-
 def check_apart(out, data):
     """Raise BadInput if the run folder lies in the data folder, or the data in it."""
-    a, b = out.resolve(), data.resolve()
-    if a == b or a.is_relative_to(b):
-        raise BadInput(f"{out}: lies in the data folder {data}, choose another out=FOLDER")
-    if b.is_relative_to(a):
-        raise BadInput(f"{out}: holds the data folder {data}, choose another out=FOLDER")
+    for inner, outer, words in ((out, data, "lies in"), (data, out, "holds")):
+        if inner.resolve().is_relative_to(outer.resolve()):
+            raise BadInput(f"{out}: {words} the data folder {data}, choose another out=FOLDER")

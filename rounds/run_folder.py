@@ -11,27 +11,20 @@ from pathlib import Path
 
 import torch
 
-from config import BadInput, as_yaml, load_config, read_yaml
+from config import BadInput, as_yaml
 from datasets import read_splits, splits_of
 from rounds.checkpoint import FORMAT, as_bytes, check_fits, check_same_config, load_checkpoint, save
 from rounds.lock import LOCK
 
 OF_THE_END = ("result.json", "cases.csv", "predictions.png", "curves.png")
-COLUMNS = ("round", "split", "site", "dice", "loss_dice", "loss_contrast", "loss_consistency",
-           "seconds", "weight_bytes", "prototype_bytes")
 
 
-class Run:
-    """A run folder on disk and the state in it, after the last saved round or before round 1.
-
-    w and G are the global weights and prototypes of that round, kept = {site: what it keeps}.
-    """
+class RunFolder:
+    """A run folder on disk and the state in it, after the last saved round or before round 1."""
 
     def __init__(self, config, w, sites=(), device="cpu"):
-        """Resume the run in config.out if it has a checkpoint, else begin it from the weights w.
-
-        sites: those of one process; between hospitals the server knows none. Raises BadInput.
-        """
+        """Resume the run in config.out if it has a checkpoint, else begin it from the weights w. sites: those
+        of one process; between hospitals the server knows none. Raises BadInput."""
         self.out, self.config = Path(config.out), config
         last = self.out / "last.pt"
         if config.resume and last.exists():
@@ -44,33 +37,17 @@ class Run:
                           "weights": {name: value.clone() for name, value in w.items()}}
         self.state["config"] = vars(config)
         prepare_run_folder(self.out, sites, config)
-        self.clear()
-
-    def clear(self):
-        """Leave nothing of a kill, nor of an earlier end if the run goes on."""
-        for part in self.out.glob("*.part"):
+        for part in self.out.glob("*.part"):  # what a killed run left half written
             part.unlink()
         if self.state["round"]:  # a kill may have come between last.pt and metrics.csv
             save(self.out / "metrics.csv", as_csv(self.state["history"]))
-        if self.state["round"] < self.config.rounds:
+        if self.state["round"] < config.rounds:  # it goes on, so the results of an earlier end go
             for name in OF_THE_END:
                 (self.out / name).unlink(missing_ok=True)
 
-    @property
-    def w(self):
-        """The global weights after the last round, a state dict."""
-        return self.state["weights"]
-
-    @property
-    def G(self):
-        """The global prototypes after the last round, {path: {class: (K, D)}}."""
-        return self.state["prototypes"]
-
-    @property
-    def kept(self):
-        """What each site keeps from round to round, {site: its `Update.kept`}, brought up to date by the
-        loop."""
-        return self.state["kept"]
+    w = property(lambda self: self.state["weights"])     # global weights, a state dict
+    G = property(lambda self: self.state["prototypes"])  # global prototypes, {path: {class: (K, D)}}
+    kept = property(lambda self: self.state["kept"])     # {site: its `Update.kept`}, updated by the loop
 
     def rounds_left(self):
         """Yield the numbers of the rounds to go, and take the time of each until it is saved."""
@@ -104,9 +81,7 @@ class Run:
     def score(self, scores):
         """Save the run with the validation scores of its last round, None if it has none.
 
-        Each file is written whole or not at all, last.pt before metrics.csv: a run killed in between
-        goes on from last.pt, which holds all rows of metrics.csv itself.
-        """
+        A run killed between two of the files goes on from last.pt, which holds all rows of metrics.csv."""
         state = self.state
         state["history"] += val_rows(state["round"], scores)
         if note_best(state, scores):
@@ -125,70 +100,40 @@ def load_to_resume(file, sites, config, device):
         raise BadInput(f"{file}: holds weights only and cannot be resumed, "
                        "train into another folder with out=FOLDER")
     check_same_config(file, state["config"], vars(config))
-    check_same_splits(file.with_name("splits.json"), splits_of(sites))
+    splits = file.with_name("splits.json")
+    if splits.exists() and read_splits(splits) != splits_of(sites):
+        raise BadInput(f"{splits}: differs from the splits of the data now, the data have changed; "
+                       "restore them, or train into another folder with out=FOLDER")
     if state["round"] > config.rounds:
         raise BadInput(f"rounds: {config.rounds} is less than the {state['round']} rounds that "
                        f"{file} has behind it, set rounds to at least that")
     return state
 
 
-def check_same_splits(file, splits):
-    """Raise BadInput if the data folder no longer gives the splits that the run began with."""
-    if file.exists() and read_splits(file) != splits:
-        raise BadInput(f"{file}: differs from the splits of the data now, the data have changed; "
-                       "restore them, or train into another folder with out=FOLDER")
-
-
-def check_trust(folder, overrides):
-    """Raise BadInput if scoring a run folder would run a method's file and nobody said `trust=true`."""
-    method = str(read_yaml(Path(folder) / "config.yaml").get("method"))
-    if ".py:" in method and "trust=true" not in overrides:
-        raise BadInput(f"trust: this run would run the code of {method.rpartition(':')[0]}; read that file, "
-                       "and give trust=true if you trust it")
-
-
 def check_run_folder(config, mark="splits.json"):
-    """Raise BadInput if the run folder holds something already that is not to be resumed.
-
-    mark: the file by which a run folder is known; before it is written there is config.yaml alone.
-    """
+    """Raise BadInput if the run folder holds something already that is not to be resumed. mark: the file by
+    which a run folder is known, the first that is written."""
     out = Path(config.out)
-    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    names = {name for name in names if name != LOCK and not name.endswith(".part")}
+    names = {path.name for path in (out.iterdir() if out.is_dir() else ())
+             if path.name != LOCK and path.suffix != ".part"}
     if names and not config.resume:
         raise BadInput(f"{out}: exists already; continue that run with resume=true, "
                        "or train into another folder with out=FOLDER")
-    if names and mark not in names and not is_begun(out, names, config):
+    if names and mark not in names:
         raise BadInput(f"{out}: is no run folder but holds files, choose another out=FOLDER")
 
 
-def is_begun(out, names, config):
-    """Return whether a folder is what a kill leaves before splits.json: this config and nothing else."""
-    try:
-        saved = load_config(out / "config.yaml")
-        check_same_config(out / "config.yaml", vars(saved), vars(config))
-    except BadInput:
-        return False
-    return names == {"config.yaml"}
-
-
 def prepare_run_folder(out, sites, config):
-    """Make the run folder and write config.yaml to it, and splits.json if there are sites."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise BadInput(f"{out}: cannot be made ({problem.strerror}), "
-                       "choose another out=FOLDER") from None
-    save(out / "config.yaml", as_yaml(config).encode())
+    """Make the run folder and write to it splits.json, if there are sites, and config.yaml."""
+    out.mkdir(parents=True, exist_ok=True)
     if sites:
         save(out / "splits.json", as_json(splits_of(sites)))
+    save(out / "config.yaml", as_yaml(config).encode())
 
 
 def note_best(state, scores):
-    """Return whether this round is the best so far on the sites' mean validation Dice.
-
-    Without any site that has validation cases, the last round counts as the best.
-    """
+    """Return whether this round is the best so far on the sites' mean validation Dice. Without any site that
+    has validation cases, the last round counts as the best."""
     if not scores:
         return False
     dice, best = scores["mean"]["dice"], state["best"]["dice"]
@@ -201,21 +146,19 @@ def note_best(state, scores):
 # ---- Files ----
 
 def train_rows(t, updates):
-    """Return round t's rows `train` of metrics.csv, one a site; a loss term that a method lacks is None."""
-    terms = [name.removeprefix("loss_") for name in COLUMNS if name.startswith("loss_")]
-    return [(t, "train", u.site, None, *(u.losses.get(name) for name in terms), u.seconds,
-             size_in_bytes(u.weights), size_in_bytes(u.prototypes)) for u in updates]
+    """Return round t's rows `train` of the history, one a site, as `as_csv` reads them."""
+    return [(t, "train", u.site, None, u.losses, u.seconds, size_in_bytes(u.weights),
+             size_in_bytes(u.prototypes)) for u in updates]
 
 
 def val_rows(t, scores):
-    """Return round t's rows `val` of metrics.csv, one a site that was scored; with several foreground classes
-    a row `val CLASS` of each too."""
+    """Return round t's rows of the history, `val` of every site that was scored; with several foreground
+    classes `val CLASS` of each too."""
     rows = []
-    for name, score in (scores["sites"] if scores else {}).items():
+    for site, score in (scores["sites"] if scores else {}).items():
+        parts = {"val": score} | {f"val {j}": of_class for j, of_class in score.get("classes", {}).items()}
         if score["cases"]:
-            rows.append((t, "val", name, score["dice"], *[None] * 6))
-            rows += [(t, f"val {j}", name, of_class["dice"], *[None] * 6)
-                     for j, of_class in score.get("classes", {}).items()]
+            rows += [(t, split, site, part["dice"], {}, None, None, None) for split, part in parts.items()]
     return rows
 
 
@@ -227,11 +170,15 @@ def size_in_bytes(tensors):
 
 
 def as_csv(rows):
-    """Return the content of metrics.csv."""
+    """Return the content of metrics.csv: a column for every term of the loss that any row has."""
+    terms = list(dict.fromkeys(term for row in rows for term in row[4]))
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(["null" if value is None else value for value in row] for row in rows)
+    writer.writerow(("round", "split", "site", "dice", *(f"loss_{term}" for term in terms),
+                     "seconds", "weight_bytes", "prototype_bytes"))
+    for *first, losses, seconds, weights, prototypes in rows:
+        row = (*first, *map(losses.get, terms), seconds, weights, prototypes)
+        writer.writerow("null" if value is None else value for value in row)
     return table.getvalue().encode()
 
 

@@ -9,10 +9,8 @@ MEASURES = (*AVERAGED, "misses", "cases")  # of a site
 
 
 def border(mask):
-    """Return mask minus its erosion with the cross of 4 (2-D) or 6 (3-D) neighbours, bool.
-
-    What lies outside the image counts as background, so a mask at the edge has its border there.
-    """
+    """Return mask minus its erosion with the cross of 4 (2-D) or 6 (3-D) neighbours, bool. What lies outside
+    the image counts as background, so a mask at the edge has its border there."""
     padded = np.pad(mask, 1)
     inner = mask.copy()
     for axis in range(mask.ndim):
@@ -33,16 +31,11 @@ def squared_along(mask, axis, step):
 
 
 def spread(squared, axis, step):
-    """Return min_d squared[x + d] + (step d)^2 along `axis` at every voxel, d ascending."""
-    old = np.moveaxis(squared, axis, 0)
-    best = old.copy()
-    for d in range(1, len(old)):
-        cost = (step * d) ** 2
-        if best.max() <= cost:  # nothing further away can be nearer
-            break
-        np.minimum(best[d:], old[:-d] + cost, out=best[d:])
-        np.minimum(best[:-d], old[d:] + cost, out=best[:-d])
-    return np.moveaxis(best, 0, axis)
+    """Return min_a squared[a] + (step (x - a))^2 at every x along `axis`; squared: 3-D."""
+    lines = np.moveaxis(squared, axis, 0)
+    at = step * np.arange(len(lines))
+    best = [(lines + ((x - at) ** 2)[:, None, None]).min(0) for x in at]
+    return np.moveaxis(np.stack(best), 0, axis)
 
 
 def spread_to(points, squared, axis, step):
@@ -72,8 +65,7 @@ def nearest_distance(at, to, spacing):
     at, to: bool masks of one shape, 2-D or 3-D; spacing: one step an axis, the unit of the result.
     Returns (number of True in at,) float64 in the order of np.nonzero; inf where `to` is empty.
     The squared distance is separable, min_x (x - a)^2 + min_y (y - b)^2 + ..., one axis at a time:
-    the longest by two scans, the shortest (a volume's slices) by shifts, the last at `at` alone.
-    """
+    the longest by two scans, the shortest (a volume's slices) by shifts, the last at `at` alone."""
     points = np.nonzero(at | to)
     if not len(points[0]):
         return np.zeros(0)
@@ -99,11 +91,8 @@ def precision_and_recall(prediction, truth):
 
 
 def surface_distances(prediction, truth, spacing):
-    """Return (HD95, ASSD) of two masks that are not empty, in the unit of `spacing`.
-
-    HD95 = max of both directed 95th percentiles (linear interpolation); ASSD = mean of the
-    distances of both directions pooled; from border to border.
-    """
+    """Return (HD95, ASSD) of two masks that are not empty, from border to border: the larger directed 95th
+    percentile (linear interpolation), and the mean of the distances of both directions pooled."""
     p, t = border(prediction), border(truth)
     there, back = nearest_distance(p, t, spacing), nearest_distance(t, p, spacing)
     hd95 = max(np.percentile(there, 95), np.percentile(back, 95))
@@ -113,16 +102,13 @@ def surface_distances(prediction, truth, spacing):
 def score(prediction, truth, spacing, distances=True):
     """Return {dice, precision, recall, hd95, assd, miss} of two bool masks of one shape, 2-D or 3-D.
 
-    Both empty: 1, 1, 1, 0, 0. One empty: 0, 0, 0, both distances the diagonal sqrt(sum (N_i s_i)^2) of the
-    image, and miss = 1. distances=False leaves hd95 and assd None, which is much faster.
-    """
+    Both empty: 1, 1, 1, 0, 0, 0. One empty: 0, 0, 0, twice the image's diagonal sqrt(sum (N_i s_i)^2), 1.
+    Without `distances` hd95 and assd are None, which is much faster."""
     empty = (not prediction.any()) + (not truth.any())
     if not distances:
         hd95 = assd = None
-    elif empty == 2:
-        hd95 = assd = 0.0
-    elif empty == 1:
-        hd95 = assd = math.hypot(*(n * s for n, s in zip(truth.shape, spacing)))
+    elif empty:
+        hd95 = assd = math.hypot(*(n * s for n, s in zip(truth.shape, spacing))) if empty == 1 else 0.0
     else:
         hd95, assd = surface_distances(prediction, truth, spacing)
     precision, recall = precision_and_recall(prediction, truth)
@@ -137,11 +123,8 @@ def mean_of(rows, name):
 
 
 def site_scores(cases):
-    """Return {dice, hd95, assd, misses, cases} of a site, without cases all None.
-
-    cases: {class: [scores of each case]} of the foreground classes. With several, `classes` holds each
-    one's, and the rest is their mean, the misses their total.
-    """
+    """Return {dice, hd95, assd, misses, cases} of a site from {class: [scores of each case]}, None without
+    cases. With several foreground classes `classes` holds each one's, the rest is their mean or total."""
     found = {j: {name: mean_of(rows, name) for name in AVERAGED} | {
         "misses": sum(row["miss"] for row in rows) if rows else None, "cases": len(rows)}
         for j, rows in cases.items()}
@@ -150,10 +133,8 @@ def site_scores(cases):
 
 
 def mean_scores(sites):
-    """Return {dice, hd95, assd, misses}: unweighted mean of sites with cases, summed misses.
-
-    With several foreground classes `classes` holds the same of each.
-    """
+    """Return {dice, hd95, assd, misses}: unweighted mean of sites with cases, summed misses. With several
+    foreground classes `classes` holds the same of each."""
     scored = [row for row in sites.values() if row["cases"]]
     classes = {j: mean_of_all([row["classes"][j] for row in scored])
                for row in sites.values() for j in row.get("classes", {})}

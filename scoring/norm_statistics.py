@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from datasets import samples_of, seeded, stack
+from datasets import samples_of, seeded
 from unet import mixed_precision
 
 AT_MOST = 64  # images of a site that its statistics are taken from
@@ -18,8 +18,7 @@ def collect_statistics(model, x_batches):
         mean = 1/N sum_i mean_i,   variance = 1/N sum_i variance_i   over the N batches
 
     A batch's variance is the unbiased one, as torch keeps it. x_batches: tensors (B, 3, H, W). Works on
-    a copy: `model` and its state dict stay as they are.
-    """
+    a copy: `model` and its state dict stay as they are."""
     model = copy.deepcopy(model).train()
     norms = batch_norms(model)
     device = next(model.parameters()).device
@@ -47,13 +46,14 @@ def statistics_like(model):
 
 
 def own_network(model, statistics, local=None):
-    """Return a copy of the model as one site has it, to predict with.
+    """Return a copy of the model as one site has it, to predict with; local: weights that stay at the site.
 
-    local: weights that stay at the site. statistics: `collect_statistics`' result, by which it
-    normalises; with {} every batch norm takes those of what it is given (test_stats: case).
-    """
+    It normalises by `collect_statistics`' result, or with {} by what it is given (test_stats: case). Running
+    averages of the training, which a network of one's own may have, are not used."""
     model = copy.deepcopy(model).eval()
     model.load_state_dict(local or {}, strict=False)
+    for norm in batch_norms(model).values():
+        norm.running_mean = norm.running_var = None
     for name, value in statistics.items():
         norm, kind = name.rsplit(".", 1)
         setattr(model.get_submodule(norm), kind, value.to(next(model.parameters()).device))
@@ -61,20 +61,23 @@ def own_network(model, statistics, local=None):
 
 
 def norm_statistics(model, site, config, device):
-    """Return `collect_statistics` of up to 64 of the site's training images, a seeded choice.
-
-    They are not augmented. A site without training images lends its own images, unlabelled.
-    """
+    """Return `collect_statistics` of up to 64 of the site's training images, not augmented; a site without
+    any lends its own images, unlabelled."""
     own = [(sample, s) for sample in samples_of(site) for s in range(len(sample.images))]
-    slices = site.train_slices or own
-    order = torch.randperm(len(slices), generator=seeded(config.seed, site.name, "statistics"))
-    chosen = [slices[i] for i in order[:AT_MOST].tolist()]
-    x_batches = (stack([chosen[i] for i in part])[0].to(device, memory_format=torch.channels_last)
-                 for part in parts_of(len(chosen), config.batch_size))
+    chosen = choose_slices(site.train_slices or own, site.name, config)
+    return statistics_of(model, [sample.images[s] for sample, s in chosen], config, device)
+
+
+def choose_slices(slices, name, config):
+    """Return up to 64 of the slices that a site has, a choice seeded by its name."""
+    order = torch.randperm(len(slices), generator=seeded(config.seed, name, "statistics"))
+    return [slices[i] for i in order[:AT_MOST].tolist()]
+
+
+def statistics_of(model, images, config, device):
+    """Return `collect_statistics` of images (3, H, W) in batches of nearly one length."""
+    parts = np.array_split(np.arange(len(images)), -(-len(images) // config.batch_size))
+    x_batches = (torch.stack([images[i] for i in part]).to(device, memory_format=torch.channels_last)
+                 for part in parts)
     with mixed_precision(config, device):
         return collect_statistics(model, x_batches)
-
-
-def parts_of(n, at_most):
-    """Return range(n) as consecutive index arrays of nearly one length, at most `at_most`."""
-    return np.array_split(np.arange(n), -(-n // at_most))

@@ -1,5 +1,7 @@
 """Pictures: a slice as a tile, the outline of a mask on it, and tiles on a sheet."""
 
+import io
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -18,26 +20,16 @@ def image_tile(sample, s):
     return np.asarray(picture.resize((TILE, TILE), Image.Resampling.BICUBIC))
 
 
-def draw_outline(tile, mask, colour):
-    """Return a copy of a tile with the outline of a mask (H, W), of any size, in a colour."""
-    inside = np.asarray(Image.fromarray(mask).resize((TILE, TILE), Image.Resampling.NEAREST))
-    padded = np.pad(inside, 1)
-    core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    drawn = tile.copy()
-    drawn[inside & ~core] = colour
-    return drawn
-
-
 def draw_classes(tile, labels, classes, colour):
-    """Return a copy of a tile with the outline of every foreground class of labels (H, W).
-
-    With two classes it has the colour given, else each class its own, see `legend`; they repeat after 8.
-    Where two classes meet, the line has the colour of the higher one.
-    """
-    colours = [colour] if classes == 2 else list(COLOURS.values())
+    """Return a copy of a tile with the outline of every foreground class of labels (H, W), of any size, in
+    the colour given or, of several classes, each in its own (see `legend`), the higher one on top."""
+    colours, drawn = [colour] if classes == 2 else list(COLOURS.values()), tile.copy()
     for j in range(1, classes):
-        tile = draw_outline(tile, labels >= j, colours[(j - 1) % len(colours)])
-    return tile
+        inside = Image.fromarray(labels >= j).resize((TILE, TILE), Image.Resampling.NEAREST)
+        padded = np.pad(np.asarray(inside), 1)
+        core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        drawn[padded[1:-1, 1:-1] & ~core] = colours[(j - 1) % len(colours)]
+    return drawn
 
 
 def legend(names):
@@ -52,6 +44,13 @@ def legend(names):
 def fullest_slice(labels):
     """Return the slice of labels (S, H, W) that has most foreground."""
     return int((labels > 0).sum((1, 2)).argmax())
+
+
+def outlined_tiles(sample, labels, classes, colour):
+    """Return two tiles of the slice with most foreground: plain, and with outlines; labels: (S, H, W)."""
+    s = fullest_slice(labels)
+    tile = image_tile(sample, s)
+    return [tile, draw_classes(tile, labels[s], classes, colour)]
 
 
 def contact_sheet(rows, titles=()):
@@ -69,3 +68,10 @@ def contact_sheet(rows, titles=()):
         for i, image in enumerate(images):
             sheet.paste(Image.fromarray(image), (i * (TILE + GAP), y + label_height))
     return sheet
+
+
+def as_png(picture):
+    """Return the content of a PNG file of a picture."""
+    content = io.BytesIO()
+    picture.save(content, "png")
+    return content.getvalue()

@@ -1,26 +1,26 @@
-"""The result of a run: its tables, what its numbers mean, and the machine that they were found on."""
+"""The result of a run: its tables, its cases, what its numbers mean, and the machine they were found on."""
 
+import csv
+import io
 import platform
+import resource
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
-import nibabel
-import numpy as np
-import PIL
 import torch
-import yaml
 
 from config import VOLUMES, class_name
 
+MEASURED = ("dice", "precision", "recall", "hd95", "assd", "miss")
+CASE_COLUMNS = ("kind", "split", "site", "case", "file", "class", *MEASURED, "unit", "statistics")
 KINDS, SCORED = ("best", "last"), {"val": "validation", "test": "test"}
 
 
 def print_result(result, config, normed):
-    """Print the tables of the best and the last round, once if they are the same round.
-
-    result: {best: {round, val, test}, last: ...}; normed: whether the network has batch norms.
-    """
+    """Print the tables of the best and the last round, once if they are the same round. result: {best:
+    {round, val, test}, last: ...}; normed: whether the network has batch norms."""
     same = result["best"]["round"] == result["last"]["round"]
     whose = f"statistics of the {config.test_stats}" if normed else "no batch-norm statistics"
     for kind in ("last",) if same else KINDS:
@@ -37,12 +37,8 @@ def explained(result, config, normed, foreign, seconds):
 
 
 def format_table(scores, unit):
-    """Return `evaluate`'s result as aligned lines: every site, the mean, the site of lowest Dice.
-
-    With several foreground classes, each has its line below that of a site, which is their mean.
-
-    unit: of the distances, "px" or "mm".
-    """
+    """Return `evaluate`'s result as aligned lines: every site, the mean, the site of lowest Dice, each with
+    its foreground classes below if there are several; unit: of the distances."""
     sites, mean = scores["sites"], scores["mean"]
     scored = [name for name in sites if sites[name]["cases"]]
     cases = sum(sites[name]["cases"] for name in scored)
@@ -74,16 +70,33 @@ def units(config):
             "peak_mb": "MiB", "seconds": "s"}
 
 
-def definitions(config, normed=True, foreign_sites=()):
-    """Return what every number of a result means.
+def case_rows(split, sample, scores, site, config):
+    """Return a row for each case and foreground class of one sample, {column: value}. scores: [(slice or
+    None, class, {dice, precision, ...})] from `score_sample`."""
+    return [{"split": split, "site": site, "case": sample.case,
+             "file": sample.name if s is None else f"{sample.name} slice {s}",
+             "class": class_name(config, j), "unit": units(config)["hd95"],
+             "statistics": config.test_stats or "none"} | {name: score[name] for name in MEASURED}
+            for s, j, score in scores]
 
-    normed: whether the network has batch norms; foreign_sites: those that took no part.
-    """
+
+def as_table(rows, columns=CASE_COLUMNS):
+    """Return rows {column: value} as a CSV file, numbers so that they can be read back exactly."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return table.getvalue().encode("utf-8", "backslashreplace")
+
+
+def definitions(config, normed=True, foreign_sites=()):
+    """Return what every number of a result means. normed: whether the network has batch norms; foreign_sites:
+    those that took no part."""
     case = "one volume, in 3-D" if config.task in VOLUMES else "one image"
     if config.eval_slices == "foreground":
         case = "one slice with organ in its truth, in 2-D"
-    kind = {"site": "site: batch-norm mean and variance of up to 64 training images of the case's "
-                    "own site, cumulative over batches, never sent or averaged",
+    kind = {"site": "site: batch-norm mean and variance of up to 64 training images of the case's own site, "
+                    "cumulative over batches, never sent or averaged",
             "case": "case: batch-norm mean and variance of the case, at most 32 slices at once"}
     words = {
         "dice": "foreground Dice 2|P and T|/(|P|+|T|) on the file's grid; both empty 1, one 0",
@@ -93,8 +106,7 @@ def definitions(config, normed=True, foreign_sites=()):
         "misses": "cases with exactly one of prediction and truth empty; in 'mean' their total",
         "case": case,
         "mean": "sites: mean over a site's cases; mean: unweighted mean over the sites with cases",
-        "test_stats": kind[config.test_stats] if normed else
-        "none: the network has no batch norm",
+        "test_stats": kind[config.test_stats] if normed else "none: the network has no batch norm",
         "eval_slices": f"{config.eval_slices}: a case is {case}",
         "best": "the round of the best validation mean Dice, the last round if no site validates",
         "last": "the last round",
@@ -111,25 +123,19 @@ def definitions(config, normed=True, foreign_sites=()):
 
 
 def run_facts(seconds):
-    """Return {commit, versions, peak_mb, seconds}; None for what this machine cannot tell."""
-    versions = {"python": platform.python_version(), "torch": str(torch.__version__),
-                "numpy": np.__version__, "nibabel": nibabel.__version__, "pillow": PIL.__version__,
-                "pyyaml": yaml.__version__}
+    """Return {commit, versions, peak_mb, seconds}; the commit is None where git does not know it."""
+    packages = ("torch", "numpy", "nibabel", "pillow", "pyyaml")
+    versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
     try:
         commit = subprocess.run(["git", "describe", "--always", "--dirty"], check=True, text=True,
                                 cwd=Path(__file__).parents[1], capture_output=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = None
-    return {"commit": commit, "versions": versions, "peak_mb": peak_mb(),
-            "seconds": round(seconds, 1)}
+    return {"commit": commit, "versions": versions, "peak_mb": peak_mb(), "seconds": round(seconds, 1)}
 
 
 def peak_mb():
-    """Return the largest resident memory in MiB, plus the largest GPU allocation, or None."""
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return None
+    """Return the largest resident memory of this process in MiB, plus the largest allocation on a GPU."""
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     resident *= 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0

@@ -2,7 +2,7 @@
 
 import os
 
-# A thread of torch that waits spins, and takes a core from whoever works; 10000 turns are soon over. It has
-# to be said before torch is imported, and is not if the user has said how threads wait.
+# Idle OpenMP threads busy-wait and so take a core away from the threads that work. With 10000 turns they soon
+# stop. This must be set before torch is imported, and it is left alone if the user has set OMP_WAIT_POLICY.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

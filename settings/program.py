@@ -4,11 +4,15 @@ import argparse
 import contextlib
 import errno
 import os
+import re
 import sys
 
-from config import BadInput
+from settings.kinds import BadInput
 
 LONGEST = 2000  # characters of an error's line
+REMEDIES = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EACCES: "check its permissions",
+          errno.EPERM: "check its permissions", errno.EROFS: "choose another folder",
+          errno.ENOENT: "it was there before; restore it"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,7 +38,9 @@ def run_program(main):
         if reason is None:
             raise
         print("error:", " ".join(reason.split())[:LONGEST], file=sys.stderr)
-        drop_output(problem)
+        if isinstance(problem, OSError):
+            with contextlib.suppress(OSError):  # else Python would try again to write what is left of stdout
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -42,27 +48,13 @@ def run_program(main):
 
 def in_words(problem):
     """Return what went wrong and what to do, None if it is a fault of the program."""
-    if isinstance(problem, BadInput):
-        return str(problem)
     words = str(problem)
-    if isinstance(problem, MemoryError) or "not enough memory" in words or "out of memory" in words \
-            or "can't allocate memory" in words:
-        return ("memory: there is not enough of it; lower batch_size, image_size or width, or close other "
-                "programs")
-    if not isinstance(problem, OSError):
-        return None
-    if problem.filename is None and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+    if isinstance(problem, BadInput):
+        return words
+    if isinstance(problem, MemoryError) or re.search("(not enough|out of|can't allocate) memory", words):
+        return "memory: there is not enough; lower batch_size, image_size or width, or close other programs"
+    if isinstance(problem, OSError) and problem.filename is not None:
+        return f"{problem.filename}: {problem.strerror}; {REMEDIES.get(problem.errno, 'check the path')}"
+    if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         return f"the output (stdout): cannot be written ({problem.strerror}); make room or send it elsewhere"
-    if problem.filename is None:
-        return None
-    advice = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EACCES: "check its permissions",
-              errno.EPERM: "check its permissions", errno.EROFS: "choose another folder",
-              errno.ENOENT: "it was there before; restore it"}.get(problem.errno, "check the path")
-    return f"{problem.filename}: {problem.strerror}; {advice}"
-
-
-def drop_output(problem):
-    """Forget what could not be written to stdout, which Python would try to write again at its end."""
-    if isinstance(problem, OSError):
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return None

@@ -5,9 +5,6 @@ import shutil
 from pathlib import Path
 
 from config import BadInput
-from sites.scenes import write_discs, write_nuclei, write_prostate
-
-WRITE = {"nuclei": write_nuclei, "prostate": write_prostate, "images": write_discs, "volumes": write_prostate}
 
 
 def folder_of(task):
@@ -22,30 +19,27 @@ def clear_killed(folder):
             os.kill(int(part.name.split(".")[-2]), 0)
         except (ProcessLookupError, ValueError):
             shutil.rmtree(part, ignore_errors=True)
-        except OSError:  # it is another user's process, and alive
+        except OSError:  # another user's process, and alive
             pass
 
 
 def ensure(task):
-    """Return the folder of the generated sites of a task, generated if it is not there yet.
-
-    Written under a temporary name, then renamed, so that what is there is whole.
-    Raises BadInput if the disk does not take it.
-    """
+    """Return the folder of the generated sites of a task, which are generated if it is not there yet;
+    raises BadInput if the disk does not take them."""
     folder = folder_of(task)
     clear_killed(folder)
     if folder.exists():
         return folder
+    from sites.scenes import WRITE  # a run on real data does not load the generator
     print(f"generating sites for task {task} in {folder}")
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")  # renamed when it is whole
     try:
         WRITE[task](part)
         part.rename(folder)
     except OSError as problem:
-        if folder.exists():  # another run was quicker
-            return folder
-        raise BadInput(f"{folder}: cannot be written ({problem.strerror}), make room or set data "
-                       "to a folder of your own") from None
+        if not folder.exists():  # else another run was quicker
+            raise BadInput(f"{folder}: cannot be written ({problem.strerror}), make room or set data "
+                           "to a folder of your own") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder

@@ -1,16 +1,14 @@
 """Reading a 2-D image and its mask as the files store them, or saying why that cannot be done."""
 
 import math
-import struct
 import warnings as python_warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from config import BadInput
-from sites.files import UNREADABLE, check_regular, why
+from sites.files import reading
 from sites.labels import as_classes, check_background, check_whole
 
 Image.MAX_IMAGE_PIXELS = None  # slides are large; the memory they take is reported
@@ -18,54 +16,45 @@ Image.MAX_IMAGE_PIXELS = None  # slides are large; the memory they take is repor
 FORMATS = ("PNG", "TIFF", "BMP", "DIB", "JPEG")  # JPEG opens MPO as well
 GREY = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 LOSSY = ("jpeg", "tiff_jpeg", "webp", "JPEG", "MPO")
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last part of every PNG, its checksum included
 BITS, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339  # TIFF's tags; 274 is EXIF's too
 
 
-def read_image_pair(image_file, mask_file, classes=2):
+def read_pair(image_file, mask_file, classes=2):
     """Return image (1, 3, H, W) float32 in [0, 1], scaled over all channels, its classes (1, H, W) uint8,
-    and warnings, a list of texts. Raises BadInput."""
-    pixels, found = read_pixels(image_file)
+    the size of a pixel (1, 1, 1), and warnings, a list of texts. Raises BadInput."""
+    image, spacing, found = read_alone(image_file)
     labels, more = read_labels(mask_file, classes)
-    if labels.shape != pixels.shape[:2]:
-        turned = "; one of them is turned by its EXIF tag" if any("EXIF" in text for text in found + more) \
-            else ""
+    if labels.shape != image.shape[2:]:
+        turned = "; one of them is turned by its EXIF tag" * any("EXIF" in text for text in found + more)
         raise BadInput(f"{mask_file}: its size {sides(labels.shape)} differs from its image's "
-                       f"{sides(pixels.shape)}{turned}, export the mask again at the image's size")
-    return prepared(pixels, image_file, found), as_classes(labels, mask_file, classes)[None], found + more
+                       f"{sides(image.shape[2:])}{turned}, export the mask again at the image's size")
+    return image, as_classes(labels, mask_file, classes)[None], spacing, found + more
 
 
-def read_image(file):
-    """Return an image alone as `read_image_pair` does: (1, 3, H, W), and warnings; raises BadInput."""
+def read_alone(file):
+    """Return an image without a mask as `read_pair` does: image, pixel size and warnings; raises BadInput."""
     pixels, found = read_pixels(file)
-    return prepared(pixels, file, found), found
-
-
-def prepared(pixels, file, found):
-    """Return pixels (H, W, 1 or 3) as an image (1, 3, H, W), scaled to [0, 1] over all channels."""
     channels = np.broadcast_to(pixels.transpose(2, 0, 1), (3, *pixels.shape[:2]))
-    return scale(channels, file, found)[None]
+    return scale(channels, file, found)[None], (1.0, 1.0, 1.0), found
 
 
 def read_pixels(file):
     """Return an image's pixels, float32 (H, W, 1 or 3), without alpha, and warnings; raises BadInput."""
     image, found = open_image(file)
-    if image.mode in ("LAB", "HSV"):
-        raise BadInput(f"{file}: is in {image.mode} colours, save it as RGB or grey")
+    if image.mode == "LAB":
+        raise BadInput(f"{file}: is in LAB colours, save it as RGB or grey")
     if image.mode not in GREY:
-        target = "L" if image.mode in ("LA", "La") else "RGB"
-        image = converted(file, image, target)
+        with reading(file, "RGB or grey"):
+            image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
     pixels = as_array(file, image)
-    return (pixels if pixels.ndim == 3 else pixels[:, :, None]), found
+    return pixels.reshape(*pixels.shape[:2], -1), found
 
 
 def read_labels(file, classes=2):
     """Return a mask's labels (H, W), whole numbers as float32, and warnings; raises BadInput.
 
-    Of a colour mask it is the largest channel. A lossy file has halos of small values around edges:
-    there a label is 1 above half of the largest value, else 0. A palette's index is the label, unless
-    the palette is black and white alone: then white is 1. More than two classes need grey or a palette,
-    and a file that is not lossy.
-    """
+    A lossy file has small values around edges: there a label is 1 above half of the largest value, else 0."""
     image, found = open_image(file)
     lossy = image.format in LOSSY or image.info.get("compression") in LOSSY
     if lossy and classes > 2:
@@ -92,15 +81,16 @@ def read_labels(file, classes=2):
 
 
 def label_channels(file, image, classes):
-    """Return a mask's labels (H, W) and its alpha, None where there is none or all is opaque."""
+    """Return a mask's labels (H, W), of colours the largest, and its alpha, None if all of it is opaque."""
     alpha = None
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        alpha = as_array(file, converted(file, image, "RGBA"))[:, :, 3]
+        with reading(file, "a mask with alpha"):
+            alpha = np.asarray(image.convert("RGBA"))[:, :, 3]
         alpha = None if alpha.min() == 255 else alpha
     if image.mode in ("P", "PA"):
         return palette_labels(file, image), alpha
     if image.mode in ("LA", "RGBA"):
-        image = converted(file, image, image.mode[:-1])
+        image = image.convert(image.mode[:-1])
     if image.mode not in (*GREY, "RGB"):
         raise BadInput(f"{file}: is a mask in {image.mode} colours, save it as grey")
     labels = as_array(file, image)
@@ -115,17 +105,16 @@ def label_channels(file, image, classes):
 
 
 def palette_labels(file, image):
-    """Return the labels of a palette mask (H, W); raises BadInput where it could be read two ways."""
-    index = np.asarray(image if image.mode == "P" else image.getchannel(0), dtype=np.int64)
-    colours = np.array(image.getpalette("RGB"), dtype=np.int64).reshape(-1, 3)
-    used = np.unique(index).tolist()
-    brightness = {i: (int(colours[i].min()), int(colours[i].max())) if i < len(colours) else None
-                  for i in {0, *used}}
-    black = [i for i in used if brightness[i] == (0, 0)]
-    white = [i for i in used if brightness[i] and brightness[i][0] >= 250]
-    if len(used) == 2 and len(black) == len(white) == 1:
-        return (index == white[0]).astype(np.float32)
-    if brightness[0] == (0, 0):
+    """Return the labels of a palette mask (H, W), its indices, but of black and white alone white is 1;
+    raises BadInput where it could be read two ways."""
+    index = np.asarray(image if image.mode == "P" else image.getchannel(0))
+    colours = np.array(image.getpalette("RGB")).reshape(-1, 3)
+    colours = np.pad(colours, ((0, 256 - len(colours)), (0, 0)), constant_values=128)  # what it leaves out
+    used = np.unique(index)
+    black, white = (colours[used] == 0).all(1), (colours[used] >= 250).all(1)
+    if len(used) == 2 and black.any() and white.any():
+        return (index == used[white]).astype(np.float32)
+    if (colours[0] == 0).all():
         return index.astype(np.float32)
     raise BadInput(f"{file}: its palette does not show which colour is background (index 0 is not "
                    "black), save it as grey with background 0")
@@ -133,27 +122,18 @@ def palette_labels(file, image):
 
 def open_image(file):
     """Return the decoded image, upright by its own orientation tag, and warnings; raises BadInput."""
-    check_regular(file)
-    try:
-        with python_warnings.catch_warnings():
-            python_warnings.simplefilter("ignore")  # damage is an error below
-            with Image.open(file, formats=FORMATS) as image:
-                check_kind(file, image)
-                kind, info, turn = image.format, dict(image.info), orientation(image)
-                tags = dict(getattr(image, "tag_v2", {}))
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-    except UNREADABLE as problem:
-        raise BadInput(f"{file}: {why(problem, 'an image (png, tif, bmp or jpg)')}") from None
-    upright.format, upright.info, upright.tag_v2 = kind, info | upright.info, tags
-    upright.info.pop("exif", None)
-    found = [f"{file}: was turned upright, as its EXIF tag says"] if turn not in (None, 0, 1) else []
-    return upright, found
-
-
-def orientation(image):
-    """Return the orientation tag of an opened image, None without one."""
-    return image.getexif().get(ORIENTATION) if hasattr(image, "getexif") else None
+    with reading(file, "an image (png, tif, bmp or jpg)"), python_warnings.catch_warnings():
+        python_warnings.simplefilter("ignore")  # damage is an error
+        with Image.open(file, formats=FORMATS) as image:
+            if image.format == "PNG" and PNG_END not in Path(file).read_bytes():
+                raise ValueError("its end is missing")  # which Pillow does not look at
+            image.verify()  # the checksums of a PNG; afterwards a file has to be opened again
+        with Image.open(file, formats=FORMATS) as image:
+            check_kind(file, image)
+            turn = image.getexif().get(ORIENTATION, 0)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+    return image, [f"{file}: was turned upright, as its EXIF tag says"] if turn not in (0, 1) else []
 
 
 def check_kind(file, image):
@@ -161,41 +141,11 @@ def check_kind(file, image):
     if getattr(image, "n_frames", 1) > 1:
         raise BadInput(f"{file}: has {image.n_frames} pages, save one alone")
     tags = getattr(image, "tag_v2", {})
-    bits = tags.get(BITS, (8,)) if image.format == "TIFF" else (png_bits(file),)
-    bits = bits if isinstance(bits, tuple) else (bits,)
-    if image.mode not in GREY and max(bits) > 8:
-        raise BadInput(f"{file}: has {max(bits)} bits in each of several channels, of which 8 would be "
-                       "read; save it with 8 bits a channel, or as grey with 16")
-    if tags.get(PHOTOMETRIC) == 0 and max(bits) > 8:
-        raise BadInput(f"{file}: stores white as 0 with {max(bits)} bits, save it with black as 0")
-
-
-def png_bits(file):
-    """Return the bits a channel of a PNG file, 8 for all else.
-
-    Raises ValueError where a checksum of a PNG is wrong or its end is missing: Pillow looks at neither.
-    """
-    content = memoryview(Path(file).read_bytes())
-    if content[:8] != b"\x89PNG\r\n\x1a\n":
-        return 8
-    at = 8
-    while at + 12 <= len(content):
-        length, kind = struct.unpack_from(">I4s", content, at)
-        body, checksum = content[at + 4:at + 8 + length], content[at + 8 + length:at + 12 + length]
-        if len(checksum) < 4 or zlib.crc32(body) != int.from_bytes(checksum, "big"):
-            raise ValueError(f"the checksum of its part {kind.decode('ascii', 'replace')} is wrong")
-        if kind == b"IEND":
-            return content[24]
-        at += 12 + length
-    raise ValueError("its end is missing")
-
-
-def converted(file, image, mode):
-    """Return the image in another mode; raises BadInput where Pillow knows no way."""
-    try:
-        return image.convert(mode)
-    except ValueError:
-        raise BadInput(f"{file}: is in {image.mode} colours, save it as RGB or grey") from None
+    if image.mode not in GREY and (np.max(tags.get(BITS, 8)) > 8 or ";16" in str(image.tile)):
+        raise BadInput(f"{file}: has 16 bits in each of several channels, of which 8 would be read; save it "
+                       "with 8 bits a channel, or as grey with 16")
+    if tags.get(PHOTOMETRIC) == 0 and image.mode.startswith(("I", "F")):
+        raise BadInput(f"{file}: stores white as 0 with more than 8 bits, save it with black as 0")
 
 
 def as_array(file, image):
@@ -212,10 +162,8 @@ def as_array(file, image):
 
 
 def scale(values, file, found):
-    """Return values mapped from [min, max] to [0, 1], float32; raises BadInput if all are one value.
-
-    A warning goes to `found` if hardly any contrast is left.
-    """
+    """Return values mapped from [min, max] to [0, 1], float32; raises BadInput if all are one value, and
+    adds a warning to `found` if hardly any contrast is left."""
     low, high = float(values.min()), float(values.max())
     if not high > low:
         raise BadInput(f"{file}: has one value everywhere ({low:g}), export it again")

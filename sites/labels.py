@@ -17,10 +17,8 @@ def check_whole(labels, file):
 
 
 def check_background(labels, file, classes, found):
-    """Raise BadInput for a mask without background; nearly none is a warning, which goes to `found`.
-
-    With more than two classes none at all is a warning too, for there a label says what it is.
-    """
+    """Raise BadInput for a mask without background; nearly none is a warning, which goes to `found`, and
+    with more than two classes, where a label says what it is, so is none at all."""
     share = (labels > 0).mean()
     if share == 1 and classes == 2:
         raise BadInput(f"{file}: all of it is foreground, its smallest label is {labels.min():g}; "
@@ -30,10 +28,8 @@ def check_background(labels, file, classes, found):
 
 
 def as_classes(labels, file, classes):
-    """Return labels as classes 0 to classes - 1, uint8. With two classes every label above 0 becomes 1.
-
-    With more, a label that is no class raises BadInput.
-    """
+    """Return labels as classes 0 to classes - 1, uint8. Of two classes every label above 0 is 1; of more,
+    a label that is no class raises BadInput."""
     if classes == 2:
         return (labels > 0).astype(np.uint8)
     if labels.max() >= classes:

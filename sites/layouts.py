@@ -12,6 +12,7 @@ IMAGE_KINDS = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 VOLUME_KINDS = (".nii", ".nii.gz")
 OTHER_KINDS = (".gif", ".webp", ".jp2", ".svs", ".ndpi", ".dcm", ".mha", ".mhd", ".nrrd", ".img", ".hdr",
                ".npy", ".npz", ".h5", ".mat", ".zip", ".gz", ".tar")  # hold data that is not read here
+DATA_KINDS = (*IMAGE_KINDS, *VOLUME_KINDS, *OTHER_KINDS)
 
 
 class Entry(NamedTuple):
@@ -29,9 +30,10 @@ def list_files(folder, task, case_pattern=None):
     entries, problems = {}, []
     for site in visible(folder):
         if site.is_dir():
-            if as_seen(site.name) in entries:
+            name = as_seen(site.name)
+            if name in entries:
                 problems.append(f"{site}: is a second site of that name, rename one")
-            entries[as_seen(site.name)], wrong = list_site(site, task, case_pattern, folder)
+            entries[name], wrong = list_site(site, task, case_pattern, folder)
             problems += wrong
     if not entries:
         problems.append(f"{folder}: has no site folders; give one folder a site")
@@ -39,16 +41,23 @@ def list_files(folder, task, case_pattern=None):
 
 
 def list_site(site, task, case_pattern=None, data=None):
-    """Return the entries of one site's folder and a list of everything wrong with it, as texts.
-
-    data: the folder of all data, out of which no list.txt may lead; by default the site's own.
-    """
+    """Return the entries of one site's folder and a list of everything wrong with it, as texts; data: the
+    folder of all data, out of which no list.txt may lead, by default the site's own."""
     found, problems = list_volumes(site) if task in VOLUMES else list_images(site, data or site)
     if not found and not problems:
-        problems = [(f"{site}: has no images of task {task}; lay it out as docs/data.md says "
-                    "or remove the folder")]
-    cased = [with_case(entry, case_pattern, problems) for entry in found]
-    return [entry for entry in cased if entry], problems
+        problems.append(f"{site}: has no images of task {task}; lay it out as docs/data.md says or remove "
+                        "the folder")
+    if not case_pattern:
+        return found, problems
+    entries = []
+    for entry in found:
+        match = re.search(case_pattern, as_seen(entry.image.name))
+        if match and match[1]:
+            entries.append(entry._replace(case=match[1]))
+        else:
+            problems.append(f"{entry.image}: its name does not match case_pattern {case_pattern!r}, "
+                            "mend the pattern or rename the file")
+    return entries, problems
 
 
 def visible(folder):
@@ -57,107 +66,78 @@ def visible(folder):
 
 
 def as_seen(name):
-    """Return a name in the form in which equal looking names are equal (Unicode's NFC).
-
-    Bytes that are no UTF-8, as old archives have them, are written out: caf\\xe9.
-    """
+    """Return a name in Unicode's NFC, so that equal looking names are equal; other bytes as \\xe9."""
     return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
-def subfolder(folder, name):
-    """Return the folder of that name, in small or capital letters, that lies in `folder`."""
-    same = [path for path in visible(folder) if path.is_dir() and path.name.lower() == name]
-    return same[0] if same else folder / name
-
-
 def unread(folder, entries):
-    """Return a warning for each folder in which files that could be data belong to no entry.
-
-    folder: a site's, or that of all sites; entries: those found in it. Hidden names are not data.
-    """
+    """Return a warning for each folder in which files that could be data belong to no entry. folder: a
+    site's, or that of all sites; entries: those found in it. Hidden names are not data."""
     read, warnings = {os.path.abspath(file) for entry in entries for file in entry[1:]}, []
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        kinds = (*IMAGE_KINDS, *VOLUME_KINDS, *OTHER_KINDS)
-        left = [name for name in sorted(names) if name.lower().endswith(kinds)
+        left = [name for name in sorted(names) if name.lower().endswith(DATA_KINDS)
                 and not name.startswith(".") and os.path.abspath(os.path.join(place, name)) not in read]
         if left:
-            warnings.append(f"{place}: {len(left)} file{'s' * (len(left) != 1)} that could be data "
-                            f"{'are' if len(left) != 1 else 'is'} not read, such as {left[0]}; "
-                            "docs/data.md shows where data are looked for")
+            files = "1 file that could be data is" if len(left) == 1 else \
+                f"{len(left)} files that could be data are"
+            warnings.append(f"{place}: {files} not read, such as {left[0]}; docs/data.md shows where data "
+                            "are looked for")
     return warnings
-
-
-def with_case(entry, case_pattern, problems):
-    """Return the entry with the case that group 1 of the pattern finds in its image's file name."""
-    if not case_pattern:
-        return entry
-    match = re.search(case_pattern, as_seen(entry.image.name))
-    if match and match[1]:
-        return entry._replace(case=match[1])
-    problems.append(f"{entry.image}: its name does not match case_pattern {case_pattern!r}, "
-                    "mend the pattern or rename the file")
-    return None
 
 
 def list_images(site, data):
     """Return the entries and the problems of one site of 2-D images, in any of three layouts."""
     if (site / "list.txt").is_file():
         return list_text(site / "list.txt", Path(data))
-    slides = [path for path in visible(site) if path.is_dir() and re.fullmatch(r"(?i)slide_.+", path.name)]
-    plain = [images_in(subfolder(site, name)) for name in ("images", "masks")]
+    folders = [path for path in visible(site) if path.is_dir()]
+    plain = [images_in(next((path for path in folders if path.name.lower() == name), site / name))
+             for name in ("images", "masks")]
+    slides = [path for path in folders if re.fullmatch(r"(?i)slide_.+", path.name)]
     if not slides:
         return pair(*plain)
     if any(plain):
         return [], [f"{site}: has images and masks and {slides[0].name} as well, keep one layout"]
     entries, problems = [], []
     for slide in slides:
-        truth = slide.with_name("GT_" + slide.name[6:])
-        found, wrong = pair(images_in(slide), images_in(truth), case=slide.name)
+        found, wrong = pair(images_in(slide), images_in(site / f"GT_{slide.name[6:]}"), case=slide.name)
         entries, problems = entries + found, problems + wrong
     numbers = {slide.name[6:] for slide in slides}
     problems += [f"{path}: has no Slide_{path.name[3:]} beside it, add it or remove the masks"
-                 for path in visible(site) if path.is_dir() and path.name.startswith("GT_")
-                 and path.name[3:] not in numbers]
+                 for path in folders if path.name.startswith("GT_") and path.name[3:] not in numbers]
     return entries, problems
 
 
 def list_text(file, data):
-    """Return the entries and problems of a list.txt: lines 'image mask', relative to its folder.
-
-    Nothing outside the data folder is read, links followed.
-    """
+    """Return the entries and problems of a list.txt: lines 'image mask'; none may lead out of `data`."""
     entries, problems = [], []
     text = file.read_bytes().decode("utf-8-sig", "surrogateescape")
     for number, line in enumerate(text.splitlines(), 1):
-        words = line.strip().split("\t") if "\t" in line else line.split()
+        words = line.strip().split("\t" if "\t" in line else None)
         if not words or words[0].startswith("#"):
             continue
         wrong = wrong_line(file.parent, data, words, entries)
         if wrong:
             problems.append(f"{file}: line {number}: {wrong}")
         else:
-            paths = [file.parent / word for word in words]
-            entries.append(Entry(as_seen(paths[0].stem), *paths))
+            image, mask = (file.parent / word for word in words)
+            entries.append(Entry(as_seen(image.stem), image, mask))
     return entries, problems
 
 
 def wrong_line(folder, data, words, entries):
-    """Return what is wrong with the words of a line of list.txt, None if it names an image and its
-    mask."""
+    """Return what is wrong with the words of a line of list.txt, None if it names an image and its mask."""
     if len(words) != 2:
         return "expected 'image mask', mend the line; names with spaces need a tab between the two"
-    paths = [folder / word for word in words]
-    for word, path in zip(words, paths):
+    image, mask = (folder / word for word in words)
+    for word, path in zip(words, (image, mask)):
         if "\0" in word or not path.resolve().is_relative_to(data.resolve()):
             return f"{word!r} lies outside {data}, copy the file into it"
-        if not path.exists():
-            return f"{path} does not exist, mend the line"
         if not path.is_file():
-            return f"{path} is no regular file, mend the line"
-    if paths[0].resolve() == paths[1].resolve():
+            return f"{path} {'is no regular file' if path.exists() else 'does not exist'}, mend the line"
+    if image.resolve() == mask.resolve():
         return "image and mask are one file, name its mask"
-    if any(as_seen(paths[0].stem) == entry.case for entry in entries):
+    if any(as_seen(image.stem) == entry.case for entry in entries):
         return f"{words[0]} is a second image of that name, keep or rename one"
     return None
 
@@ -170,34 +150,30 @@ def images_in(folder):
 
 def list_volumes(site):
     """Return entries and problems of one site of volumes, CaseNN and CaseNN_segmentation."""
-    files = [(re.sub(r"(?i)\.nii(\.gz)?$", "", path.name), path) for path in visible(site)
-             if re.search(r"(?i)\.nii(\.gz)?$", path.name)]
-    ending = re.compile(r"(?i)_segmentation$")
-    masks = [(ending.sub("", stem), path) for stem, path in files if ending.search(stem)]
-    return pair([(stem, path) for stem, path in files if not ending.search(stem)], masks)
+    images, masks = [], []
+    for path in visible(site):
+        found = re.fullmatch(r"(?is)(.*?)(_segmentation)?\.nii(\.gz)?", path.name)
+        if found:
+            (masks if found[2] else images).append((found[1], path))
+    return pair(images, masks)
 
 
 def pair(images, masks, case=None):
-    """Return entries of images and masks [(stem, path)] whose names look alike, and problems.
-
-    Capital letters do not matter, nor how an accent is stored.
-    """
-    problems, by_stem = [], ({}, {})
-    for files, known, what in ((images, by_stem[0], "image"), (masks, by_stem[1], "mask")):
+    """Return entries of images and masks [(stem, path)] whose names have the same `look`, and problems."""
+    pictures, truths, problems = {}, {}, []
+    for files, known, what in ((images, pictures, "image"), (masks, truths, "mask")):
         for stem, path in files:
-            if key(stem) in known:
-                other = known[key(stem)].name
-                problems.append(f"{path}: {other} is a second {what} of that name, keep one")
-            known[key(stem)] = path
-    stems, truths = by_stem
-    problems += [f"{stems[stem]}: has no mask of that name, add it or remove the image"
-                 for stem in stems.keys() - truths.keys()]
-    problems += [f"{truths[stem]}: has no image of that name, add it or remove the mask"
-                 for stem in truths.keys() - stems.keys()]
-    return [Entry(as_seen(case or original), stems[key(original)], truths[key(original)])
-            for original, _ in images if key(original) in truths], sorted(problems)
+            first = known.setdefault(look(stem), path)
+            if first != path:
+                problems.append(f"{path}: {first.name} is a second {what} of that name, keep one")
+    for known, others, what, lacks in ((pictures, truths, "image", "mask"),
+                                       (truths, pictures, "mask", "image")):
+        problems += [f"{known[name]}: has no {lacks} of that name, add it or remove the {what}"
+                     for name in known.keys() - others.keys()]
+    return [Entry(as_seen(case or stem), path, truths[look(stem)])
+            for stem, path in images if look(stem) in truths], sorted(problems)
 
 
-def key(stem):
-    """Return what is equal for names that a person takes for one."""
+def look(stem):
+    """Return what is equal for names that a person takes for one, in any letters, capital or small."""
     return as_seen(stem.strip()).casefold()

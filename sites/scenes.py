@@ -4,7 +4,8 @@ A scene is what is in the picture; a site's style is how its scanner shows it. T
 rendered in every site's style.
 """
 
-from typing import NamedTuple
+from collections import namedtuple
+from functools import partial
 
 import nibabel
 import numpy as np
@@ -14,39 +15,15 @@ from torch.nn import functional
 
 SIZE = 128  # pixels, side of a generated image
 
-
-class Stain(NamedTuple):
-    """How a nuclei site shows a scene."""
-
-    cases: int
-    hematoxylin: tuple  # optical density of the nuclei per RGB channel
-    eosin: tuple        # and of what lies between them
-    contrast: float     # of the densities
-    light: float        # of the background, 1 = white
-    blur: float         # Gaussian sigma in pixels
-    noise: float        # standard deviation, of 255
-
-
-class Camera(NamedTuple):
-    """How a site of discs shows a scene."""
-
-    cases: int
-    colour: tuple       # of the light, RGB
-    light: float        # its strength
-    blur: float         # Gaussian sigma in pixels
-    noise: float        # standard deviation, of 255
-
-
-class Scanner(NamedTuple):
-    """How a prostate site shows a scene."""
-
-    cases: int
-    spacing: tuple      # mm (x, y, z)
-    gamma: float
-    bias: float         # strength of the bias field
-    noise: float        # standard deviation, of the range
-    blur: float         # Gaussian sigma in pixels
-
+# How a site shows a scene, after the number of its cases:
+#   hematoxylin, eosin  optical density of the nuclei, and of what lies between them, per RGB channel
+#   contrast, light     of the densities; of the background (1 = white), or the strength of a camera's light
+#   colour              of a camera's light, RGB
+#   spacing, bias       mm (x, y, z); strength of the bias field
+#   blur, noise         Gaussian sigma in pixels; standard deviation, of 255, for volumes of their range
+Stain = namedtuple("Stain", "cases hematoxylin eosin contrast light blur noise")
+Camera = namedtuple("Camera", "cases colour light blur noise")
+Scanner = namedtuple("Scanner", "cases spacing gamma bias noise blur")
 
 NUCLEI = {
     "north": Stain(16, (0.65, 0.70, 0.29), (0.07, 0.45, 0.20), 1.3, 0.97, 0.5, 4),
@@ -71,25 +48,8 @@ PROSTATE = {
 
 # ---- Nuclei ----
 
-def write_nuclei(folder):
-    """Write every site's images/ and masks/ as png."""
-    for number, (site, stain) in enumerate(NUCLEI.items()):
-        for case in range(stain.cases):
-            rng = np.random.default_rng([1, number, case])
-            scene = nuclei_scene(rng)
-            image = render_nuclei(scene, stain, rng)
-            save_image(folder / site, f"{site}_{case:02}", image, np.uint8(255) * (scene[0] > 0))
-
-
-def save_image(site, name, image, labels):
-    """Write an image uint8 (H, W, 3) and its labels uint8 (H, W) to a site's folder."""
-    for kind, array in (("images", image), ("masks", labels)):
-        (site / kind).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array).save(site / kind / f"{name}.png")
-
-
-def nuclei_scene(rng, size=SIZE):
-    """Return two density maps (size, size): of nuclei, 0 elsewhere, and of the tissue between."""
+def nuclei_scene(rng, style=None, size=SIZE):
+    """Return two density maps (size, size), of nuclei and of the tissue between, and the labels 0, 255."""
     y, x = np.mgrid[:size, :size]
     nuclei = np.zeros((size, size))
     for _ in range(rng.integers(18, 40)):
@@ -102,7 +62,7 @@ def nuclei_scene(rng, size=SIZE):
     chromatin = 1 + 0.35 * smooth_noise(rng, (size, size), 1.2)
     tissue = 0.5 + 0.3 * smooth_noise(rng, (size, size), 6)
     tissue += 0.15 * smooth_noise(rng, (size, size), 1.5)
-    return nuclei * chromatin.clip(0.3), tissue.clip(0.05)
+    return (nuclei * chromatin.clip(0.3), tissue.clip(0.05)), np.uint8(255) * (nuclei > 0)
 
 
 def render_nuclei(scene, stain, rng):
@@ -122,20 +82,9 @@ def render_nuclei(scene, stain, rng):
 
 # ---- Discs with a cup: three classes ----
 
-def write_discs(folder):
-    """Write every site's images/ and masks/ as png, labels 0, 1 (disc) and 2 (cup)."""
-    for number, (site, camera) in enumerate(DISCS.items()):
-        for case in range(camera.cases):
-            rng = np.random.default_rng([4, number, case])
-            scene, labels = disc_scene(rng)
-            save_image(folder / site, f"{site}_{case:02}", render_disc(scene, camera, rng), labels)
-
-
-def disc_scene(rng, size=SIZE):
-    """Return brightness (size, size) in [0, 1] of a round disc with a brighter cup in it, and labels uint8.
-
-    Dark vessels cross both, so that brightness alone does not tell the classes.
-    """
+def disc_scene(rng, style=None, size=SIZE):
+    """Return brightness (size, size) in [0, 1] of a round disc with a brighter cup in it, and labels uint8:
+    1 disc, 2 cup. Dark vessels cross both, so that brightness alone does not tell the classes."""
     y, x = np.mgrid[:size, :size]
     centre, radius = rng.uniform(0.35, 0.65, 2) * size, rng.uniform(0.16, 0.24) * size
     inner, shift = radius * rng.uniform(0.35, 0.65), rng.uniform(-0.15, 0.15, 2) * radius
@@ -165,26 +114,9 @@ def render_disc(scene, camera, rng):
 
 # ---- Prostate ----
 
-def write_prostate(folder):
-    """Write every site's CaseNN.nii.gz and CaseNN_segmentation.nii.gz, spacing in the header."""
-    for number, (site, scanner) in enumerate(PROSTATE.items()):
-        for case in range(scanner.cases):
-            rng = np.random.default_rng([2, number, case])
-            scene, mask = prostate_scene(rng, scanner.spacing)
-            volume = render_prostate(scene, scanner, rng)
-            save_prostate(folder / site, f"Case{case:02}", volume, mask, scanner.spacing)
-
-
-def save_prostate(site, case, volume, mask, spacing):
-    """Write a volume and its mask (S, H, W) to a site's folder; spacing (x, y, z) in mm."""
-    site.mkdir(parents=True, exist_ok=True)
-    affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1])
-    for name, array in ((case, volume), (f"{case}_segmentation", mask)):
-        nibabel.save(nibabel.Nifti1Image(array.transpose(2, 1, 0), affine), site / f"{name}.nii.gz")
-
-
-def prostate_scene(rng, spacing, size=96, slices=12):
+def prostate_scene(rng, style, size=96, slices=12):
     """Return tissue brightness (S, H, W) in [0, 1] of a pelvis and its prostate's mask, uint8."""
+    spacing = style.spacing
     z, y, x = np.mgrid[:slices, :size, :size]
     mm = [(z - slices / 2) * spacing[2], (y - size / 2) * spacing[1], (x - size / 2) * spacing[0]]
 
@@ -216,6 +148,40 @@ def render_prostate(scene, scanner, rng):
 
 # ---- All ----
 
+def write_sites(task, folder):
+    """Write every generated site of a task, as its layout in docs/data.md."""
+    styles, seed, _, _, _ = TASKS[task]
+    for number, (site, style) in enumerate(styles.items()):
+        for case in range(style.cases):
+            rng = np.random.default_rng([seed, number, case])
+            name = f"Case{case:02}" if "spacing" in style._fields else f"{site}_{case:02}"
+            write_case(task, folder / site, name, style, rng, rng)
+
+
+def write_case(task, site, name, style, of_scene, of_style):
+    """Write a scene as a site's style shows it, and its labels, to the site's folder; the random numbers of
+    the scene and of the style may be of two generators."""
+    _, _, draw, render, save = TASKS[task]
+    scene, labels = draw(of_scene, style)
+    save(site, name, render(scene, style, of_style), labels, style)
+
+
+def save_image(site, name, image, labels, style=None):
+    """Write an image uint8 (H, W, 3) and its labels uint8 (H, W) to a site's images/ and masks/ as png."""
+    for kind, array in (("images", image), ("masks", labels)):
+        (site / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(site / kind / f"{name}.png")
+
+
+def save_prostate(site, name, volume, mask, style):
+    """Write NAME.nii.gz and NAME_segmentation.nii.gz (S, H, W), the style's spacing in their headers."""
+    x, y, z = style.spacing
+    site.mkdir(parents=True, exist_ok=True)
+    for suffix, array in (("", volume), ("_segmentation", mask)):
+        image = nibabel.Nifti1Image(array.transpose(2, 1, 0), np.diag([-x, -y, z, 1]))
+        nibabel.save(image, site / f"{name}{suffix}.nii.gz")
+
+
 def blurred(x, sigma):
     """Return (N, H, W) after a Gaussian blur of sigma pixels within each of the N images."""
     reach = np.arange(-int(3 * sigma + 1), int(3 * sigma + 1) + 1)
@@ -233,3 +199,10 @@ def smooth_noise(rng, shape, scale):
     low_pass = np.exp(-2 * (np.pi * scale * frequency) ** 2)
     noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal(shape)) * low_pass, s=(h, w))
     return noise / noise.std()
+
+
+OF_PROSTATE = (PROSTATE, 2, prostate_scene, render_prostate, save_prostate)
+TASKS = {  # task: (styles of its sites, seed, what draws a scene, renders it in a style, writes it)
+    "nuclei": (NUCLEI, 1, nuclei_scene, render_nuclei, save_image), "prostate": OF_PROSTATE,
+    "images": (DISCS, 4, disc_scene, render_disc, save_image), "volumes": OF_PROSTATE}
+WRITE = {task: partial(write_sites, task) for task in TASKS}

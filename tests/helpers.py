@@ -11,12 +11,13 @@ import torch
 
 from config import load_config
 from datasets import Site
-from methods.find import build_model, find_method
+from methods.find import find_method
 from rounds import checkpoint
 from scoring.norm_statistics import norm_statistics
 from settings.program import run_program
 from sites.readers import Sample
 from test_fedbcs import HERE
+from unet import build_model
 
 CPU = torch.device("cpu")
 

@@ -13,9 +13,9 @@ import torch
 
 import federated
 from config import BadInput, load_config
-from rounds import fit
+from flower import fit
+from flower.faults import SiteFailed
 from rounds.checkpoint import load_checkpoint, load_whole
-from rounds.faults import SiteFailed
 from test_fedbcs import tiny_config, write_nuclei
 from tests.helpers import assert_same
 
@@ -570,7 +570,8 @@ def test_nothing_is_written_over(tmp_path, monkeypatch, name, link):
 def test_expected_fields_are_those_of_an_update(tmp_path, method):
     """Names, shapes, types and terms of a real site's update; the network and the random numbers stay as they are."""
     from datasets import load_sites
-    from methods.find import build_model, find_method
+    from methods.find import find_method
+    from unet import build_model
     config = tiny_config(write_nuclei(tmp_path / "d", ("a",)), "unused", f"method={method}")
     rules, site = find_method(config), load_sites(config)[0]
     model = build_model(config, rules)

@@ -12,13 +12,15 @@ import torch
 from PIL import Image
 
 import check_data
-import eval as evaluation
+import eval as scoring
 import federated
 import predict
 import train
 from config import DEFAULTS, BadInput, as_yaml, class_name, load_config
+from datasets import load_sites
 from experiments import reproduce
 from fused_features import PATHS
+from scoring import evaluate as evaluation
 from scoring import metrics, pictures, results
 from sites import demo_data, images, scenes, volumes
 from test_fedbcs import literal_alignment, random_problem, tiny_config
@@ -48,7 +50,8 @@ def write_volumes(folder, sites=("a", "b"), cases=3):
             labels = np.zeros((4, 32, 32), np.uint8)
             labels[1:3, 8:22, 8:22], labels[1:3, 11:18, 11:18] = 1, 2
             volume = (50 * labels + rng.integers(0, 30, labels.shape)).astype(np.int16)
-            scenes.save_prostate(folder / site, f"Case{case}", volume, labels, (0.5, 0.5, 3.0))
+            style = scenes.PROSTATE["site1"]._replace(spacing=(0.5, 0.5, 3.0))
+            scenes.save_prostate(folder / site, f"Case{case}", volume, labels, style)
     return folder
 
 
@@ -99,7 +102,7 @@ def save_mask(file, labels):
 @pytest.mark.parametrize("name", ["m.png", "m.nii.gz"])
 def test_labels_are_classes(tmp_path, name):
     """0 .. K-1 stay as they are; with two classes all above 0 are 1; any other label is named."""
-    read = images.read_image_pair if name == "m.png" else volumes.read_volume_pair
+    read = images.read_pair if name == "m.png" else volumes.read_pair
     labels = np.zeros((8, 8), int)
     labels[2:5, 2:5], labels[3, 3], labels[6, 6] = 1, 2, 3
     mask = save_mask(tmp_path / name, labels)
@@ -259,7 +262,7 @@ def test_a_run_carries_its_classes(trained, monkeypatch, capsys):
     splits = {row["split"] for row in rows_in(folder / "run" / "metrics.csv")}
     assert splits == {"train", "val", "val disc", "val cup"}
     before = (folder / "run" / "cases.csv").read_bytes()
-    code, out, _ = run_here(monkeypatch, capsys, evaluation, folder, "--run", "run")
+    code, out, _ = run_here(monkeypatch, capsys, scoring, folder, "--run", "run")
     assert code == 0 and out.count("\n  cup ") == 2 * 3 * (1 if result["best"]["round"] == 2 else 2)
     assert (folder / "run" / "cases.csv").read_bytes() == before
     again = json.loads(out.splitlines()[-1])
@@ -293,7 +296,7 @@ def test_predictions_of_three_classes(trained, tmp_path, monkeypatch, capsys):
     code, _, err = run_here(monkeypatch, capsys, predict, folder, "--run", "run", "d/a", "site=a",
                               f"out={tmp_path / 'p'}", "probabilities=true")
     assert code == 0, err
-    sites = evaluation.load_sites(config)
+    sites = load_sites(config)
     _, model, statistics, _ = evaluation.load_run(folder / "run" / "best.pt", sites, config, torch.device("cpu"))
     network = evaluation.own_network(model, statistics["a"])
     table = rows_in(tmp_path / "p" / "prediction.csv")
@@ -360,7 +363,7 @@ def test_generated_discs(tmp_path, monkeypatch):
     """Three sites with all three classes; the cup lies in the disc; the sites differ in light, colour and blur."""
     monkeypatch.chdir(tmp_path)
     folder = demo_data.ensure("images")
-    sites = evaluation.load_sites(load_config({"task": "images", "data": str(folder), "out": "o", "classes": 3}))
+    sites = load_sites(load_config({"task": "images", "data": str(folder), "out": "o", "classes": 3}))
     assert [site.name for site in sites] == ["field", "flash", "lens"]
     looks = []
     for site in sites:

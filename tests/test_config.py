@@ -77,11 +77,16 @@ def test_a_folder_that_is_no_run_is_left_alone(workplace, program):
     assert code == 2 and "no site has a training case" in err
 
 
-def test_a_new_term_stays_out_of_the_columns():
-    """A forker's fourth loss term does not shift the columns of metrics.csv."""
+def test_every_term_of_the_loss_has_its_column():
+    """Also a forker's fourth one, which some rows may lack; `null` stands for what a row does not have."""
     losses = {"dice": 1.0, "mine": 9.0, "contrast": 2.0, "consistency": 3.0}
     update = federated.Update("a", 1, {"w": torch.zeros(2)}, {}, losses, {}, 0.5)
-    assert run_folder.train_rows(1, [update]) == [(1, "train", "a", None, 1.0, 2.0, 3.0, 0.5, 8, 0)]
+    rows = run_folder.train_rows(1, [update])
+    assert rows == [(1, "train", "a", None, losses, 0.5, 8, 0)]
+    lines = run_folder.as_csv([(1, "train", "b", None, {"dice": 2.0}, 0.5, 8, 0), *rows]).decode().splitlines()
+    assert lines == [("round,split,site,dice,loss_dice,loss_mine,loss_contrast,loss_consistency,seconds,"
+                      "weight_bytes,prototype_bytes"), "1,train,b,null,2.0,null,null,null,0.5,8,0",
+                     "1,train,a,null,1.0,9.0,2.0,3.0,0.5,8,0"]
 
 
 def test_unwritable_run_folder(workplace, program):

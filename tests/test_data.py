@@ -21,7 +21,7 @@ import check_data
 import datasets
 from config import BadInput
 from datasets import batches, load_sites, seeded, splits_of
-from sites import demo_data, readers
+from sites import demo_data, readers, scenes
 from sites.readers import Sample
 from test_fedbcs import HERE, write_nuclei
 from tests.helpers import nuclei_config, prostate_config, write_prostate
@@ -396,7 +396,7 @@ def test_batches_cover_every_slice_once_in_a_seeded_order():
 
 def test_demo_is_written_whole_and_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(demo_data.WRITE, "nuclei", lambda part: [part.mkdir(parents=True), 1 / 0])
+    monkeypatch.setitem(scenes.WRITE, "nuclei", lambda part: [part.mkdir(parents=True), 1 / 0])
     with pytest.raises(ZeroDivisionError):
         demo_data.ensure("nuclei")
     assert list((tmp_path / "data").iterdir()) == []  # nothing half-written

@@ -24,6 +24,7 @@ from rounds.checkpoint import load_checkpoint
 from sites.layouts import list_files
 from test_fedbcs import HERE, tiny_config, write_nuclei
 from tests.helpers import run_here
+from tests.test_methods import worked_example
 from unet import UNet
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}  # run in other folders
@@ -92,7 +93,7 @@ def test_finished_runs_are_skipped_and_broken_ones_resumed(finished):
     ran = again(folder, "table", "--methods", "fedavg,fedbcs")
     assert ran.returncode == 0, ran.stderr
     assert "12 runs, 11 of them finished already" in ran.stdout
-    assert "fedbcs, seed 1: done; 0 of 1 runs to go" in ran.stdout
+    assert "fedbcs_seed1: done; 0 of 1 runs to go" in ran.stdout
     assert files[0].stat().st_mtime_ns == kept
     assert "resuming after round 2" in (folder / "out" / "fedbcs_seed1.log").read_text()
     after = load_checkpoint(broken / "last.pt")["weights"]
@@ -158,9 +159,9 @@ def test_trainings_end_with_the_program(finished, tmp_path):
             time.sleep(0.1)
         process.terminate()
         assert process.wait(30) == 143
-    rounds = run_grid.rounds_done(run_grid.Run("fedavg", 0, metrics.parent, []))
+    rounds = int(run_grid.read_rows(metrics)[-1]["round"])
     time.sleep(1)
-    assert 0 < run_grid.rounds_done(run_grid.Run("fedavg", 0, metrics.parent, [])) == rounds < 500
+    assert 0 < int(run_grid.read_rows(metrics)[-1]["round"]) == rounds < 500
 
 
 def test_settings():
@@ -187,9 +188,9 @@ def test_a_held_out_mean_is_over_the_held_out_sites():
     results = {}
     for seed, (name, site) in itertools.product((0, 1), itertools.product(("fedavg", "fedbcs"), "ab")):
         dice = 0.1 * seed + (0.2 if name == "fedbcs" else 0) + (0.4 if site == "b" else 0)
-        results[f"{name} without {site}", seed] = {"sites": {s: {"dice": dice if s == site else 9.0}
-                                                             for s in "ab"}}
-    lines = tables.table_of_held_out(results, [0, 1]).splitlines()
+        results.setdefault(f"{name} without {site}", []).append(
+            {"sites": {s: {"dice": dice if s == site else 9.0} for s in "ab"}})
+    lines = tables.table_of_held_out(results).splitlines()
     assert "0.250 ± 0.071" in lines[2] and "+0.200 (+0.200 +0.200)" in lines[3]
 
 
@@ -212,8 +213,8 @@ def test_the_same_scenes_in_every_style(tmp_path):
 
 def test_scenes_differ_in_style_alone(tmp_path, monkeypatch):
     """Two sites of one stain get the same files: noise and thickness belong to the scene."""
-    stain = style_bias.scenes.NUCLEI["north"]
-    monkeypatch.setattr(style_bias.scenes, "NUCLEI", {"a": stain, "b": stain})
+    styles, *others = style_bias.scenes.TASKS["nuclei"]
+    monkeypatch.setitem(style_bias.scenes.TASKS, "nuclei", (dict.fromkeys("ab", styles["north"]), *others))
     style_bias.write_scenes(tmp_path, "nuclei")
     for kind in ("images", "masks"):
         files = [sorted((tmp_path / site / kind).iterdir()) for site in "ab"]
@@ -299,7 +300,7 @@ def test_plots_are_drawn(finished, comparison):
 
 def test_validation_curve(finished):
     folder, _ = finished
-    run = run_grid.Run("fedbcs", 0, folder / "out" / "fedbcs_seed0", [])
+    run = run_grid.Training("fedbcs", 0, folder / "out" / "fedbcs_seed0", [])
     rows = [row for row in run_grid.read_rows(run.folder / "metrics.csv") if row["split"] == "val"]
     curve = figures.validation_curve(run)
     assert list(curve) == [1, 2]
@@ -373,7 +374,43 @@ def test_curves_of_a_run(tmp_path, monkeypatch, capsys):
     assert code == 2 and "is not there yet" in err and err.count("\n") == 1
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = run_here(monkeypatch, capsys, curves, tmp_path, "--run", "run")
-    assert code == 2 and err == "error: matplotlib: is not installed; pip install -r requirements-extra.txt\n"
+    assert code == 2 and err == ("error: matplotlib: is not installed and this plot needs it; "
+                                 "pip install -r requirements-extra.txt\n")
+
+
+def test_curves_have_every_term_of_a_method(tmp_path):
+    """A term of any name, also one that begins in round 3; the ticks are whole rounds."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "metrics.csv").write_text(
+        "round,split,site,dice,loss_dice,loss_contrast,loss_proximal,seconds\n"
+        "1,train,a,null,0.5,null,,1\n1,val,a,0.25,null,null,null,null\n"
+        "2,train,a,null,0.4,0.0,null,1\n2,val,a,0.5,null,null,null,null\n"
+        "3,train,a,null,0.3,0.0,0.5,1\n3,train,b,null,0.1,0.0,1.5,1\n3,val disc,a,0.9,null,null,null,null\n")
+    losses, dice = curves.read_curves(tmp_path / "metrics.csv")
+    assert losses == {"loss_dice": {1: 0.5, 2: 0.4, 3: pytest.approx(0.2)}, "loss_contrast": {2: 0, 3: 0},
+                      "loss_proximal": {3: 1.0}}
+    left, right = curves.draw_curves(tmp_path / "curves.png", losses, dice).axes
+    drawn = {line.get_label(): list(zip(*line.get_data())) for line in left.lines}
+    assert drawn == {"L_dice": list(losses["loss_dice"].items()), "mu L_contra": [(2, 0), (3, 0)],
+                     "proximal": [(3, 1)]}
+    assert {line.get_label(): list(zip(*line.get_data())) for line in right.lines} == {"a": [(1, 0.25), (2, 0.5)]}
+    for ax in (left, right):
+        assert all(tick == round(tick) for tick in ax.get_xticks())
+
+
+@pytest.mark.parametrize("weight", [1, 0])
+def test_diagnosis_of_another_network(tmp_path, monkeypatch, capsys, weight):
+    """The network of docs/fork.md has neither FSR nor batch norm, and at weight 0 no prototypes."""
+    write_nuclei(tmp_path / "data", ("a", "b"), cases=5)
+    (tmp_path / "mine.py").write_text(worked_example("small")[0])
+    monkeypatch.chdir(tmp_path)
+    train.train(tiny_config("data", "run", "method=mine.py:small", f"prototype_weight={weight}", "width=8"))
+    code, out, err = run_here(monkeypatch, capsys, diagnose, tmp_path, "--run", "run", "trust=true")
+    assert code == 0, err
+    for site in out.split("\n\n")[1:3]:
+        assert site.count("gradient of ") == (3 if weight else 1)
+        assert site.count("cosine with own class") == 2 * weight and "FSR" not in site
+    assert out.count("p > ") == len(diagnose.THRESHOLDS)
 
 
 def test_diagnosis_of_a_run(tmp_path, monkeypatch, capsys):

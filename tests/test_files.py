@@ -158,7 +158,7 @@ def test_a_picture_is_turned_as_its_tag_says(tmp_path, turn, wide):
     exif[274] = turn
     image = saved(tmp_path, stored, "i.jpg", exif=exif, quality=95)
     mask = saved(tmp_path, Image.fromarray(WHITE[:, :wide]))
-    picture, truth, found = images.read_image_pair(image, mask)
+    picture, truth, _, found = images.read_pair(image, mask)
     assert picture[0, 0][truth[0] == 1].mean() > 0.9 and picture[0, 0][truth[0] == 0].mean() < 0.1
     assert len(found) == (turn != 1) and all("EXIF" in text for text in found)
 
@@ -217,9 +217,9 @@ def test_pictures_without_contrast(tmp_path):
         image = saved(tmp_path, Image.fromarray(values), "i.png")
         if words:
             with pytest.raises(BadInput, match=words):
-                images.read_image_pair(image, mask)
+                images.read_pair(image, mask)
         else:
-            assert "hardly any contrast" in images.read_image_pair(image, mask)[2][0]
+            assert "hardly any contrast" in images.read_pair(image, mask)[3][0]
 
 
 def test_suspicious_masks_are_named(tmp_path):
@@ -346,9 +346,9 @@ def test_a_volume_without_contrast_or_organ(tmp_path):
     spot[0, 0, 0] = 9
     for array, words in ((spot * 0 + 3, "one value everywhere"), (spot, "nothing is left")):
         with pytest.raises(BadInput, match=words):
-            volumes.read_volume_pair(write(tmp_path / "v.nii", nifti(array)), mask)
+            volumes.read_pair(write(tmp_path / "v.nii", nifti(array)), mask)
     empty = write(tmp_path / "m.nii", nifti(np.zeros(VOLUME.shape, np.uint8)))
-    assert "no foreground at all" in volumes.read_volume_pair(write(tmp_path / "v.nii", nifti()), empty)[3][0]
+    assert "no foreground at all" in volumes.read_pair(write(tmp_path / "v.nii", nifti()), empty)[3][0]
     with pytest.raises(BadInput, match="all of it is foreground"):
         volumes.read_labels(write(tmp_path / "m.nii", nifti(np.ones(VOLUME.shape, np.uint8))))
 

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -27,10 +28,11 @@ import config
 import federated
 import train
 from config import BadInput, load_config
+from federated import Diverged
+from flower.faults import SiteFailed
+from methods.find import find_method
 from rounds.checkpoint import load_checkpoint
-from rounds.diverged import Diverged
-from rounds.faults import SiteFailed
-from test_fedbcs import HERE, write_nuclei
+from test_fedbcs import HERE, first_state, one_round, tiny_config, write_nuclei
 from tests.helpers import assert_same, write_prostate
 from tests.test_classes import write_images
 from tests.test_methods import worked_example
@@ -41,8 +43,9 @@ ArrayRecord, Error, Message, RecordDict = (
 pytestmark = pytest.mark.flower
 identity = pytest.importorskip("flwr.supercore.task_identity").TaskIdentity
 from flower import app as flower_app
+from flower import faults, fit, own_files
 from flower import messages as flower_messages
-from flower import own_files
+from flower.guards import GUARDS, load_settings
 
 identity.run_id = identity.task_id = identity.node_id = 1
 PROGRAMS = Path(sys.executable).parent
@@ -144,9 +147,9 @@ def federation(tmp_path):
 
 
 def in_process(folder, data, *overrides):
-    """The same run in one process; returns its state and result."""
+    """The same run in one process, without what a federation alone has; returns its state and result."""
     config = load_config({"task": "nuclei", "data": str(data), "out": str(folder)},
-                         [*SETTINGS, *overrides])
+                         [text for text in (*SETTINGS, *overrides) if text.partition("=")[0] not in GUARDS])
     train.train(config)
     return load_checkpoint(folder / "last.pt"), json.loads((folder / "result.json").read_text())
 
@@ -549,7 +552,7 @@ def test_an_update_starts_from_the_optimizer_state_of_the_last_that_was_taken(tm
     content = {"weights": flower_messages.pack_weights(model.state_dict()), "prototypes": ArrayRecord()}
 
     def ask(t, last):
-        asked = content | {"round": {"t": t, "score": False}, "last": {"a": last} if last else {}}
+        asked = content | {"round": {"t": t, "score": False}, "turn": {"train": True}, "last": {"a": last} if last else {}}
         return flower_messages.unpack_weights(flower_app.train_site(asked, nodes.context(1))["weights"], model.state_dict())
     first, second, third = ask(1, 0), ask(2, 1), ask(3, 2)
     assert_same(third, ask(3, 2))
@@ -564,8 +567,7 @@ def test_an_update_starts_from_the_optimizer_state_of_the_last_that_was_taken(tm
 
 
 def test_an_update_that_was_not_taken_leaves_no_trace(tmp_path, monkeypatch):
-    """skip: a site whose update was refused goes on from the optimizer state before it, as in one
-    process."""
+    """skip: a site whose update was refused goes on from the optimizer state before it, as if its round had not been."""
     data = write_nuclei(tmp_path / "data", ("a", "b"))
     settings, honest = ("rounds=3", "on_site_failure=skip"), federated.local_update
 
@@ -574,12 +576,14 @@ def test_an_update_that_was_not_taken_leaves_no_trace(tmp_path, monkeypatch):
         if (site.name, t) == ("b", 2):
             update.weights["head.weight"][0] = torch.nan
         return update
-    for module in (train, flower_app):
-        monkeypatch.setattr(module, "local_update", local_update)
-    state, result = in_process(tmp_path / "one", data, *settings)
-    served, said = Hospitals(tmp_path, data, "ab", settings).train()
-    assert_same(dict(served["weights"]), dict(state["weights"]))
-    assert without_facts(said) == without_facts(result)
+    monkeypatch.setattr(flower_app, "local_update", local_update)
+    served, _ = Hospitals(tmp_path, data, "ab", settings).train()
+    one = load_config({"task": "nuclei", "data": str(data), "out": "unused"}, [*SETTINGS, "rounds=3"])
+    model, sites, w = first_state(one)
+    G, kept = {}, {}
+    for t in (1, 2, 3):
+        w, G, _ = one_round(model, sites[:1] if t == 2 else sites, w, G, kept, t, one)
+    assert_same(dict(served["weights"]), dict(w))
     assert {site: kept["round"] for site, kept in served["kept"].items()} == {"a": 3, "b": 3}
 
 
@@ -693,3 +697,131 @@ def test_a_lost_node_a_replacement_and_a_killed_server(federation, tmp_path):
     link.start_run("rounds=50", *settings, timeout=90)
     wait_for(lambda: {(str(kept + 1), "a"), (str(kept + 1), "b")} <= set(trained()), 120)
     assert f"resuming after round {kept}" in link.log("run")
+
+
+# ---- Keys of the federation, and sites that are drawn ----
+
+def test_settings_of_the_federation_are_typed_and_kept_apart(tmp_path):
+    """From the file or the overrides, which win; no config has them, and nothing else is read by them."""
+    file = tmp_path / "c.yaml"
+    file.write_text("task: nuclei\ndata: d\nmin_sites: 2\nmax_share: 0.5\nlr: 0.5\n")
+    found, guards = load_settings(file, ["max_share=0.25", "update_norm=5", "on_site_failure=skip", "lr=0.1"])
+    assert vars(guards) == {"on_site_failure": "skip", "min_sites": 2, "max_share": 0.25, "update_norm": 5.0}
+    assert (found.lr, found.out) == (0.1, "runs/c") and not vars(found).keys() & GUARDS.keys()
+    assert vars(load_settings(HERE / "config.yaml", [])[1]) == {
+        "on_site_failure": "stop", "min_sites": 1, "max_share": 1.0, "update_norm": None}
+    for wrong, words in (("max_share=0", "above 0"), ("max_share=1.5", "at most 1"), ("update_norm=0.5", "at least 1"),
+                         ("update_norm=x", "or none"), ("min_sites=0", "at least 1"), ("on_site_failure=maybe", "stop or skip")):
+        with pytest.raises(BadInput, match=f"^{wrong.partition('=')[0]}: .*{words}"):
+            load_settings(file, [wrong])
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_some_sites_a_round_over_flower(tmp_path, resumed):
+    """The sites that train.py draws, to the bit; the others score and send nothing; no site is told of another."""
+    data = write_nuclei(tmp_path / "data", ("a", "b", "c", "d"))
+    overrides = ("rounds=4", "sites_per_round=2", "hold_out=c")
+    state, result = in_process(tmp_path / "one", data, *overrides)
+    nodes = Hospitals(tmp_path, data, "abcd", ("rounds=2", *overrides[1:]) if resumed else overrides)
+    if resumed:
+        nodes.train()
+        nodes = Hospitals(tmp_path, data, "abcd", (*overrides, "resume=true"))
+    served, said = nodes.train()
+    trained = [[row[2] for row in state["history"] if row[:2] == (t, "train")] for t in (1, 2, 3, 4)]
+    assert trained == [[row[2] for row in served["history"] if row[:2] == (t, "train")] for t in (1, 2, 3, 4)]
+    assert all(len(names) == 2 and "c" not in names for names in trained) and len(set(map(tuple, trained))) > 1
+    for key in ("weights", "prototypes"):
+        assert_same(dict(served[key]), dict(state[key]))
+    assert without_facts(said) == without_facts(result)
+    sent = [(asked.content["round"]["t"], reply.content["site"]["name"]) for asked, reply in nodes.sent
+            if asked.metadata.message_type == "train" and "weights" in reply.content]
+    assert sorted(sent) == [(t, name) for t, names in enumerate(trained, 1) for name in names if t > 2 * resumed]
+
+
+def test_an_update_that_nobody_asked_for_is_left_out(tmp_path, monkeypatch, capsys):
+    """A site that trains although another was drawn."""
+    data = write_nuclei(tmp_path / "data", ("a", "b", "c"))
+    nodes = Hospitals(tmp_path, data, "abc", ("rounds=1", "sites_per_round=1", "on_site_failure=skip"))
+    honest = nodes.client
+
+    def eager(message, context):
+        if message.metadata.message_type == "train":
+            message.content["turn"]["train"] = True
+        return honest(message, context)
+    nodes.client = eager
+    state, _ = nodes.train()
+    said = capsys.readouterr().err
+    assert len([row for row in state["history"] if row[1] == "train"]) == 1
+    assert said.count("it sent an update in a round that it was not drawn for") == 2
+
+
+# ---- What a server takes ----
+
+def spoiled(update, how):
+    """An update that something is wrong with."""
+    w, c = dict(update.weights), {p: dict(v) for p, v in update.prototypes.items()}
+    if how == "nan weight":
+        w["head.weight"] = w["head.weight"] * math.nan
+    elif how == "weight shape":
+        w["head.weight"] = w["head.weight"][:1]
+    elif how == "weight missing":
+        del w["head.weight"]
+    elif how == "inf prototype":
+        c["encoder"][1] = c["encoder"][1] / 0
+    elif how == "prototype shape":
+        c["encoder"][1] = c["encoder"][1][:-1]
+    elif how == "no images":
+        return update._replace(n=0)
+    elif how == "raises":
+        return RuntimeError("the disk has gone")
+    return update._replace(weights=w, prototypes=c)
+
+
+@pytest.mark.parametrize("how, words", [
+    ("raises", "the disk has gone"), ("nan weight", "not finite"), ("weight shape", "name, shape or type"),
+    ("weight missing", "name, shape or type"), ("inf prototype", "not finite"),
+    ("prototype shape", "prototypes of the encoder are not vectors of 48 numbers"),
+    ("no images", "0 training images")])
+def test_an_update_that_is_unfit_stops_the_run_or_sits_out(tmp_path, capsys, how, words):
+    config = tiny_config(write_nuclei(tmp_path / "d", ("a", "b", "c")), "unused")
+    model, sites, w = first_state(config)
+    fields = fit.expected_fields(model, config, find_method(config))
+    updates = {u.site: u for u in one_round(model, sites, w, {}, {}, 1, config)[2]}
+    results = updates | {"b": spoiled(updates["b"], how)}
+    skip = load_settings(HERE / "config.yaml", ["on_site_failure=skip", "min_sites=2"])[1]
+    assert [u.site for u in faults.accept(results, w, fields, 1, skip)] == ["a", "c"]
+    said = capsys.readouterr().err
+    assert "site b failed in round 1" in said and words in said and "left out" in said
+    skip.min_sites = 3
+    with pytest.raises(SiteFailed, match="2 sites are left in round 1, min_sites: 3"):
+        faults.accept(results, w, fields, 1, skip)
+    with pytest.raises(SiteFailed, match=f"site b failed in round 1: .*{words}"):
+        faults.accept(results, w, fields, 1, load_settings(HERE / "config.yaml", [])[1])
+
+
+@pytest.mark.parametrize("P", [torch.zeros(0), torch.zeros(0, 48), torch.zeros(2, 2, 48),
+                               torch.zeros(47), torch.tensor(1.0)])
+def test_a_prototype_of_another_shape_is_refused(P):
+    update = federated.Update("a", 1, {"w": torch.zeros(2)}, {"encoder": {1: P}}, {"dice": 1.0}, {}, 0.0)
+    fields = fit.Fields({"w": torch.zeros(2)}, {"encoder": (48, False)}, 2, {"dice"})
+    assert fit.check_update(update, fields) == "its prototypes of the encoder are not vectors of 48 numbers"
+    good = update._replace(prototypes={"encoder": {1: torch.zeros(48)}})
+    assert fit.check_update(good, fields) is None
+    several = fields._replace(prototypes={"encoder": (48, True)})
+    assert fit.check_update(good, several) and fit.check_update(update, several)
+    assert fit.check_update(good._replace(prototypes={"encoder": {1: torch.zeros(1, 48)}}), several) is None
+
+
+@pytest.mark.parametrize("names, taken", [(("dice", "mine"), True), (("dice", "x" * 41), False), (("dice", "a b"), False),
+                                          (tuple(f"t{i}" for i in range(17)), False)])
+def test_a_method_that_declares_no_terms_may_have_any(names, taken):
+    fields = fit.Fields({"w": torch.zeros(2)}, {}, 2, set())
+    update = federated.Update("a", 1, {"w": torch.zeros(2)}, {}, dict.fromkeys(names, 1.0), {}, 0.0)
+    assert (fit.check_update(update, fields) is None) == taken
+
+
+def test_prototypes_that_a_method_does_not_declare(tmp_path, capsys):
+    """The site says so itself, in the first round; nothing of it is sent."""
+    with pytest.raises(BadInput, match="prototypes of the decoder, which its Method.vectors does not declare"):
+        flower_app.check_declared({"decoder": {1: torch.zeros(3)}}, {"encoder": (3, False)})
+    assert flower_app.check_declared({"encoder": {}}, {"encoder": (3, False)}) is None

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-import eval as evaluation
 from datasets import Site
+from scoring import evaluate as evaluation
 from scoring import metrics, results
 from scoring.norm_statistics import collect_statistics, norm_statistics, own_network
 from test_fedbcs import golden

@@ -62,7 +62,9 @@ def test_group_norm_equals_the_formula_and_needs_no_batch():
     z = model.encoder[0][0](x).double()
     groups = z.reshape(2, 8, -1)
     wanted = (groups - groups.mean(2, keepdim=True)) / (groups.var(2, unbiased=False, keepdim=True) + 1e-5).sqrt()
-    torch.testing.assert_close(model.encoder[0][1](z.float()).double(), wanted.reshape(z.shape), rtol=0, atol=2e-6)
+    for layout, atol in ((torch.contiguous_format, 2e-6), (torch.channels_last, 3e-5)):  # torch rounds more in the latter
+        found = model.encoder[0][1](z.float().contiguous(memory_format=layout)).double()
+        torch.testing.assert_close(found, wanted.reshape(z.shape), rtol=0, atol=atol)
     assert sum(isinstance(layer, nn.GroupNorm) for layer in model.modules()) == 18
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
     assert model.state_dict().keys() == UNet(8, levels=[]).state_dict().keys()

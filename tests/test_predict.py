@@ -13,15 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-import eval as evaluation
 import predict
 import train
 from datasets import load_sites
 from inference import statistics
-from inference.inputs import list_inputs, output_names
+from inference.inputs import list_inputs, output_names, read_unlabelled
 from rounds.checkpoint import load_checkpoint
+from scoring import evaluate as evaluation
 from scoring.norm_statistics import own_network
-from sites.readers import read_unlabelled
 from test_fedbcs import tiny_config, write_nuclei
 from tests.helpers import CPU, run_here, write_prostate
 
@@ -118,7 +117,7 @@ def test_a_hospital_that_took_no_part(trained, tmp_path, monkeypatch, capsys):
     kept = torch.load(tmp_path / "p" / "statistics.pt")["statistics"]
     assert kept.keys() == own["new"].keys()
     assert all(torch.equal(kept[name], own["new"][name]) for name in kept)
-    monkeypatch.setattr(statistics, "collect_statistics", lambda *_: pytest.fail("they are kept"))
+    monkeypatch.setattr(statistics, "statistics_of", lambda *_: pytest.fail("they are kept"))
     first = next((tmp_path / "p").rglob("0.png" if config.task == "nuclei" else "Case0.nii.gz")).read_bytes()
     code, out, _ = run_here(monkeypatch, capsys, predict, tmp_path, *arguments)
     assert code == 0 and "collecting" not in out and "of an earlier call, kept in" in out.splitlines()[0]

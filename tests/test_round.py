@@ -2,22 +2,19 @@
 
 import copy
 import json
-import math
 import time
 
 import pytest
 import torch
-from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import federated
 import prototypes
 import train
-from datasets import batches, seeded
+from datasets import batches, seeded, sites_of_round
+from federated import Diverged
 from fused_features import PATHS
 from methods.find import find_method
-from rounds import faults, fit
-from rounds.diverged import Diverged
+from rounds.checkpoint import load_checkpoint
 from test_fedbcs import first_state, one_round, tiny_config, write_nuclei
 from tests.helpers import assert_same
 from unet import UNet
@@ -115,54 +112,6 @@ def test_mixed_precision_runs_the_network_alone(tmp_path):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "unique_dim", "item")
-
-
-class Waits(TorchDispatchMode):
-    """Counts the operations whose result a host with a GPU has to wait for; a mask as an index is one."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.__name__.split(".")[0]
-        by_mask = name == "index" and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
-        if name in WAITS or by_mask:
-            self.found.append(name)
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("method, t, most", [("fedavg", 1, 0), ("fedprox", 2, 0), ("fedbcs", 1, 0),
-                                             ("fedbcs", 2, 10)])
-def test_what_a_step_waits_for(tmp_path, monkeypatch, method, t, most):
-    """FedAvg's steps wait for nothing. FedBCS has to learn how many pixels are aligned, once a path, and how many
-    rows of each of its four maps they need: these numbers are the sizes of what comes next.
-
-    The losses are read once a local epoch, whatever the number of steps.
-    """
-    # on a CPU one_hot looks at its labels; on a GPU it does not
-    monkeypatch.setattr(functional, "one_hot", lambda y, n=2: (y[..., None] == torch.arange(n)).long())
-    config = tiny_config(write_nuclei(tmp_path / "d", cases=16), "unused", f"method={method}", "batch_size=2")
-    model, sites, w = first_state(config)
-    rules, x, y = find_method(config), torch.rand(2, 3, 32, 32), torch.randint(2, (2, 32, 32))
-    context = federated.Context("a", t, w, {}, {}, {})
-    rules.losses(model, x, y, context)
-    context.G = rules.aggregate([rules.send(model, context)]) if t > 1 else {}
-    optimizer = federated.make_optimizer(model, config)
-    with Waits() as waits:
-        sum(rules.losses(model, x, y, context).values()).backward()
-        optimizer.step()
-    assert len(waits.found) == most, waits.found
-    counted = []
-    for slices in (sites[0].train_slices[:4], sites[0].train_slices[:8]):
-        sites[0].train_slices = slices
-        with Waits() as waits:
-            federated.local_update(model, sites[0], w, {}, None, 1, config, constant_loss(1.0))
-        counted.append(waits.found)
-    assert counted[0] == counted[1]
-
-
 def test_weights_that_are_not_finite_after_the_last_step_are_named(tmp_path):
     config = tiny_config(write_nuclei(tmp_path / "d"), "unused", "batch_size=99")
     model, sites, w = first_state(config)
@@ -192,19 +141,6 @@ def test_what_a_site_keeps_is_not_changed_by_its_next_round(tmp_path, optimizer)
     assert_same(first.weights, second.weights)
     assert_same(first.kept, second.kept)
     assert len(first.kept["memory"]["seen"]) == 2 * len(kept["memory"]["seen"])
-
-
-@pytest.mark.parametrize("P", [torch.zeros(0), torch.zeros(0, 48), torch.zeros(2, 2, 48),
-                               torch.zeros(47), torch.tensor(1.0)])
-def test_a_prototype_of_another_shape_is_refused(P):
-    update = federated.Update("a", 1, {"w": torch.zeros(2)}, {"encoder": {1: P}}, {"dice": 1.0}, {}, 0.0)
-    fields = fit.Fields({"w": torch.zeros(2)}, {"encoder": (48, False)}, 2, {"dice"})
-    assert fit.check_update(update, fields) == "its prototypes of the encoder are not vectors of 48 numbers"
-    good = update._replace(prototypes={"encoder": {1: torch.zeros(48)}})
-    assert fit.check_update(good, fields) is None
-    several = fields._replace(prototypes={"encoder": (48, True)})
-    assert fit.check_update(good, several) and fit.check_update(update, several)
-    assert fit.check_update(good._replace(prototypes={"encoder": {1: torch.zeros(1, 48)}}), several) is None
 
 
 @pytest.mark.parametrize("width, levels", [(1, [2]), (3, [0, 2]), (2, [1])])
@@ -242,61 +178,6 @@ def test_optimizer_state_stays_at_its_site(tmp_path):
     assert not torch.equal(a, b)
 
 
-def spoiled(update, how):
-    """An update that something is wrong with."""
-    w, c = dict(update.weights), {p: dict(v) for p, v in update.prototypes.items()}
-    if how == "nan weight":
-        w["head.weight"] = w["head.weight"] * math.nan
-    elif how == "weight shape":
-        w["head.weight"] = w["head.weight"][:1]
-    elif how == "weight missing":
-        del w["head.weight"]
-    elif how == "inf prototype":
-        c["encoder"][1] = c["encoder"][1] / 0
-    elif how == "prototype shape":
-        c["encoder"][1] = c["encoder"][1][:-1]
-    elif how == "no images":
-        return update._replace(n=0)
-    return update._replace(weights=w, prototypes=c)
-
-
-@pytest.mark.parametrize("how, words", [
-    ("raises", "the disk has gone"), ("nan weight", "not finite"), ("weight shape", "name, shape or type"),
-    ("weight missing", "name, shape or type"), ("inf prototype", "not finite"),
-    ("prototype shape", "prototypes of the encoder are not vectors of 48 numbers"),
-    ("no images", "0 training images")])
-def test_a_site_that_fails_stops_the_run_or_sits_out(tmp_path, monkeypatch, capsys, how, words):
-    folder, honest = write_nuclei(tmp_path / "d", ("a", "b", "c")), federated.local_update
-
-    def update(model, site, *rest):
-        if site.name != "b":
-            return honest(model, site, *rest)
-        if how == "raises":
-            raise RuntimeError("the disk has gone")
-        return spoiled(honest(model, site, *rest), how)
-    for skip in (True, False):
-        config = tiny_config(folder, "unused", *(["on_site_failure=skip", "min_sites=2"] * skip))
-        model, sites, w = first_state(config)
-        alone = one_round(model, [sites[0], sites[2]], w, {}, {}, 1, config)
-        monkeypatch.setattr(federated, "local_update", update)
-        if skip:
-            optimizers = {}
-            found = one_round(model, sites, w, {}, optimizers, 1, config)
-            assert_same(found[0], alone[0])
-            assert_same(found[1], alone[1])
-            assert [u.site for u in found[2]] == ["a", "c"] and set(optimizers) == {"a", "c"}
-            said = capsys.readouterr().err
-            assert "site b failed in round 1" in said and words in said and "left out" in said
-            config.min_sites = 3
-            with pytest.raises(faults.SiteFailed, match="2 sites are left in round 1, min_sites: 3"):
-                one_round(model, sites, w, {}, {}, 1, config)
-        else:
-            with pytest.raises(RuntimeError if how == "raises" else faults.SiteFailed, match=words) as it:
-                one_round(model, sites, w, {}, {}, 1, config)
-            assert "site b failed in round 1" in capsys.readouterr().err + str(it.value)
-        monkeypatch.setattr(federated, "local_update", honest)
-
-
 def test_one_site_and_a_class_of_one_site_alone(tmp_path):
     folder = write_nuclei(tmp_path / "d", ("a",))
     config = tiny_config(folder, tmp_path / "run", "rounds=2")
@@ -327,8 +208,8 @@ def test_fedavg_is_the_loop_with_two_switches_off(tmp_path):
     model, sites, w = first_state(config)
     assert not any(name.startswith(("fsr", "fusion")) for name in w)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("aligned_features", "add_class_sums", "alignment_loss"):
-            patch.setattr(federated, name, lambda *_: pytest.fail("computed for prototypes"))
+        for name in ("add_class_sums", "alignment_loss"):
+            patch.setattr(federated, name, lambda *_, **__: pytest.fail("computed for prototypes"))
         found, G, updates = one_round(model, sites, w, {}, {}, 1, config)
     assert G == {} and all(update.prototypes == {} for update in updates)
     locals_ = []
@@ -343,3 +224,33 @@ def test_fedavg_is_the_loop_with_two_switches_off(tmp_path):
         locals_.append([p.detach().clone() for p in model.parameters()])
     for name, *values in zip(w, *locals_):
         torch.testing.assert_close(found[name], sum(values) / 2)
+
+
+# ---- Some sites a round ----
+
+def test_sites_are_drawn_by_seed_and_round():
+    config, names = tiny_config("unused", "unused", "sites_per_round=2", "seed=3"), list("abcdef")
+    drawn = [sites_of_round(names, config, t) for t in range(1, 30)]
+    assert drawn == [sites_of_round(names, config, t) for t in range(1, 30)]
+    assert all(len(set(part)) == 2 and part == sorted(part) for part in drawn)
+    assert {name for part in drawn for name in part} == set(names) and len(set(map(tuple, drawn))) > 8
+    config.seed = 4
+    assert drawn != [sites_of_round(names, config, t) for t in range(1, 30)]
+    for config.sites_per_round in (6, 7, None):
+        assert sites_of_round(names, config, 1) == names
+
+
+def test_a_run_with_some_sites_a_round_resumes_to_the_bit(tmp_path):
+    """Only the drawn ones train; who sits out keeps its optimizer."""
+    data = write_nuclei(tmp_path / "d", ("a", "b", "c"))
+    settings = ("sites_per_round=1", "optimizer=adam", "lr=1e-3")
+    train.train(tiny_config(data, tmp_path / "whole", *settings, "rounds=4"))
+    train.train(tiny_config(data, tmp_path / "cut", *settings, "rounds=2"))
+    train.train(tiny_config(data, tmp_path / "cut", *settings, "rounds=4", "resume=true"))
+    whole, cut = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "cut"))
+    for part in ("weights", "prototypes", "kept"):
+        assert_same(dict(cut[part]), dict(whole[part]))
+    trained = [[row[2] for row in whole["history"] if row[:2] == (t, "train")] for t in (1, 2, 3, 4)]
+    assert all(len(names) == 1 for names in trained) and len(set(map(tuple, trained))) > 1
+    steps = {site: kept["optimizer"]["state"][0]["step"].item() for site, kept in whole["kept"].items()}
+    assert steps == {site: 2 * sum(names == [site] for names in trained) for site in steps}

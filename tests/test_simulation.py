@@ -6,8 +6,9 @@ import subprocess
 
 import pytest
 
+from config import load_config
+from flower.faults import SiteFailed
 from rounds.checkpoint import load_checkpoint
-from rounds.faults import SiteFailed
 from test_fedbcs import HERE, write_nuclei
 from tests.helpers import assert_same
 
@@ -55,9 +56,9 @@ def test_nodes_and_folders_have_to_be_as_many(tmp_path, capsys):
     assert f"{data}: has 3 folders of sites and the simulation 2 nodes, make them equal" in capsys.readouterr().err
     node = {"partition-id": 0, "num-partitions": 3}
     with pytest.raises(flower_app.BadInput, match="give both as full paths"):
-        flower_app.name_partition(node, flower_app.load_config({"task": "nuclei", "data": "demo", "out": "x"}))
+        flower_app.name_partition(node, load_config({"task": "nuclei", "data": "demo", "out": "x"}))
     with pytest.raises(flower_app.BadInput, match="has 0 folders of sites"):
-        flower_app.name_partition(node, flower_app.load_config({"task": "nuclei", "data": "/no/such", "out": "/x"}))
+        flower_app.name_partition(node, load_config({"task": "nuclei", "data": "/no/such", "out": "/x"}))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="flower/requirements-simulation.txt is not installed")

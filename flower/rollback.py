@@ -17,7 +17,7 @@ def note_trained(state, t, w, G, results, updates):
 
 def go_back(state, t, problem):
     """Return the weights and prototypes to train round t from again, and say so; raises `problem` if those
-    that failed are the good ones themselves, or are gone back to already."""
+    that failed are the good ones themselves, or were already restored once."""
     good = state.get("good")
     if good is None or good["round"] == t - 1 or good.get("used"):
         raise problem

@@ -1,15 +1,13 @@
 """What an update may hold, known from the network and the config before it arrives, and what is wrong."""
 
-import copy
 import math
 import statistics
 from typing import NamedTuple
 
 import torch
 
-from federated import Context
-
 MOST_IMAGES, MOST_SECONDS, MOST_LOSS = 10**9, 10**9, 1e30
+MOST_TERMS, LONGEST_TERM = 16, 40
 MOST_WEIGHT, MOST_PROTOTYPE = 1e8, 1e4  # no honest number comes near; a square of more would not be finite
 
 
@@ -19,27 +17,19 @@ class Fields(NamedTuple):
     weights: dict      # {name: tensor of that shape and type}, those that travel
     prototypes: dict   # {path: (D, whether a class has several vectors)}
     classes: int
-    losses: set        # names of terms
+    losses: set        # names of terms, empty for any
 
 
 def expected_fields(model, config, method):
-    """Return the Fields of a method's updates, found by two batches of noise through a copy of the network.
+    """Return the Fields of a method's updates: the network's weights, and what the method declares."""
+    return Fields({name: value for name, value in model.state_dict().items() if not method.local(name)},
+                  method.vectors(model), config.classes, set(method.terms))
 
-    Neither the network nor the state of torch's random numbers is changed. Source: ours.
-    """
-    model, size = copy.deepcopy(model).train(), config.image_size
-    w, device = dict(model.state_dict()), next(model.parameters()).device
-    context = Context("", 1, w, {}, {}, {})
-    with torch.random.fork_rng(devices=[]):
-        x = torch.rand(2, 3, size, size).to(device)
-        y = (torch.arange(2 * size**2) % config.classes).view(2, size, size).to(device)
-        names = set(method.losses(model, x, y, context))
-        sent = method.send(model, context)
-        context = Context("", 2, w, method.aggregate([sent]) if sent else {}, context.memory, {})
-        names |= set(method.losses(model, x, y, context))
-    vectors = {path: next(iter(classes.values())) for path, classes in sent.items() if classes}
-    return Fields({name: value for name, value in w.items() if not method.local(name)},
-                  {path: (v.shape[-1], v.dim() == 2) for path, v in vectors.items()}, config.classes, names)
+
+def are_terms(names, fields):
+    """Return whether names of loss terms are those of the method; one that declares none may have any 16."""
+    return names <= fields.losses if fields.losses else len(names) <= MOST_TERMS and all(
+        name.isidentifier() and len(name) <= LONGEST_TERM for name in names)
 
 
 def check_update(update, fields, n=None):
@@ -50,7 +40,7 @@ def check_update(update, fields, n=None):
         return f"it has {update.n} training images, and stated {n} before"
     if not is_number(update.seconds, 0, MOST_SECONDS):
         return "its seconds are no number of seconds"
-    if not update.losses or not update.losses.keys() <= fields.losses or not all(
+    if not update.losses or not are_terms(update.losses.keys(), fields) or not all(
             is_number(value, -MOST_LOSS, MOST_LOSS) for value in update.losses.values()):
         return f"its losses are not finite numbers of the names {', '.join(sorted(fields.losses))}"
     return check_weights(update.weights, fields.weights) or check_prototypes(update, fields)
@@ -128,5 +118,3 @@ def bounded(updates, most):
             break
         capped |= over
     return [u._replace(n=most * free / room) if u.site in capped else u for u in updates]
-
-

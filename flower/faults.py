@@ -3,8 +3,7 @@
 import sys
 
 from federated import Update
-from rounds.diverged import Diverged
-from rounds.fit import bounded, check_update, too_far
+from flower.fit import bounded, check_update, too_far
 
 
 class SiteFailed(Exception):
@@ -15,23 +14,9 @@ class TooFewSites(SiteFailed):
     """Fewer sites than `min_sites` have an update that can be averaged."""
 
 
-def attempt(site, t, config, work, *arguments):
-    """Return work(*arguments), or with `on_site_failure: skip` the exception that it raised.
-
-    With `stop` the exception goes on, after a line that names the site.
-    """
-    try:
-        return work(*arguments)
-    except Exception as problem:  # whatever goes wrong at a site stays there
-        if config.on_site_failure == "skip":
-            return problem
-        if not isinstance(problem, Diverged):  # which names the site itself
-            print(f"site {site} failed in round {t}", file=sys.stderr, flush=True)
-        raise
-
-
-def accept(results, w, fields, t, config, counts=None):
-    """Return the updates of round t that can be averaged, sorted by site, their n within `max_share`.
+def accept(results, w, fields, t, guards, counts=None):
+    """Return the updates of round t that can be averaged, sorted by site, n reduced so that no
+    share exceeds `max_share`.
 
     results: {site: Update, or what went wrong there}; fields: from `expected_fields`; counts: {site: n}
     as stated in earlier rounds. Raises SiteFailed for a site that failed or sent what does not fit: at
@@ -41,16 +26,16 @@ def accept(results, w, fields, t, config, counts=None):
     problems = {site: check_update(found, fields, (counts or {}).get(site))
                 if isinstance(found, Update) else found for site, found in sorted(results.items())}
     updates = [results[site] for site, problem in problems.items() if problem is None]
-    if config.update_norm is not None:
-        problems |= too_far(updates, w, config.update_norm)
+    if guards.update_norm is not None:
+        problems |= too_far(updates, w, guards.update_norm)
     for site, problem in problems.items():
         if problem is not None:
-            sit_out(f"site {site} failed in round {t}: {said(problem)}", config)
+            sit_out(f"site {site} failed in round {t}: {said(problem)}", guards)
     updates = [update for update in updates if problems[update.site] is None]
-    if len(updates) < config.min_sites:
+    if len(updates) < guards.min_sites:
         raise TooFewSites(f"{len(updates)} sites are left in round {t}, min_sites: "
-                          f"{config.min_sites} are needed")
-    return bounded(updates, config.max_share) if config.max_share < 1 else updates
+                          f"{guards.min_sites} are needed")
+    return bounded(updates, guards.max_share) if guards.max_share < 1 else updates
 
 
 def said(problem):
@@ -59,8 +44,8 @@ def said(problem):
     return "".join(letter if letter.isprintable() else "?" for letter in words)[:400]
 
 
-def sit_out(failure, config):
+def sit_out(failure, guards):
     """Name a site's failure: raise SiteFailed, or with `on_site_failure: skip` print it."""
-    if config.on_site_failure == "stop":
+    if guards.on_site_failure == "stop":
         raise SiteFailed(failure)
     print(f"{failure}; it is left out", file=sys.stderr, flush=True)
