@@ -90,7 +90,7 @@ def alignment_loss(maps, fusion, labels, G, tau, clip=False):
     pixels. A path without any counts as 0 and is still divided by 2. Call it outside autocast. Source: paper.
     """
     L = torch.zeros(2, device=labels.device)  # L_contra, L_consis
-    for path in PATHS:
+    for path in reversed(PATHS):  # the encoder last: its large maps are then the first to be done with
         G_p, foreground = G.get(path, {}), [j for j in G.get(path, ()) if j > 0]
         if not foreground:
             continue

@@ -482,9 +482,9 @@ def test_weights_travel_as_bytes():
     for name, value in w.items():
         assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
         assert found[name].numpy().tobytes() == value.numpy().tobytes()
-    flower_messages.check_weights(record, w)
+    flower_messages.check_weight_bytes(record, w)
     with pytest.raises(flower_messages.Misfit, match="are not the 121 bytes of the network's"):
-        flower_messages.check_weights(record, w | {"n": torch.tensor(7, dtype=torch.int32)})
+        flower_messages.check_weight_bytes(record, w | {"n": torch.tensor(7, dtype=torch.int32)})
 
 
 def test_what_leaves_a_site(tmp_path):
