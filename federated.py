@@ -211,9 +211,16 @@ def segmentation_loss(logits, y):
 def average_weights(updates, weights="samples"):
     """Weights: return w = sum_m n_m / n w_m of the sites' updates; weights "equal": their plain mean.
 
-    Source: released code; `equal`: ours. Whole numbers, such as a norm's count of batches, are cut.
+    Source: released code; `equal`: ours. Whole numbers, such as a norm's count of batches, are rounded.
     """
     n = [update.n if weights == "samples" else 1 for update in updates]
     share = [n_m / sum(n) for n_m in n]
-    return {name: sum(a * update.weights[name] for a, update in zip(share, updates)).to(value.dtype)
-            for name, value in updates[0].weights.items()}
+    return {name: mean_tensor([update.weights[name] for update in updates], share)
+            for name in updates[0].weights}
+
+
+def mean_tensor(values, share):
+    """Return sum_m share_m values_m; of tensors of whole numbers the nearest ones, the same if all agree."""
+    if values[0].is_floating_point() or values[0].is_complex():
+        return sum(a * value for a, value in zip(share, values))
+    return sum(a * value.double() for a, value in zip(share, values)).round().to(values[0].dtype)

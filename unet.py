@@ -75,7 +75,7 @@ class UNet(nn.Module):
         e_k, d_k: (B, w 2^k, H / 2^k, W / 2^k), FSR included; b: (B, 16 w, H / 16, W / 16).
         """
         e, d = [None] * 4, [None] * 4
-        x = self.input_transform(x.contiguous(memory_format=torch.channels_last))
+        x = self.input_transform(x).contiguous(memory_format=torch.channels_last)
         for k in (0, 1, 2, 3):
             x = self.encoder[k](x)
             if self.fsr and k > 0:
@@ -116,15 +116,19 @@ def build_model(config, method):
                          f"fsr: {config.fsr} ({problem}); choose others") from None
     if method.input_transform is not None:
         model.input_transform = method.input_transform
-    if model.fusion:
-        check_strides(model)
+    if model.fusion and type(model) is not UNet:  # whose strides are known
+        check_strides(model, config.image_size)
     return model
 
 
 @torch.no_grad()
-def check_strides(model, size=64):
+def check_strides(model, size):
     """Raise ValueError unless the maps that are aligned have the strides 1, 2, 4, 8 of their levels."""
-    maps = copy.deepcopy(model).features(torch.zeros(2, 3, size, size))[1]
+    try:
+        maps = copy.deepcopy(model).features(torch.zeros(2, 3, size, size))[1]
+    except RuntimeError as problem:
+        raise ValueError(f"network: it cannot be given images of {size} px ({str(problem).splitlines()[0]}); "
+                         "mend its features, or set another image_size") from None
     for path in model.fusion:
         for k, x in enumerate(maps[path]):
             if tuple(x.shape[2:]) != (size >> k, size >> k):

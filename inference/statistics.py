@@ -20,6 +20,9 @@ def choose(site, model, checkpoint, config):
     if config.test_stats == "case":
         return {}, "of each case itself"
     if site is not None:
+        if site not in checkpoint["statistics"]:
+            raise BadInput("site: the run was trained with test_stats: case and has no statistics of "
+                           f"{site}; leave site out, for those of the input images, or test_stats")
         return checkpoint["statistics"][site], f"of the run's site {site}"
     return None, ""
 

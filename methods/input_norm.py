@@ -25,8 +25,7 @@ class AmplitudeNorm(nn.Module):
     def forward(self, x):
         F = torch.fft.rfft2(x)
         x_hat = torch.fft.irfft2(torch.polar(self.amplitude.expand_as(F), F.angle()), x.shape[-2:])
-        x_hat = torch.where(self.amplitude.any(), x_hat, x)
-        return x_hat.contiguous(memory_format=torch.channels_last)
+        return torch.where(self.amplitude.any(), x_hat, x)
 
 
 def input_norm(config):

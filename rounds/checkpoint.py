@@ -82,8 +82,17 @@ def is_kept(of_site):
     optimizer = of_site.get("optimizer")
     states = [] if optimizer is None else optimizer["state"].values()
     return are_finite(of_site["local"]) and type(of_site.get("memory", {})) is dict and all(
-        are_finite({name: value for name, value in state.items() if value is not None}) for state in states) \
+        type(name) is str and is_state(value) for state in states for name, value in state.items()) \
         and ("optimizer" in of_site or is_count(of_site["round"]))
+
+
+def is_state(value):
+    """Return whether this can be in an optimizer's state: finite tensors and numbers, None, lists of them."""
+    if isinstance(value, list):
+        return all(map(is_state, value))
+    if isinstance(value, torch.Tensor):
+        return bool(torch.isfinite(value).all())
+    return value is None or math.isfinite(value)
 
 
 PARTS = {

@@ -317,6 +317,27 @@ def test_local_weights_stay_at_their_site_over_flower(tmp_path, monkeypatch):
                     state["kept"][site]["local"])
 
 
+@pytest.mark.parametrize("name", ["later", "affine", "moon", "logged"])
+def test_worked_examples_are_the_same_between_hospitals(tmp_path, monkeypatch, name):
+    """To the bit as in one process: prototypes that begin late, a norm's whole numbers, what a site keeps, a log."""
+    code, command = worked_example(name)
+    data = write_nuclei(tmp_path / "data", ("a", "b"))
+    overrides = ("rounds=3", "fsr=none", "prototype_weight=0", *command[4:])
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "config.py"))
+    state, result = in_process(tmp_path / "one", data, *overrides)
+    hospitals = Hospitals(tmp_path, data, "ab", overrides)
+    for node in hospitals.nodes.values():
+        node["method"] = f"mine.py:{name}"
+    served, said = hospitals.train()
+    for key in ("weights", "prototypes"):
+        assert_same(dict(served[key]), dict(state[key]))
+    assert without_facts(said) == without_facts(result)
+    if name == "logged":
+        one, other = (Path(run["config"]["out"], "log.csv").read_text() for run in (state, served))
+        assert one == other and one.count("\n") == 3
+
+
 def failing(how, node_of_b):
     """Return spoil(message, reply): site b fails from its second training on."""
     trained = []

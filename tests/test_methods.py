@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,9 +15,10 @@ import torch
 from torch import nn
 
 import federated
+import predict
 import train
 from config import METHODS, BadInput, as_yaml, load_config, method_module
-from datasets import batches, load_sites, seeded, splits_of
+from datasets import batches, load_sites, samples_of, seeded, splits_of
 from federated import Context
 from fft_style import StyleRecalibration
 from methods.find import find_method, method_and_model
@@ -24,6 +26,7 @@ from methods.input_norm import AmplitudeNorm
 from methods.shared import LAST
 from prototypes import finch
 from rounds.checkpoint import load_checkpoint
+from scoring.evaluate import logits_of
 from scoring.norm_statistics import own_network
 from test_fedbcs import HERE, one_round, tiny_config, write_nuclei
 from tests.helpers import (
@@ -32,6 +35,7 @@ from tests.helpers import (
     rows_of,
     run_eval,
     run_here,
+    start_training,
     without_seconds,
 )
 from unet import UNet, build_model
@@ -341,10 +345,26 @@ def worked_example(name="fedproto"):
     return code, command.split()
 
 
+EXAMPLES = ("fedproto", "moon", "later", "by_site", "decay", "fedper", "logged", "small", "affine", "group_norm", "resnet")
+
+
+def test_every_worked_example_is_short_and_is_run_here():
+    """Each block of the page is code of at most 25 lines under its command, or the one command line."""
+    text = (HERE / "docs" / "fork.md").read_text()
+    blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
+    code = [block for kind, block in blocks if kind == "python"]
+    assert [len(block.splitlines()) for kind, block in blocks if kind != "python"] == [1]
+    assert [re.match(r"# mine\.py; python train\.py --config config\.yaml method=mine\.py:(\w+)", block)[1]
+            for block in code] == list(EXAMPLES)
+    assert all(len(block.splitlines()) <= 25 and max(map(len, block.splitlines())) <= 110 for block in code)
+    assert all(f"run_example(\"{name}\"" in Path(__file__).read_text() for name in EXAMPLES)
+    assert len(re.sub(r"```.*?```", "", text, flags=re.DOTALL).split()) <= 1500
+    assert all(f"`{field}" in text for field in federated.Method._fields)
+
+
 def run_example(name, folder, *overrides):
     """Run a worked example by its own command, for two rounds; return its checkpoint and its rows."""
     code, command = worked_example(name)
-    assert len(code.splitlines()) <= 25
     write_nuclei(folder / "data")
     (folder / "mine.py").write_text(code)
     (folder / "c.yaml").write_text(as_yaml(tiny_config("data", "run")))
@@ -434,14 +454,15 @@ def test_a_network_of_ones_own(tmp_path):
     assert run_eval("--run", "run", "trust=true", folder=tmp_path).returncode == 0
 
 
-@pytest.mark.parametrize("pooling, words", [
-    ("max_pool2d(e[-1], 1)", "network: level 1 of its encoder has stride 1, prototypes need 2"),
-    ("max_pool2d(e[-1], 4)", "network: level 1 of its encoder has stride 4, prototypes need 2")])
-def test_maps_of_other_strides_are_refused(tmp_path, monkeypatch, pooling, words):
+@pytest.mark.parametrize("pooling, size, words", [
+    ("max_pool2d(e[-1], 1)", 32, "network: level 1 of its encoder has stride 1, prototypes need 2"),
+    ("max_pool2d(e[-1], 4)", 64, "network: level 1 of its encoder has stride 4, prototypes need 2"),
+    ("max_pool2d(e[-1], 4)", 32, "network: it cannot be given images of 32 px (")])
+def test_maps_of_other_strides_are_refused(tmp_path, monkeypatch, pooling, size, words):
     monkeypatch.chdir(tmp_path)
     code = worked_example("small")[0].replace("max_pool2d(e[-1], 2)", pooling)
     (tmp_path / "mine.py").write_text(code)
-    config = tiny_config("d", "o", "method=mine.py:small", "prototype_weight=1")
+    config = tiny_config("d", "o", "method=mine.py:small", "prototype_weight=1", f"image_size={size}")
     with pytest.raises(BadInput, match=re.escape(words)):
         method_and_model(config)
 
@@ -459,11 +480,14 @@ def test_another_norm_layer(tmp_path, monkeypatch, capsys):
 
 def test_terms_that_begin_later_or_come_now_and_then(tmp_path):
     """A column for each term, null before it begins; where it is missing in a step it counts as 0."""
-    state, rows = run_example("later", tmp_path, "rounds=4", "local_epochs=2", "batch_size=1")
-    assert [row["loss_entropy"] == "null" for row in rows] == [True] * 4 + [False] * 4
+    state, rows = run_example("later", tmp_path, "rounds=3", "local_epochs=2", "batch_size=1")
+    assert [row["round"] for row in rows] == ["1", "1", "2", "2", "3", "3"]
+    assert [row["loss_entropy"] == "null" for row in rows] == [True] * 4 + [False] * 2
+    assert all(0 < float(row["loss_entropy"]) < 0.07 for row in rows[4:])
     assert all(0 < float(row["loss_size"]) < 0.005 for row in rows)  # every second step: half of at most 0.01
-    assert [int(row["prototype_bytes"]) for row in rows] == [0] * 4 + [8] * 4
+    assert [int(row["prototype_bytes"]) for row in rows] == [0] * 4 + [8] * 2
     assert state["prototypes"]["decoder"][1].shape == (1, 2)
+    assert state["kept"]["a"]["memory"] == {"batches": 3 * 2 * 3}
     assert run_eval("--run", "run", "trust=true", folder=tmp_path).returncode == 0
 
 
@@ -482,67 +506,187 @@ def test_a_term_is_averaged_over_all_steps(tmp_path, in_steps, mean):
     assert update.losses == pytest.approx({"dice": 1.0, "mine": mean})
 
 
-def test_a_number_for_each_site(tmp_path):
-    """The name that a method is told is that of the folder."""
-    code = worked_example("by_site")[0].replace('"west": 2.0', '"b": 3.0')
-    (tmp_path / "mine.py").write_text(code)
-    _, rows = run_example("by_site", tmp_path)
-    (tmp_path / "mine.py").write_text(code)
-    command = ["--config", "c.yaml", "method=mine.py:by_site", "out=other"]
-    assert finished(subprocess.Popen([sys.executable, HERE / "train.py", *command], cwd=tmp_path,
-                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))[0] == 0
-    other = [row for row in rows_of(tmp_path / "other") if row["split"] == "train"]
-    a, b = (float(other[i]["loss_dice"]) / float(rows[i]["loss_dice"]) for i in (0, 1))
-    assert a == 1 and 2.5 < b < 3.5
-
-
-def test_a_schedule_is_followed_in_every_round_and_after_a_kill(tmp_path, monkeypatch):
-    """lr_t is in the optimizer of round t; Adam counts on."""
+def test_a_number_for_each_site(tmp_path, monkeypatch):
+    """The name that a method is told is that of the folder: of one and the same first step the loss is three times."""
+    _, rows = run_example("by_site", tmp_path, "batch_size=9", "rounds=1")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(worked_example("decay")[0])
-    data, settings = write_nuclei(tmp_path / "d"), ("method=mine.py:decay", "optimizer=adam", "lr=1e-3")
+    (tmp_path / "mine.py").write_text(worked_example("by_site")[0].replace('"west": 2.0', '"b": 3.0'))
+    train.train(tiny_config("data", "other", "method=mine.py:by_site", "batch_size=9", "rounds=1"))
+    other = [row for row in rows_of(tmp_path / "other") if row["split"] == "train"]
+    ratios = [float(b["loss_dice"]) / float(a["loss_dice"]) for a, b in zip(rows, other)]
+    assert ratios == pytest.approx([1, 3], rel=1e-6)
+
+
+def test_a_schedule_is_followed_in_every_round_and_after_a_kill(tmp_path):
+    """lr_t is in the optimizer of round t; Adam counts on."""
+    run_example("decay", tmp_path, "optimizer=adam", "lr=1e-3", "rounds=2")
+    command = ["c.yaml", *worked_example("decay")[1][4:], "out=run", "optimizer=adam", "lr=1e-3", "resume=true"]
     for rounds in (2, 4):  # stopped after 2 of 4: the schedule is that of the config it was stopped in
-        train.train(tiny_config(data, "run", *settings, f"rounds={rounds}", "resume=true"))
-        for kept in load_checkpoint(tmp_path / "run" / "last.pt")["kept"].values():
+        assert finished(start_training(tmp_path, *command[1:], f"rounds={rounds}"))[0] == 0
+        for kept in load_checkpoint_in(tmp_path, "run")["kept"].values():
             group, = kept["optimizer"]["param_groups"]
             assert group["lr"] == pytest.approx(1e-3 * (1 - (rounds - 1) / rounds) ** 0.9)
             assert kept["optimizer"]["state"][0]["step"].item() == 2 * rounds
 
 
-def test_a_logger_is_called_once_a_round(tmp_path):
-    run_example("logged", tmp_path, "rounds=4", "eval_every=2")
-    lines = [line.split() for line in (tmp_path / "log.txt").read_text().splitlines()]
-    assert [line[0] for line in lines] == ["1", "2", "3", "4"]
-    assert [line[2] == "None" for line in lines] == [True, False, True, False]
+@pytest.mark.parametrize("kind", ["adam", "momentum"])
+def test_the_rounds_of_a_schedule_equal_steps_written_out(tmp_path, monkeypatch, kind):
+    """One site and one batch a round: what is left is an optimizer's steps with lr_1, lr_2, lr_3, which a resumed
+    run repeats to the bit."""
+    monkeypatch.chdir(tmp_path)
+    code = worked_example("decay")[0]
+    if kind == "momentum":
+        code = code.replace("make_optimizer(model, config)", "torch.optim.SGD(model.parameters(), 1.0, momentum=0.9)")
+    (tmp_path / "mine.py").write_text(f"import torch\n{code}")
+    settings = ("method=mine.py:decay", "optimizer=adam", "lr=0.01", "weight_decay=0", "batch_size=9")
+    config = tiny_config(write_nuclei(tmp_path / "d", ("a",)), "whole", *settings, "rounds=3")
+    train.train(config)
+    model, sites = method_and_model(config)[1], load_sites(config)
+    optimizer = torch.optim.Adam(model.parameters()) if kind == "adam" else torch.optim.SGD(
+        model.parameters(), momentum=0.9)
+    model.train()
+    for t in (1, 2, 3):
+        optimizer.param_groups[0]["lr"] = 0.01 * ((4 - t) / 3) ** 0.9
+        (x, y), = batches(sites[0].train_slices, 9, seeded(0, "a", t, 1))
+        optimizer.zero_grad()
+        federated.segmentation_loss(model(x), y).backward()
+        optimizer.step()
+    state = load_checkpoint("whole/last.pt")
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(state["weights"][name], value, rtol=1e-5, atol=1e-7)
+    train_until(2, monkeypatch, tiny_config(tmp_path / "d", "cut", *settings, "rounds=3"))
+    assert load_checkpoint("cut/last.pt")["round"] == 2
+    train.train(tiny_config(tmp_path / "d", "cut", *settings, "rounds=3", "resume=true"))
+    for key in ("weights", "kept"):
+        assert_same(load_checkpoint("cut/last.pt")[key], state[key])
 
 
-def test_batch_norm_with_buffers_is_scored_by_the_statistics_that_are_named(tmp_path):
+def train_until(t, monkeypatch, config):
+    """Train, and stop as if killed before round t + 1."""
+    class Killed(Exception):
+        pass
+
+    def update(*arguments):
+        if arguments[5] > t:
+            raise Killed
+        return federated.local_update(*arguments)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train, "local_update", update)
+        train.train(config)
+
+
+def test_a_logger_is_called_once_a_round(tmp_path, monkeypatch):
+    """With the round, the updates, and the scores if it had any; a resumed run goes on with the next line."""
+    _, rows = run_example("logged", tmp_path, "rounds=3", "eval_every=2")
+    lines = [line.split(",") for line in (tmp_path / "run" / "log.csv").read_text().splitlines()]
+    assert [line[0] for line in lines] == ["1", "2", "3"]
+    assert [line[2] == "None" for line in lines] == [True, False, False]
+    for t, loss, _ in lines:
+        assert float(loss) == pytest.approx(np.mean([float(row["loss_dice"]) for row in rows if row["round"] == t]))
+    assert float(rows[-1]["loss_contrast"]) > 0  # it is FedBCS that is logged
+    command = [*worked_example("logged")[1][4:], "out=run", "eval_every=2", "rounds=4", "resume=true"]
+    assert finished(start_training(tmp_path, *command))[0] == 0
+    assert run_eval("--run", "run", "trust=true", folder=tmp_path).returncode == 0
+    lines = (tmp_path / "run" / "log.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["1", "2", "3", "4"]
+    seen = []
+    monkeypatch.setattr(train, "method_and_model", lambda config: (
+        (found := method_and_model(config))[0]._replace(log=lambda *given: seen.append(given)), found[1]))
+    train.train(tiny_config(tmp_path / "data", tmp_path / "mine", "rounds=2", "eval_every=2"))
+    assert [t for t, _, _ in seen] == [1, 2] and seen[0][2] is None and set(seen[1][2]) == {"sites", "mean"}
+    assert all([update.site for update in updates] == ["a", "b"] for _, updates, _ in seen)
+
+
+def test_batch_norm_with_buffers_is_scored_by_the_statistics_that_are_named(tmp_path, monkeypatch, capsys):
     """With `case` every case by its own, as in training, whatever the running averages are; its files are read."""
-    state, _ = run_example("affine", tmp_path, "test_stats=case")
-    weights, name = state["weights"], "encoder.0.1.num_batches_tracked"
-    assert weights[name].dtype == torch.int64 and weights[name] > 0
-    config = tiny_config(tmp_path / "data", "unused", "test_stats=case", "fsr=global")
+    state, _ = run_example("affine", tmp_path, "test_stats=case", "lr=0.1", "rounds=3")
+    for kind in ("best", "last"):
+        weights = load_checkpoint(tmp_path / "run" / f"{kind}.pt")["weights"]
+        counts = [value for name, value in weights.items() if name.endswith("num_batches_tracked")]
+        assert len(counts) == 18 and {value.dtype for value in counts} == {torch.int64}
+    assert {value.item() for value in counts} == {2 * 3}  # of the last round: two steps in each
+    weights = state["weights"]
+    assert not torch.equal(weights["encoder.0.1.weight"], torch.ones(2))  # gamma is trained
+    config = tiny_config(tmp_path / "data", "unused", "test_stats=case", "fsr=global", "prototype_weight=1")
     model = UNet(2, fsr="global", norm=nn.BatchNorm2d)
     model.load_state_dict(weights)
-    x, wild = torch.rand(1, 3, 32, 32), own_network(model, {})
-    alike = copy.deepcopy(model).train()
-    torch.testing.assert_close(wild(x), alike(x), rtol=0, atol=1e-5)
-    assert (model.eval()(x) - wild(x)).abs().max() > 1e-3  # the running averages would give something else
-    before = wild(x)
-    wild(torch.rand(4, 3, 32, 32))
-    assert torch.equal(wild(x), before) and config.test_stats == "case"
-    for program, words in (("eval.py", ["--run", "run"]), ("predict.py", ["--run", "run", "data/a/images"]),
-                           ("eval.py", ["--run", "run", "test_stats=site"])):
-        done = subprocess.run([sys.executable, HERE / program, *words, "trust=true"], cwd=tmp_path, check=False,
-                              capture_output=True, text=True, timeout=170)
-        assert done.returncode == 0, done.stderr
+    network, device = own_network(model, {}), torch.device("cpu")
+    for site in load_sites(config):
+        for sample in samples_of(site):
+            found, = logits_of(network, sample, config, device)
+            with torch.no_grad():
+                literal = copy.deepcopy(model).train()(sample.images)
+                running = model.eval()(sample.images)
+            assert (found - literal).abs().max() < 1e-5
+            assert (found - running).abs().max() > 1e-3  # the running averages would give something else
+    for statistics in ("case", "site"):
+        assert run_eval("--run", "run", f"test_stats={statistics}", "trust=true", folder=tmp_path).returncode == 0
+    images = tmp_path / "data" / "a" / "images"
+    for words, code in ((["test_stats=site", "out=by_site"], 0), (["probabilities=true", "out=by_case"], 0),
+                        (["test_stats=site", "site=a", "out=by_a"], 2)):  # of which it keeps none with `case`
+        found, _, err = run_here(monkeypatch, capsys, predict, tmp_path, "--run", "run", images, *words, "trust=true")
+        assert found == code, err
+    assert err.startswith("error: site: the run was trained with test_stats: case and has no statistics of a;")
+    model.load_state_dict(load_checkpoint(tmp_path / "run" / "best.pt")["weights"])
+    sample = next(s for s in samples_of(load_sites(config)[0]) if s.case == "3")
+    with torch.no_grad():
+        p = model.train()(sample.images).softmax(1)[:, 1].numpy()
+    file, = (tmp_path / "by_case").rglob("3.png.npz")
+    with np.load(file) as stored:
+        assert np.abs(next(iter(stored.values())).squeeze() - p.squeeze()).max() < 2e-3
 
 
 def test_a_resnet_of_ones_own(tmp_path):
-    """1x1 convolutions of stride 2 with few channels, which torch cannot do in channels-last order."""
-    state, _ = run_example("resnet", tmp_path, "width=4")
+    """1x1 convolutions of stride 2 with few channels, whose backward pass torch cannot do in channels-last order."""
+    state, rows = run_example("resnet", tmp_path, "width=4", "image_size=64")
     assert state["weights"]["beside.3.weight"].shape == (32, 16, 1, 1)
+    assert all(float(row["loss_contrast"]) > 0 for row in rows[2:])
     assert run_eval("--run", "run", "trust=true", folder=tmp_path).returncode == 0
+
+
+def test_only_the_unet_orders_its_maps_channels_last(tmp_path, monkeypatch):
+    """In training another network gets images as they are stored, behind an input transform too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(worked_example("resnet")[0])
+    config = tiny_config(write_nuclei(tmp_path / "d"), "unused", "method=mine.py:resnet", "width=4", "image_size=64")
+    method, model = method_and_model(config)
+    features, orders = model.features, []
+    front = AmplitudeNorm(64)
+    front.amplitude += 1
+
+    def watched(x):
+        z = front(x)
+        assert x.is_contiguous() and z.is_contiguous()  # before torch crashes
+        orders.append(z.shape)
+        return features(z)
+    model.features = watched
+    federated.local_update(model, load_sites(config)[0], dict(model.state_dict()), {}, None, 1, config, method)
+    assert [shape[1:] for shape in orders] == [(3, 64, 64)] * 2
+
+
+def test_some_sites_a_round(tmp_path):
+    """The command line of the page: two sites train in a round, all are scored."""
+    command, = re.findall(r"```bash\n(.*?)\n```", (HERE / "docs" / "fork.md").read_text(), re.DOTALL)
+    assert command.split()[:4] == ["python", "train.py", "--config", "config.yaml"]
+    write_nuclei(tmp_path / "data", "abc")
+    (tmp_path / "c.yaml").write_text(as_yaml(tiny_config("data", "run")))
+    assert finished(start_training(tmp_path, *command.split()[4:]))[0] == 0
+    rows = [(row["round"], row["split"]) for row in rows_of(tmp_path / "run")]
+    assert [rows.count((t, split)) for t in "12" for split in ("train", "val")] == [2, 3, 2, 3]
+
+
+def test_a_file_of_ones_own_may_set_its_switches(tmp_path, monkeypatch):
+    """It starts from the plain network, whatever the config file says, unless it has FIXED or the command says so."""
+    monkeypatch.chdir(tmp_path)
+    code, given = worked_example("fedper")[0], {"task": "nuclei", "data": "demo", "out": "o", "fsr": "adaptive"}
+    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "fixed.py").write_text(f'{code}\nFIXED = {{"fsr": "global", "prototype_weight": 1.0}}\n')
+    for words, switches in ((["method=mine.py:fedper"], ("none", 0)), (["method=fixed.py:fedper"], ("global", 1)),
+                            (worked_example("fedper")[1][4:], ("global", 1))):
+        config = load_config(given, words)
+        assert (config.fsr, config.prototype_weight) == switches
+    with pytest.raises(BadInput, match="prototype_weight: 0.0 contradicts method: fixed.py:fedper"):
+        load_config(given, ["method=fixed.py:fedper", "prototype_weight=0"])
 
 
 def test_fedbn_keeps_norm_layers_at_their_site(tmp_path):
@@ -551,7 +695,7 @@ def test_fedbn_keeps_norm_layers_at_their_site(tmp_path):
     config = tiny_config(data, tmp_path / "run", "method=fedbn", "lr=0.5")
     assert config.test_stats == "site"
     train.train(config)
-    state = load_checkpoint(tmp_path / "run" / "best.pt")
+    state = load_checkpoint(tmp_path / "run" / "last.pt")
     a, b = state["local"]["a"], state["local"]["b"]
     assert len(a) == 2 * 18 and all(".1." in name or ".4." in name for name in a)
     assert not any(torch.equal(a[name], b[name]) for name in ("decoder.0.4.weight", "decoder.0.4.bias"))
@@ -559,21 +703,86 @@ def test_fedbn_keeps_norm_layers_at_their_site(tmp_path):
         assert torch.equal(state["weights"][name], torch.full_like(a[name], float(name.endswith("weight"))))
     sent = [int(row["weight_bytes"]) for row in rows_of(tmp_path / "run") if row["split"] == "train"]
     assert set(sent) == {4 * sum(v.numel() for name, v in state["weights"].items() if name not in a)}
+    method, model = method_and_model(config)
+    update = federated.local_update(model, load_sites(config)[0], state["weights"], {}, state["kept"]["a"], 3, config,
+                                    method)
+    assert update.weights.keys() == state["weights"].keys() - a.keys() and update.kept["local"].keys() == a.keys()
     assert state["statistics"].keys() == {"a", "b"}
-    model, sites = method_and_model(config)[1], load_sites(config)
-    model.load_state_dict(state["weights"])
-    x = sites[0].test[0].images
-    found = [own_network(model, state["statistics"]["a"], state["local"][name])(x) for name in "ab"]
-    assert not torch.equal(*found)
+    assert not any("running" in name for name in state["weights"])
+    best = load_checkpoint(tmp_path / "run" / "best.pt")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())["best"]["test"]["sites"]
+    again = json.loads(run_eval("--run", "run", folder=tmp_path).stdout.splitlines()[-1])["best"]["test"]["sites"]
+    assert again == result and result["a"]["dice"] > 0.3
+    best["local"]["a"]["decoder.0.4.weight"] *= -1  # the last map of site a is another
+    torch.save(best, tmp_path / "run" / "best.pt")
+    other = json.loads(run_eval("--run", "run", folder=tmp_path).stdout.splitlines()[-1])["best"]["test"]["sites"]
+    assert other["a"] != result["a"] and other["b"] == result["b"]
 
 
 @pytest.mark.parametrize("build, words", [
     (lambda: UNet(2, fsr="adaptve"), "fsr: expected adaptive or global, not 'adaptve'"),
     (lambda: StyleRecalibration(4, "globl"), "fsr: expected adaptive or global, not 'globl'"),
+    (lambda: UNet(fsr="adaptve"), "fsr: expected adaptive or global, not 'adaptve'"),
     (lambda: UNet(2, norm="bacth"), "norm: expected batch, group or a function of the channels, not 'bacth'")])
 def test_words_misspelt_in_code_are_refused(build, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         build()
+
+
+# ---- What a fork may bring along ----
+
+def test_whole_numbers_are_averaged_to_the_nearest():
+    """An index table that all sites share stays what it is; a flag too; a count is a whole number; a complex
+    weight keeps both parts."""
+    table = torch.arange(400)
+    updates = [federated.Update(str(n), n, {
+        "table": table, "mask": table % 2 == 0, "count": torch.tensor(count), "z": torch.tensor(1j * count)},
+        {}, {}, {}, 0.0) for n, count in ((17, 4), (3, 4), (29, 4), (31, 5), (5, 5))]
+    found = federated.average_weights(updates)
+    assert torch.equal(found["table"], table) and torch.equal(found["mask"], table % 2 == 0)
+    assert found["table"].dtype == torch.int64 and torch.equal(found["count"], torch.tensor(4))
+    assert found["z"].imag.item() == pytest.approx(4 + 36 / 85)
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_an_input_transform_of_a_fixed_size_goes_with_prototypes(size):
+    """The strides of a network of one's own are looked at in images of the run's size."""
+    config = load_config({"task": "nuclei", "data": "demo", "out": "x", "width": 2, "image_size": size})
+
+    class Mine(UNet):
+        def features(self, x):
+            assert x.shape[2:] == (size, size)
+            return super().features(x)
+    method = federated.fedbcs(config)._replace(
+        input_transform=AmplitudeNorm(size), network=lambda own, levels: Mine(own.width, levels=levels))
+    assert build_model(config, method).fusion
+
+
+def test_an_optimizer_of_ones_own_is_resumed(tmp_path, monkeypatch):
+    """Its state may hold numbers and lists of tensors, as those of many optimizers do."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("""
+import torch
+from federated import fedbcs
+class Mine(torch.optim.SGD):
+    def step(self, closure):
+        super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            state["count"], state["old"] = state.get("count", 0) + 1, [*state.get("old", []), p.grad.clone()][-2:]
+            p.data -= 1e-3 * state["old"][0] / state["count"]
+def mine(config):
+    return fedbcs(config)._replace(optimizer=lambda model, config, t: Mine(model.parameters(), lr=1e-3))
+""")
+    data, settings = write_nuclei(tmp_path / "d"), ("method=mine.py:mine", "batch_size=9")
+    train.train(tiny_config(data, "whole", *settings, "rounds=3"))
+    train.train(tiny_config(data, "run", *settings, "rounds=1"))
+    train.train(tiny_config(data, "run", *settings, "rounds=3", "resume=true"))
+    whole, run = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "run"))
+    for key in ("weights", "kept"):
+        assert_same(run[key], whole[key])
+    state = run["kept"]["a"]["optimizer"]["state"][0]
+    assert state["count"] == 3 and len(state["old"]) == 2
 
 
 def load_checkpoint_in(folder, run):
