@@ -4,6 +4,7 @@ import json
 import random
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -63,6 +64,16 @@ def load_sites(config, splits=None, strict=True):
     return sites
 
 
+def keep_on(sites, device):
+    """Return the sites with their images and masks on the device, as they are if it is the CPU or if they would
+    take more than half of its free memory."""
+    size = sum(part.nbytes for site in sites for sample in samples_of(site) for part in sample[3:5])
+    if device.type == "cpu" or 2 * size > torch.cuda.mem_get_info(device)[0]:
+        return sites
+    return [Site(site.name, *([sample._replace(images=sample.images.to(device), masks=sample.masks.to(device))
+                               for sample in getattr(site, part)] for part in SPLITS)) for site in sites]
+
+
 def load_own_site(name, config):
     """Return the Site of one hospital, its own folder being config.data; raises as `load_sites`."""
     folder = Path(config.data)
@@ -78,8 +89,11 @@ def load_own_site(name, config):
 def load_site(name, entries, splits, config, strict=True):
     """Return one Site with its samples split and decoded; raises BadInput if its masks are empty."""
     split = split_of(name, {entry.case for entry in entries}, splits, config, strict)
-    samples = {part: [read_sample(entry, name, config.task, config.image_size, config.classes)
-                      for entry in entries if entry.case in split[part]] for part in SPLITS}
+    def read(entry):
+        return read_sample(entry, name, config.task, config.image_size, config.classes)
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # most of the time is decoding
+        samples = {part: list(threads.map(read, [entry for entry in entries if entry.case in split[part]]))
+                   for part in SPLITS}
     site = Site(name, **samples)
     if not any(sample.truth.any() for sample in samples_of(site)):
         raise BadInput(f"{entries[0].mask.parent}: the masks of all of site {name} are empty, foreground "
@@ -234,6 +248,6 @@ def batches(slices, batch_size, generator):
 
 def on_device(x, y, device):
     """Return a batch on a device; to a GPU it is copied while the host goes on."""
-    if device.type == "cuda":
+    if device.type == "cuda" and not x.is_cuda:
         x, y = x.pin_memory(), y.pin_memory()
     return x.to(device, non_blocking=True), y.to(device, non_blocking=True)

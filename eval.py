@@ -30,7 +30,7 @@ def main():
     folder = Path(given.run).expanduser()
     config, _ = open_run(folder, KINDS, given.overrides, FREE_ON_EVAL)
     changed = {argument.partition("=")[0] for argument in given.overrides}
-    splits, device = read_splits(folder / "splits.json"), pick_device(config.device)
+    splits, device = read_splits(folder / "splits.json"), pick_device(config)
     sites = load_sites(config, splits, strict="data" not in changed)
     result, cases = score_run(folder, sites, config, device, time.perf_counter() - start)
     save(folder / ("cases_eval.csv" if changed - {"device", "trust"} else "cases.csv"), cases)

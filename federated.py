@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from prototypes import add_class_sums, aggregate_prototypes, alignment_loss, local_prototypes
 from unet import UNet, mixed_precision
@@ -197,7 +196,8 @@ def run_network(model, x, config):
 def segmentation_loss(logits, y):
     """L_dice of logits (B, C, H, W) and labels (B, H, W).
 
-        L_dice = (CE + Dice) / 2,   Dice = 1 - mean_c (2 sum p_c y_c + s) / (sum p_c + sum y_c + s)
+        CE   = -mean sum_c y_c log p_c
+        Dice = 1 - mean_c (2 sum p_c y_c + s) / (sum p_c + sum y_c + s);   L_dice = (CE + Dice) / 2
 
     p = softmax, sums over the batch and its pixels, s = 1e-5. Source: released code.
     """
@@ -205,7 +205,8 @@ def segmentation_loss(logits, y):
     truth = (y[..., None] == torch.arange(logits.shape[1], device=y.device)).permute(0, 3, 1, 2).to(p.dtype)
     overlap, area = (p * truth).sum((0, 2, 3)), (p + truth).sum((0, 2, 3))
     dice = 1 - ((2 * overlap + 1e-5) / (area + 1e-5)).mean()
-    return (functional.cross_entropy(logits, y) + dice) / 2
+    cross_entropy = -(truth * logits.log_softmax(1)).sum(1).mean()
+    return (cross_entropy + dice) / 2
 
 
 def average_weights(updates, weights="samples"):

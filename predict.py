@@ -47,7 +47,7 @@ def main():
     check_words(keys, inputs)
     changes = [f"{key}={keys[key]}" for key in (*OF_RUN, "trust") if key in keys]
     config, (checkpoint,) = open_run(run, ["best"], changes, OF_RUN)
-    device = pick_device(config.device)
+    device = pick_device(config)
     model, local = model_of(checkpoint, run / "best.pt", device), checkpoint["local"]
     statistics, whose = choose(keys.get("site"), model, checkpoint, config)
     network = own_network(model, statistics or {}, local.get(keys.get("site"), {}))

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from config import BadInput, load_config
-from datasets import load_sites, sites_of_round
+from datasets import keep_on, load_sites, sites_of_round
 from federated import Diverged, average_weights, local_update
 from methods.find import method_and_model
 from rounds.lock import locked
@@ -16,10 +16,10 @@ from settings.program import Parser, run_program
 
 def train(config):
     """Run all rounds of `config`, leaving its run folder complete; raises BadInput, Diverged."""
-    device = pick_device(config.device)
+    device = pick_device(config)
     check_run_folder(config)
     method, model = method_and_model(config)
-    sites = load_sites(config)
+    sites = keep_on(load_sites(config), device)
     training_sites = sites_that_train(sites, config)
     model.to(device)
     run = RunFolder(config, model.state_dict(), sites, device)

@@ -43,7 +43,7 @@ def training_step(method, amp="none"):
     It is a step of a last local epoch in a later round: with prototypes, 2 a class, and gathering.
     """
     config = load_config(SETTING, [f"method={method}", f"amp={amp}"])
-    device = pick_device(config.device)
+    device = pick_device(config)
     (rules, model), generator = method_and_model(config), torch.Generator().manual_seed(0)
     model.to(device)
     optimizer = make_optimizer(model, config)
@@ -77,7 +77,7 @@ def whole_round(file, overrides, method, amp="none"):
     """Return the seconds of round 2 of a config, the first with prototypes, and of its validation."""
     config = load_config(file, [*overrides, f"method={method}", f"amp={amp}"])
     sites, (method, model), kept = load_sites(config), method_and_model(config), {}
-    device = pick_device(config.device)
+    device = pick_device(config)
     model.to(device)
     w, G = {name: value.clone() for name, value in model.state_dict().items()}, {}
     for t in (1, 2):

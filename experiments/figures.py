@@ -116,7 +116,7 @@ def draw_style(file, runs, config):
 def draw_pictures(file, runs, config):
     """Figure 5: a row a site, its first test case at the slice with most foreground: image, truth, and the
     prediction of every method's best round, errors coloured."""
-    device, own = pick_device(config.device), load_config(runs[0].folder / "config.yaml")
+    device, own = pick_device(config), load_config(runs[0].folder / "config.yaml")
     sites = load_sites(own, read_splits(runs[0].folder / "splits.json"))
     shown = {site.name: (site.test[0], fullest_slice(site.test[0].truth)) for site in sites if site.test}
     rows = {name: [image_tile(sample, s), coloured(sample, s, sample.truth[s])]

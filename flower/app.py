@@ -75,7 +75,7 @@ def own_site(context):
     config = settings(context, *own_overrides(node))[0]
     check_bounds(config, node)
     site, (method, model) = load_decoded(str(node["site"]), config), method_and_model(config)
-    return config, site, method, model.to(pick_device(config.device))
+    return config, site, method, model.to(pick_device(config))
 
 
 def received(record, model, method, device):
@@ -90,7 +90,7 @@ def train_site(content, context):
     config, site, method, model = own_site(context)
     check_images(site, context.node_config)
     t, last = content["round"]["t"], content["last"].get(site.name, 0)
-    file, device = Path(config.out) / "kept.pt", pick_device(config.device)
+    file, device = Path(config.out) / "kept.pt", pick_device(config)
     # {round: kept}: the server says which round's update it took last, a later one does not count
     before = read(file).get(last)  # None before the first
     w = received(content["weights"], model, method, device)
@@ -117,7 +117,7 @@ def scored(content, t, w, kept, config, site, model):
         file, best = Path(config.out) / "local.pt", content["round"]["best"]
         save(file, as_bytes({best: read(file).get(best, {}), t: kept["local"]}))
     all_kept = {site.name: kept} if kept else {}
-    return as_records({"val": validate(model, w, all_kept, [site], config, pick_device(config.device))[0]})
+    return as_records({"val": validate(model, w, all_kept, [site], config, pick_device(config))[0]})
 
 
 def check_declared(prototypes, vectors):
@@ -136,14 +136,14 @@ def validate_site(content, context):
     """Answer with the site's validation scores of the last round's weights."""
     config, site, method, model = own_site(context)
     kept = read(Path(config.out) / "kept.pt").get(content["last"].get(site.name, 0))
-    w = received(content["weights"], model, method, pick_device(config.device))
+    w = received(content["weights"], model, method, pick_device(config))
     return scored(content, content["round"]["t"], w, kept, config, site, model)
 
 
 def finish_site(content, context):
     """Answer with the site's scores of the best and the last weights; leave a run folder there."""
     config, site, method, model = own_site(context)
-    out, device = Path(config.out), pick_device(config.device)
+    out, device = Path(config.out), pick_device(config)
     prepare_run_folder(out, [site], config)
     for kind in KINDS:
         t, w = content["round"][kind], received(content[kind], model, method, device)

@@ -13,16 +13,26 @@ from methods.find import method_and_model
 from rounds.checkpoint import check_fits, load_checkpoint, save
 from rounds.run_folder import as_json
 from scoring import pictures
-from scoring.metrics import mean_scores, score, site_scores
-from scoring.norm_statistics import batch_norms, norm_statistics, own_network, statistics_like
+from scoring.metrics import dice_alone, mean_scores, score, site_scores
+from scoring.norm_statistics import (
+    batch_norms,
+    norm_statistics,
+    one_by_one,
+    own_network,
+    statistics_like,
+)
 from scoring.results import KINDS, SCORED, as_table, case_rows, explained, print_result
 from unet import mixed_precision
 
-AT_ONCE = 32  # slices in one pass of a prediction
+AT_ONCE = 32  # slices of a volume in one pass of a prediction
+IMAGES = 8     # images in one, for more leave a CPU's cache
 
 
-def pick_device(name):
-    """Return the torch device of the key `device`; raises BadInput if this machine lacks it."""
+def pick_device(config):
+    """Return the torch device of the key `device`, and have torch keep to `deterministic`; raises BadInput if
+    this machine lacks the device."""
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)  # a warning names what is not
+    name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name != "cpu" and (torch.device(name).index or 0) >= torch.cuda.device_count():
@@ -32,15 +42,23 @@ def pick_device(name):
 
 # ---- Predictions and scores ----
 
-@torch.no_grad()
 def logits_of(model, sample, config, device):
     """Yield the logits (s, C, H, W) of a sample's slices, resized (bilinear) to its file's own grid, at most
     32 at a time. Nothing but this sample passes through the network, which is from `own_network`."""
     for part in sample.images.tensor_split(-(-len(sample.images) // AT_ONCE)):  # of nearly one length
-        x = part.to(device, memory_format=torch.channels_last)
-        with mixed_precision(config, device):
-            logits = model(x)
-        yield functional.interpolate(logits.float(), sample.truth.shape[1:], mode="bilinear")
+        yield resized(run_alone(model, part, config, device), sample)
+
+
+@torch.no_grad()
+def run_alone(model, images, config, device):
+    """Return the logits (S, C, h, w) of images (S, 3, h, w) in float32, without gradients."""
+    with mixed_precision(config, device):
+        return model(images.to(device, memory_format=torch.channels_last)).float()
+
+
+def resized(logits, sample):
+    """Return logits (S, C, h, w) on the grid of a sample's file, (S, C, H, W)."""
+    return functional.interpolate(logits, sample.truth.shape[1:], mode="bilinear")
 
 
 def predict(model, sample, config, device):
@@ -49,7 +67,29 @@ def predict(model, sample, config, device):
                            for logits in logits_of(model, sample, config, device)])
 
 
-def score_sample(prediction, sample, config, distances=True):
+def predictions(model, site, split, config, device, statistics, local):
+    """Yield (sample, its classes (S, H, W) uint8 on the device) of a site's split, as `predict` gives them.
+
+    Images pass through the network several at a time; with test_stats: case each is still normalised by
+    itself. statistics, local: {site name: ...}, what a site's `own_network` has besides the global weights."""
+    samples = getattr(site, split)
+    if not samples:
+        return
+    network = own_network(model, statistics.get(site.name, {}), local.get(site.name, {}))
+    if config.task in VOLUMES:
+        for sample in samples:
+            found = [logits.argmax(1) for logits in logits_of(network, sample, config, device)]
+            yield sample, torch.cat(found).to(torch.uint8)
+        return
+    network = one_by_one(network) if config.test_stats == "case" else network
+    for i in range(0, len(samples), IMAGES):
+        part = samples[i:i + IMAGES]
+        logits = run_alone(network, torch.cat([sample.images for sample in part]), config, device)
+        for sample, own in zip(part, logits.split(1)):
+            yield sample, resized(own, sample).argmax(1).to(torch.uint8)
+
+
+def score_sample(prediction, sample, config):
     """Return (slice, class, scores) of each case and foreground class of a sample; prediction: (S, H, W).
 
     A volume is one case, in 3-D, or each of its slices with organ; else the slice is None."""
@@ -59,22 +99,19 @@ def score_sample(prediction, sample, config, distances=True):
         cases = [(s if config.task in VOLUMES else None, found, truth, sample.spacing[1:])
                  for s, (found, truth) in enumerate(zip(prediction, sample.truth))
                  if config.eval_slices == "all" or truth.any()]
-    return [(s, j, score(found == j, truth == j, spacing, distances))
+    return [(s, j, score(found == j, truth == j, spacing))
             for s, found, truth, spacing in cases for j in range(1, config.classes)]
 
 
-def evaluate(model, sites, split, config, device, statistics, local, distances=True, rows=None):
+def evaluate(model, sites, split, config, device, statistics, local, rows=None):
     """Return {"sites": {NAME: {dice, hd95, assd, misses, cases}}, "mean": {...}} of one split.
 
-    statistics, local: {site name: ...}, what a site's `own_network` has besides the global weights.
-    distances=False: Dice only, as during training. rows: a list to which every case's row is added."""
+    statistics, local: as for `predictions`. rows: a list to which every case's row is added."""
     scores = {}
     for site in sites:
-        samples, cases = getattr(site, split), {class_name(config, j): [] for j in range(1, config.classes)}
-        if samples:
-            network = own_network(model, statistics.get(site.name, {}), local.get(site.name, {}))
-        for sample in samples:
-            found = score_sample(predict(network, sample, config, device), sample, config, distances)
+        cases = {class_name(config, j): [] for j in range(1, config.classes)}
+        for sample, found in predictions(model, site, split, config, device, statistics, local):
+            found = score_sample(found.cpu().numpy(), sample, config)
             for _, j, of_case in found:
                 cases[class_name(config, j)].append(of_case)
             if rows is not None:
@@ -84,12 +121,33 @@ def evaluate(model, sites, split, config, device, statistics, local, distances=T
 
 
 def validate(model, w, kept, sites, config, device):
-    """Return validation scores of the global weights w, and the statistics used, {site name: ...}. kept:
-    {site name: what it keeps}, its local weights among it."""
+    """Return validation scores of the global weights w, Dice alone, as `evaluate` does, and the statistics
+    used, {site name: ...}. kept: {site name: what it keeps}, its local weights among it."""
     local = {site: of_site["local"] for site, of_site in kept.items()}
     model.load_state_dict(w)
     statistics = site_statistics(model, {}, local, sites, config, device)
-    return evaluate(model, sites, "val", config, device, statistics, local, distances=False), statistics
+    scores = {site.name: site_scores(dice_of_cases(
+        predictions(model, site, "val", config, device, statistics, local), config)) for site in sites}
+    return {"sites": scores, "mean": mean_scores(scores)}, statistics
+
+
+def dice_of_cases(found, config):
+    """Return {class name: [score of each case, without distances]} of `predictions`, counted on the device,
+    which is read once. Cases are those of `score_sample`."""
+    counts = []
+    for sample, prediction in found:
+        truth = torch.from_numpy(sample.truth).to(device=prediction.device)
+        n = torch.stack([overlap(prediction == j, truth == j) for j in range(1, config.classes)])
+        if config.eval_slices == "foreground":
+            n = n[:, sample.truth.any((1, 2)).nonzero()[0].tolist()]
+        counts.append(n.sum(1, keepdim=True) if config.task in VOLUMES and config.eval_slices == "all" else n)
+    read = torch.cat(counts, 1).tolist() if counts else [[]] * (config.classes - 1)
+    return {class_name(config, j): [dice_alone(*n) for n in of_class] for j, of_class in enumerate(read, 1)}
+
+
+def overlap(prediction, truth):
+    """Return |P and T|, |P| and |T| of each slice of two bool masks (S, H, W), (S, 3)."""
+    return torch.stack([(prediction & truth).sum((1, 2)), prediction.sum((1, 2)), truth.sum((1, 2))], 1)
 
 
 def site_statistics(model, stored, local, sites, config, device):

@@ -80,8 +80,13 @@ def nearest_distance(at, to, spacing):
 
 def dice(prediction, truth):
     """Return 2 |P and T| / (|P| + |T|) of two bool masks; 1 when both are empty."""
-    total = int(prediction.sum()) + int(truth.sum())
-    return 2 * int((prediction & truth).sum()) / total if total else 1.0
+    return dice_alone(*(int(mask.sum()) for mask in (prediction & truth, prediction, truth)))["dice"]
+
+
+def dice_alone(both, p, t):
+    """Return what `score` does of the numbers of pixels in P and T, in P and in T, without what takes longer."""
+    return {"dice": 2 * both / (p + t) if p + t else 1.0, "hd95": None, "assd": None,
+            "miss": int((p > 0) != (t > 0))}
 
 
 def precision_and_recall(prediction, truth):
@@ -99,15 +104,12 @@ def surface_distances(prediction, truth, spacing):
     return float(hd95), float(np.concatenate([there, back]).mean())
 
 
-def score(prediction, truth, spacing, distances=True):
+def score(prediction, truth, spacing):
     """Return {dice, precision, recall, hd95, assd, miss} of two bool masks of one shape, 2-D or 3-D.
 
-    Both empty: 1, 1, 1, 0, 0, 0. One empty: 0, 0, 0, twice the image's diagonal sqrt(sum (N_i s_i)^2), 1.
-    Without `distances` hd95 and assd are None, which is much faster."""
+    Both empty: 1, 1, 1, 0, 0, 0. One empty: 0, 0, 0, twice the image's diagonal sqrt(sum (N_i s_i)^2), 1."""
     empty = (not prediction.any()) + (not truth.any())
-    if not distances:
-        hd95 = assd = None
-    elif empty:
+    if empty:
         hd95 = assd = math.hypot(*(n * s for n, s in zip(truth.shape, spacing))) if empty == 1 else 0.0
     else:
         hd95, assd = surface_distances(prediction, truth, spacing)

@@ -60,6 +60,26 @@ def own_network(model, statistics, local=None):
     return model
 
 
+def one_by_one(network):
+    """Return the network with every batch norm applied to each image of a batch by itself (test_stats: case),
+    so that images go through it together and come out as if each had been alone."""
+    for name, norm in batch_norms(network).items():
+        place, _, child = name.rpartition(".")
+        setattr(network.get_submodule(place), child, EachAlone(norm))
+    return network
+
+
+class EachAlone(nn.Module):
+    """A layer applied to every image of a batch by itself: (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return torch.cat([self.layer(one) for one in x.split(1)])
+
+
 def norm_statistics(model, site, config, device):
     """Return `collect_statistics` of up to 64 of the site's training images, not augmented; a site without
     any lends its own images, unlabelled."""

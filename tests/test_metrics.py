@@ -90,8 +90,9 @@ def test_metrics_of_empty_masks():
     assert metrics.score(empty, full, (3, .5, .5)) == metrics.score(full, empty, (3, .5, .5)) == one
     assert metrics.score(empty, empty, (3, .5, .5)) == {
         "dice": 1, "precision": 1, "recall": 1, "hd95": 0, "assd": 0, "miss": 0}
-    fast = metrics.score(empty, full, (3, .5, .5), distances=False)
-    assert fast == one | {"hd95": None, "assd": None}
+    assert metrics.dice_alone(0, 0, 8) == metrics.dice_alone(0, 8, 0) == {
+        "dice": 0, "hd95": None, "assd": None, "miss": 1}
+    assert metrics.dice_alone(0, 0, 0)["dice"] == 1 and metrics.dice_alone(0, 0, 0)["miss"] == 0
 
 
 def test_distance_and_border_against_brute_force():
@@ -248,11 +249,39 @@ def test_each_site_is_scored_with_its_own_statistics():
         patch.setattr(evaluation, "own_network",
                       lambda model, values, local: used.append(values) or original(model, values, local))
         scores = evaluation.evaluate(model, sites, "test", config, CPU, statistics, {})
-        quick = evaluation.evaluate(model, sites, "val", config, CPU, statistics, {}, distances=False)
+        patch.setattr(evaluation, "site_statistics", lambda *_: statistics)
+        quick, _ = evaluation.validate(model, model.state_dict(), {}, sites, config, CPU)
     assert [values is statistics[name] for values, name in zip(used, "aba")] == [True] * 3
     assert [scores["sites"][name]["cases"] for name in "ab"] == [2, 2]
     assert quick["sites"]["b"] == metrics.site_scores({"1": []})
     assert quick["mean"]["dice"] == quick["sites"]["a"]["dice"] and quick["mean"]["hd95"] is None
+
+
+@pytest.mark.parametrize("keys", [
+    {}, {"test_stats": "site"}, {"norm": "group", "test_stats": "none", "width": 8}, {"classes": 3},
+    {"task": "volumes"}, {"task": "volumes", "eval_slices": "foreground"}])
+def test_validation_has_the_dice_of_the_evaluation(keys):
+    """Images of several sizes, passed through the network together and counted on the device, have the
+    classes, Dice and misses that each has alone."""
+    config = a_config(**keys)
+    slices, sizes = (3 if config.task == "volumes" else 1), [(40, 50), (33, 33), (40, 50), (20, 90)] * 3
+    samples = [a_sample("a", f"c{i}", slices, seed=i, shift=i / 9, own=own) for i, own in enumerate(sizes)]
+    samples[2].truth[:] = 0
+    samples[3].truth[:, :12] *= 2  # a second class
+    site, model = Site("a", samples[:1], samples, samples), a_model(a_config(**keys | {"classes": 2}))
+    if config.classes == 3:
+        model.head = nn.Conv2d(4, 3, 1)
+    found, statistics = evaluation.validate(model, model.state_dict(), {}, [site], config, CPU)
+    expected = evaluation.evaluate(model, [site], "val", config, CPU, statistics, {})
+    own = found["sites"]["a"]
+    assert {name: own[name] for name in ("dice", "misses", "cases")} == {
+        name: expected["sites"]["a"][name] for name in ("dice", "misses", "cases")}
+    assert found["mean"]["dice"] == own["dice"] and own["hd95"] is None
+    assert own["misses"] or config.eval_slices == "foreground"
+    network = own_network(model, statistics.get("a", {}))
+    together = evaluation.predictions(model, site, "val", config, CPU, statistics, {})
+    for sample, prediction in together:
+        assert (prediction.numpy() == evaluation.predict(network, sample, config, CPU)).all()
 
 
 def test_predictions_take_at_most_32_slices_in_equal_parts():

@@ -1,5 +1,7 @@
 """Tests of a training step of every method: it waits for nothing, its shapes are known, its operations counted."""
 
+import os
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -7,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import federated
 from config import METHODS
 from methods.find import method_and_model
+from scoring.evaluate import pick_device
 from test_fedbcs import tiny_config
 
 # what a host with a GPU has to wait for, or what has a shape that the data decide
@@ -112,3 +115,19 @@ def test_operations_of_a_step(capsys):
     most = dict.fromkeys(METHODS, 2.0) | {"fedbcs": 4.0, "released": 4.2, "harmofl": 2.5}
     print(counts)
     assert {method: n for method, n in counts.items() if n > most[method] * counts["fedavg"]} == {}
+
+
+def test_deterministic_is_what_torch_is_told(monkeypatch):
+    """The key reaches torch, with the workspace that cuBLAS needs; no method's step has an operation that torch
+    knows as one that does not repeat, as the two-dimensional cross-entropy is on a GPU."""
+    told = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on, warn_only: told.append(on))
+    for value in ("true", "false"):
+        pick_device(tiny_config("unused", "unused", f"deterministic={value}"))
+    assert told == [True, False] and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    for method in METHODS:
+        step, x, y = last_step(method)
+        with Watched() as watched:
+            step(x, y)
+        assert not {"nll_loss2d_forward", "put_", "put", "median", "upsample_bilinear2d_backward", "cumsum_backward",
+                    "_adaptive_avg_pool2d_backward"} & {name for name, _ in watched.found}
