@@ -3,7 +3,8 @@
 The config and its overrides are those of the whole rounds, of which the second is measured. Prints a
 table, and as its last line one JSON object. Times are medians of 5, taken in turn in one process; memory
 is the peak resident size less that before the first step, in a process of its own. The rows `bf16` are
-with `amp: bf16`. It runs on the GPU if there is one.
+with `amp: bf16`. It runs on the GPU if there is one, and then says how many kernels a step launches and how
+often it waits for the device. A round's parts are training, validation, and saving what last.pt holds.
 """
 
 import json
@@ -11,6 +12,7 @@ import multiprocessing
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from datasets import load_sites
 from federated import Context, average_weights, local_update, make_optimizer
 from fft_style import recalibrate, recalibrate_fourier
 from methods.find import method_and_model
+from rounds.checkpoint import as_bytes, save
 from scoring.evaluate import pick_device, validate
 from settings.program import Parser, run_program
 
@@ -74,7 +77,8 @@ def fsr_passes():
 
 
 def whole_round(file, overrides, method, amp="none"):
-    """Return the seconds of round 2 of a config, the first with prototypes, and of its validation."""
+    """Return the seconds of round 2 of a config, the first with prototypes: of its training, validation and
+    saving."""
     config = load_config(file, [*overrides, f"method={method}", f"amp={amp}"])
     sites, (method, model), kept = load_sites(config), method_and_model(config), {}
     device = pick_device(config)
@@ -88,7 +92,11 @@ def whole_round(file, overrides, method, amp="none"):
         kept = {update.site: update.kept for update in updates}
         trained = time.perf_counter()
         validate(model, w, kept, sites, config, device)
-    return trained - start, time.perf_counter() - trained
+    validated = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder) / "last.pt", as_bytes({"weights": w, "prototypes": G, "kept": kept}))
+    return {"training": trained - start, "validation": validated - trained,
+            "saving": time.perf_counter() - validated}
 
 
 def median_seconds(calls):
@@ -103,6 +111,18 @@ def median_seconds(calls):
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def launches_and_waits(step):
+    """Return how many kernels a step launches on the GPU and how often it waits for it; without one None."""
+    if not torch.cuda.is_available():
+        return None, None
+    step()
+    with torch.profiler.profile() as found:
+        step()
+    counts = {event.key: event.count for event in found.key_averages()}
+    return tuple(sum(n for name, n in counts.items() if word in name)
+                 for word in ("LaunchKernel", "StreamSynchronize"))
 
 
 def peak_of_steps(method, amp="none"):
@@ -130,16 +150,18 @@ def main():
         f"{name} bf16": (name, "bf16") for name in ("fedavg", "fedbcs")}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         peak = {name: pool.apply(peak_of_steps, words) for name, words in rows.items()}
-    step = median_seconds({name: training_step(*words) for name, words in rows.items()})
+    steps = {name: training_step(*words) for name, words in rows.items()}
+    counts, step = {name: launches_and_waits(steps[name]) for name in rows}, median_seconds(steps)
     fsr = median_seconds(fsr_passes())
     result, base = {"threads": torch.get_num_threads()}, "fedavg"
-    print(f"{'training step':14}{'s':>8}{'ratio':>8}{'peak MB':>10}{'ratio':>8}")
+    print(f"{'training step':14}{'s':>8}{'ratio':>8}{'peak MB':>10}{'ratio':>8}{'launches':>10}{'waits':>8}")
     for name in rows:
-        print(f"{name:14}{step[name]:8.3f}{step[name] / step[base]:8.2f}"
-              f"{peak[name]:10.0f}{peak[name] / peak[base]:8.2f}")
+        launches, waits = counts[name]
+        print(f"{name:14}{step[name]:8.4f}{step[name] / step[base]:8.2f}{peak[name]:10.0f}"
+              f"{peak[name] / peak[base]:8.2f}{launches or '-':>10}{'-' if waits is None else waits:>8}")
         result |= {f"{name}_step_s": step[name], f"{name}_peak_mb": peak[name],
-                   f"{name}_step_ratio": step[name] / step[base],
-                   f"{name}_memory_ratio": peak[name] / peak[base]}
+                   f"{name}_step_ratio": step[name] / step[base], f"{name}_launches": launches,
+                   f"{name}_memory_ratio": peak[name] / peak[base], f"{name}_waits": waits}
     result |= {"step_ratio": result["fedbcs_step_ratio"],
                "memory_ratio": result["fedbcs_memory_ratio"],
                "fsr_spatial_s": fsr["spatial"], "fsr_rfft2_s": fsr["rfft2"],
@@ -147,10 +169,10 @@ def main():
     print(f"FSR layer, s: spatial {fsr['spatial']:.3f}, rfft2 {fsr['rfft2']:.3f}, "
           f"ratio {result['fsr_ratio']:.2f}")
     for name in ("fedavg", "fedbcs", "fedavg bf16", "fedbcs bf16"):
-        training, validation = whole_round(given.config, given.overrides, *rows[name])
-        result |= {f"{name}_round_s": training, f"{name}_validation_s": validation}
-        print(f"whole round, s: {name:12} training {training:.2f}, validation {validation:.2f}")
-    print(json.dumps({name: round(value, 4) for name, value in result.items()}))
+        parts = whole_round(given.config, given.overrides, *rows[name])
+        result |= {f"{name}_{part}_s": seconds for part, seconds in parts.items()}
+        print(f"whole round, s: {name:12}", ", ".join(f"{part} {s:.2f}" for part, s in parts.items()))
+    print(json.dumps({name: value and round(value, 4) for name, value in result.items()}))
 
 
 if __name__ == "__main__":
