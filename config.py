@@ -60,6 +60,7 @@ KEYS = {  # key: (kind, default, help)
     "seed": (kind.whole(0, most=2**63 - 1), 0, "seed of initial weights, splits, shuffling and augmentation"),
     "device": (kind.device_name, "auto", "auto (a GPU if there is one), cpu, cuda or cuda:N"),
     "deterministic": (kind.flag, False, "true: the same bits in every run on one GPU, more slowly"),
+    "graph": (kind.flag, False, "true: a training step is one CUDA graph; for a GPU"),
     "amp": (kind.or_none(kind.choice("bf16")), None, "bf16: mixed precision; losses stay float32"),
     "resume": (kind.flag, False, "true: go on from the run folder's last checkpoint"),
     "splits": (kind.or_none(kind.path), None, "splits.json to use; none: split by cases with the seed"),

@@ -78,6 +78,8 @@ class Method(NamedTuple):
     input_transform: nn.Module | None = None
     # (config, levels) -> the network, a UNet or what has its `features`, `fusion` and `classes`
     network: Callable = lambda own, levels: UNet(own.width, own.classes, own.fsr, levels, own.norm)
+    # whether a step may become one CUDA graph: its functions keep nothing in Python, all is in tensors
+    graph: bool = False
     # (t, updates, scores) after every round, for a logger; scores: see scoring.evaluate, or None
     log: Callable = lambda t, updates, scores: None
     # Between hospitals alone, where a server checks what arrives: the names of all terms, () for any, and
@@ -86,7 +88,24 @@ class Method(NamedTuple):
     vectors: Callable = lambda model: {}
 
 
-def local_update(model, site, w, G, kept, t, config, method, progress=lambda *_: None):
+def take_step(method, model, optimizer, x, y, context):
+    """Take a training step on one batch and return {name: term} of its loss, at the weights before the step."""
+    found = {}
+
+    def closure():
+        optimizer.zero_grad()
+        terms = method.losses(model, x, y, context)
+        if not found:  # a method may ask again, at other weights
+            found.update({name: term.detach() for name, term in terms.items()})
+        L = sum(terms.values())
+        L.backward()
+        return L
+
+    method.step(optimizer, closure)
+    return found
+
+
+def local_update(model, site, w, G, kept, t, config, method, progress=lambda *_: None, take_step=take_step):
     """Site m, round t: train the global weights w on its own images and return its `Update`.
 
     G: {path: {class: (K, D)}}, {} in round 1. kept: what the site kept of its last round, None before
@@ -104,16 +123,7 @@ def local_update(model, site, w, G, kept, t, config, method, progress=lambda *_:
         for x, y in site.batches(config, t, epoch, device):
             step += 1
             progress(site.name, step, steps)
-
-            def closure(x=x, y=y, step=step):
-                optimizer.zero_grad()
-                terms = method.losses(model, x, y, context)
-                found.setdefault(step, {name: term.detach() for name, term in terms.items()})
-                L = sum(terms.values())
-                L.backward()
-                return L
-
-            method.step(optimizer, closure)
+            found[step] = take_step(method, model, optimizer, x, y, context)
     losses = mean_losses(found, f"site {site.name}, round {t}")
     prototypes = method.send(model, context)
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -139,8 +149,7 @@ def with_state(optimizer, state):
 def mean_losses(found, where):
     """Return {name: mean over all steps} of {step: {name: term}}, a missing term counting as 0.
 
-    The terms are read from the device at once. A step may ask for its loss again, at other weights: its
-    first answer counts. Raises Diverged, naming the step, if a loss is not finite.
+    The terms are read from the device at once. Raises Diverged, naming the step, if a loss is not finite.
     """
     terms = [term.double() for terms in found.values() for term in terms.values()]
     values, total = iter(torch.stack(terms).tolist()), {}
@@ -155,8 +164,8 @@ def mean_losses(found, where):
 def fedbcs(config):
     """FedBCS: the losses of the paper; with its two switches off they are FedAvg's."""
     if config.prototype_weight == 0:
-        return Method(partial(fedbcs_losses, config=config), terms=("dice",))
-    return Method(partial(fedbcs_losses, config=config),
+        return Method(partial(fedbcs_losses, config=config), terms=("dice",), graph=True)
+    return Method(partial(fedbcs_losses, config=config), graph=True,
                   send=lambda model, context: local_prototypes(context.total),
                   terms=("dice", "contrast", "consistency"),
                   vectors=lambda model: {path: (sum(conv.out_channels for conv in heads.values()), False)

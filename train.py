@@ -7,6 +7,7 @@ from config import BadInput, load_config
 from datasets import keep_on, load_sites, sites_of_round
 from federated import Diverged, average_weights, local_update
 from methods.find import method_and_model
+from rounds.graph import step_of
 from rounds.lock import locked
 from rounds.run_folder import RunFolder, check_run_folder
 from rounds.screen import RoundTable, show_step
@@ -24,9 +25,9 @@ def train(config):
     model.to(device)
     run = RunFolder(config, model.state_dict(), sites, device)
     table = RoundTable(config.rounds, [site.name for site in sites])
-    w, G, kept = run.w, run.G, run.kept
+    w, G, kept, take_step = run.w, run.G, run.kept, step_of(config, device)
     for t in run.rounds_left():
-        updates = [local_update(model, site, w, G, kept.get(site.name), t, config, method, show_step(t))
+        updates = [local_update(model, site, w, G, kept.get(site.name), t, config, method, show_step(t), take_step)
                    for site in sites_of_round(training_sites, config, t)]
         w = w | average_weights(updates, config.weights)                 # w = sum_m n_m / n w_m
         G = method.aggregate([update.prototypes for update in updates])  # means of FINCH's clusters

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from config import METHODS, load_config
 from datasets import load_sites
-from federated import Context, average_weights, local_update, make_optimizer
+from federated import Context, average_weights, local_update, make_optimizer, take_step
 from fft_style import recalibrate, recalibrate_fourier
 from methods.find import method_and_model
 from rounds.checkpoint import as_bytes, save
@@ -59,13 +59,7 @@ def training_step(method, amp="none"):
     G = rules.aggregate([rules.send(model, context)])
     context.G = {path: {j: P[:1].repeat(2, 1) for j, P in G[path].items()} for path in G}
     context.total = {}
-
-    def closure():
-        optimizer.zero_grad()
-        L = sum(rules.losses(model, x, y, context).values())
-        L.backward()
-        return L
-    return lambda: rules.step(optimizer, closure)
+    return lambda: take_step(rules, model, optimizer, x, y, context)
 
 
 def fsr_passes():

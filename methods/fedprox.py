@@ -20,4 +20,4 @@ def fedprox(config):
             model.parameters(), (context.w[name] for name, _ in model.named_parameters())))
         return {"dice": segmentation_loss(logits, y),
                 "proximal": config.fedprox_mu / 2 * (w_m - w).square().sum()}
-    return Method(losses, terms=("dice", "proximal"))
+    return Method(losses, terms=("dice", "proximal"), graph=True)

@@ -35,7 +35,7 @@ def feduv(config):
         U = (-distance / distance.detach().median().clamp_min(1e-12)).exp().mean()
         return {"dice": segmentation_loss(logits, y), "variance": config.feduv_variance * V,
                 "uniformity": config.feduv_uniformity * U}
-    return Method(losses, terms=("dice", "variance", "uniformity"))
+    return Method(losses, terms=("dice", "variance", "uniformity"), graph=True)
 
 
 def spread_pixels(y, classes, number):

@@ -37,11 +37,12 @@ def input_norm(config):
     def losses(model, x, y, context):
         if (total := context.total) is not None:
             total["sum"] = total.get("sum", 0) + torch.fft.rfft2(x).abs().double().sum(0)
-            total["n"] = total.get("n", 0) + len(x)
+            total["n"] = total.get("n", 0) + x.new_full((), len(x))
         logits, _ = run_network(model, x, config)
         return {"dice": segmentation_loss(logits, y)}
 
     def send(model, context):
         model.input_transform.amplitude.copy_(context.total["sum"] / context.total["n"])
         return {}
-    return Method(losses, send, terms=("dice",), input_transform=AmplitudeNorm(config.image_size))
+    return Method(losses, send, terms=("dice",), graph=True,
+                  input_transform=AmplitudeNorm(config.image_size))
