@@ -34,8 +34,8 @@ class Site:
     def batches(self, config, t, epoch, device):
         """Yield x (B, 3, h, w) and y (B, h, w) of a local epoch of round t, augmented, on a device."""
         order = seeded(config.seed, self.name, t, epoch)
-        for x, y in batches(self.train_slices, config.batch_size, order):
-            yield on_device(x, y, device)
+        torch.manual_seed(seeded(config.seed, self.name, t, epoch, "draws").initial_seed())  # as of dropout
+        yield from (on_device(x, y, device) for x, y in batches(self.train_slices, config.batch_size, order))
 
 
 def load_sites(config, splits=None, strict=True):
@@ -161,8 +161,8 @@ def known_split(site, cases, splits, strict, folds=None):
     if not strict:
         if site in splits:
             trained = len(cases & {*split["train"], *split["val"]})
-            print(f"{site}: taken for the run's site of that name: {trained} of its cases trained "
-                  f"or validated, {len(unlisted)} are new and test, {len(missing)} of the run's are missing")
+            print(f"{site}: taken for the run's site of that name: {trained} of its cases trained or "
+                  f"validated, {len(unlisted)} are new and tested, {len(missing)} of the run's are missing")
         split["test"] += unlisted
         return {part: [case for case in split[part] if case in cases] for part in SPLITS}
     if site not in splits:

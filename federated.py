@@ -51,7 +51,7 @@ class Context:
 
 
 def make_optimizer(model, config, t=1):
-    """Return the config's optimizer for round t, in which its settings are the same as in any other."""
+    """Return the config's optimizer for round t; its settings are the same in every round."""
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
     return kinds[config.optimizer](model.parameters(), config.lr, weight_decay=config.weight_decay)
 
@@ -62,7 +62,7 @@ class Method(NamedTuple):
     A method is a function of the config that returns one of these.
     """
 
-    # (model, x, y, context) -> {name: term}; L is their sum, and one of them is "dice"
+    # (model, x, y, context) -> {name: term}, tensors; L is their sum
     losses: Callable
     # (model, context) -> {path: {class: vectors}}, what the site sends besides its weights
     send: Callable = lambda model, context: {}
@@ -70,7 +70,7 @@ class Method(NamedTuple):
     aggregate: Callable = aggregate_prototypes
     # (optimizer, closure); closure() computes the batch's loss L and its gradient, and returns L
     step: Callable = lambda optimizer, closure: optimizer.step(closure)
-    # (model, config, t) -> optimizer of round t, which then gets the state that the site kept
+    # (model, config, t) -> optimizer of round t, then given the site's kept state: the same parameters in all
     optimizer: Callable = make_optimizer
     # name of a weight -> whether it stays at its site
     local: Callable = lambda name: False
@@ -138,11 +138,12 @@ def local_update(model, site, w, G, kept, t, config, method, progress=lambda *_:
 def with_state(optimizer, state):
     """Return a new optimizer with the state that its site kept, None before its first round.
 
-    Its settings, such as the learning rate, stay those of this round.
+    Its settings, such as the learning rate, stay those of this round. Raises ValueError for other parameters.
     """
-    if state is not None:  # copied, for the optimizer changes it in place
-        settings = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": copy.deepcopy(state["state"]), "param_groups": settings})
+    if state is not None:  # copied, for the optimizer changes it in place; torch compares "params"
+        now, kept = optimizer.state_dict()["param_groups"], state["param_groups"]
+        groups = [new | {"params": old["params"]} for new, old in zip(now, kept, strict=True)]
+        optimizer.load_state_dict({"state": copy.deepcopy(state["state"]), "param_groups": groups})
     return optimizer
 
 
@@ -162,7 +163,7 @@ def mean_losses(found, where):
 
 
 def fedbcs(config):
-    """FedBCS: the losses of the paper; with its two switches off they are FedAvg's."""
+    """FedBCS: the losses of the paper; with `fsr: none` and `prototype_weight: 0` it is FedAvg."""
     if config.prototype_weight == 0:
         return Method(partial(fedbcs_losses, config=config), terms=("dice",), graph=True)
     return Method(partial(fedbcs_losses, config=config), graph=True,

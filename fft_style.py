@@ -15,7 +15,7 @@ def recalibrate_fourier(z, l_norm, l_org):
 
     z: (B, C, H, W), real; l_norm, l_org: anything that broadcasts against it; F: 2-D DFT over
     (H, W), of which rfft2 keeps the half that determines a real signal.
-    The absolute value has no gradient at 0, so use this form for values on constant channels only.
+    The absolute value has no gradient at 0: on constant channels this form is for values, not for gradients.
     Source: paper. The released code floors the squared amplitude at 1e-5, which turns an all-zero
     channel into 3e-3; here a zero channel stays zero.
     """

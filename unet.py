@@ -45,7 +45,7 @@ class UNet(nn.Module):
     levels that are fused with the deepest (3); with [] there are no fusion heads at all.
     The U-Net proper is built first, so its initial weights depend on the seed alone.
     norm: "batch", "group", or channels -> the layer behind every convolution of a block.
-    `input_transform` is a map (B, 3, H, W) -> (B, 3, H, W) that a method may put before it.
+    `input_transform` is a map (B, 3, H, W) -> (B, 3, H, W) that a method may put before the network.
     Maps are stored channels last, which is faster. Raises ValueError for another fsr or norm.
     Source: released code; `adaptive`: paper.
     """

@@ -24,7 +24,7 @@ def fedplvm(config):
         L    = L_seg + weight [ InfoNCE with cos^power / tau + 2 mean (cos(f, Pbar_j) - 1)^2 ]
 
     cos is clamped at 1e-6 from below; L_seg alone in round 1; means over the f of a class, then
-    over the foreground classes. Plain mean of the weights. Our adaptation: f as above; FINCH's last
+    over the foreground classes. Plain mean of the weights. Our adaptation: f of shared.py; FINCH's last
     partition is taken, as at the server.
     """
     def losses(model, x, y, context):

@@ -19,8 +19,8 @@ def fpl(config):
         L_consis = mean over channels of (f - Pbar_j)^2
 
     tau = `fpl_tau`; mean over the f of a class, then over the foreground classes. L_seg alone in
-    round 1. What is sent is the mean over a class's pixels. Our adaptation: f as above, not every
-    pixel, which at small scale drew all foreground to one point and the prediction to background.
+    round 1. What is sent is the mean over a class's pixels. Our adaptation: f is that of shared.py; with
+    every pixel as an f, at small scale, all foreground went to one point and the prediction to background.
     """
     def losses(model, x, y, context):
         logits, maps = run_network(model, x, config)

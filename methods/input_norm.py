@@ -15,7 +15,7 @@ class AmplitudeNorm(nn.Module):
 
     Abar is a buffer: it is averaged with the weights and normalises the input at evaluation too. In
     round 1 it is 0 and the images pass as they are. The whole amplitude is replaced; HarmoFL's released
-    code (L = 0) only moves the mean.
+    code (L = 0, the size of its window of low frequencies) only moves the mean.
     """
 
     def __init__(self, size):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from config import DEFAULTS, BadInput
+from config import DEFAULTS, METHODS, BadInput
 
 FORMAT = "fedbcs-3"
 OLD = {"fedbcs-1": "8e45f15", "fedbcs-2": "22f1388"}  # {format: last commit that reads it}
@@ -110,6 +110,21 @@ PARTS = {
     "seconds": math.isfinite,
     "best": lambda best: is_count(best["round"]) and (best["dice"] is None or math.isfinite(best["dice"])),
 }
+
+
+def check_own(state):
+    """Raise BadInput if what a method of one's own makes, G and memory, could not be read back."""
+    memory = {site: kept["memory"] for site, kept in state["kept"].items() if "memory" in kept}
+    parts = (("G", state["prototypes"], "{path: {class, an int: (K, D)}}, K at least 1, of finite numbers"),
+             ("memory", memory, "of tensors and Python's numbers, texts, lists and dictionaries"))
+    for name, part, form in parts if state["config"]["method"] not in METHODS else ():
+        try:
+            whole = torch.load(io.BytesIO(as_bytes(part)), weights_only=True)
+        except Exception:  # noqa: BLE001 - what cannot be pickled or read raises many types
+            whole = None
+        if whole is None or (name == "G" and not is_whole("prototypes", whole)):
+            raise BadInput(f"method: its {name} after round {state['round']} cannot be read back from a "
+                           f"checkpoint; make it {form}")
 
 
 # ---- What fits ----

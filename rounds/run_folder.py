@@ -13,7 +13,15 @@ import torch
 
 from config import BadInput, as_yaml
 from datasets import read_splits, splits_of
-from rounds.checkpoint import FORMAT, as_bytes, check_fits, check_same_config, load_checkpoint, save
+from rounds.checkpoint import (
+    FORMAT,
+    as_bytes,
+    check_fits,
+    check_own,
+    check_same_config,
+    load_checkpoint,
+    save,
+)
 from rounds.lock import LOCK
 
 OF_THE_END = ("result.json", "cases.csv", "predictions.png", "curves.png")
@@ -70,12 +78,13 @@ class RunFolder:
         return t > 0 and self.is_due(t) and not scored
 
     def save(self, t, w, G, updates, scores=None, statistics=None):
-        """Save round t: its weights, prototypes and updates, and its validation if it had one."""
+        """Save round t: weights, prototypes, updates, and validation if it had one; raises as `check_own`."""
         state = self.state
         state |= {"round": t, "weights": w, "prototypes": G, "statistics": statistics or {}}
         state["local"] = {site: kept["local"] for site, kept in self.kept.items()}
         state["seconds"] += self.seconds()
         state["history"] += train_rows(t, updates)
+        check_own(state)
         self.score(scores)
 
     def score(self, scores):
@@ -105,8 +114,8 @@ def load_to_resume(file, sites, config, device):
         raise BadInput(f"{splits}: differs from the splits of the data now, the data have changed; "
                        "restore them, or train into another folder with out=FOLDER")
     if state["round"] > config.rounds:
-        raise BadInput(f"rounds: {config.rounds} is less than the {state['round']} rounds that "
-                       f"{file} has behind it, set rounds to at least that")
+        raise BadInput(f"rounds: {config.rounds} is less than the {state['round']} rounds that are done in "
+                       f"{file}, set rounds to at least that")
     return state
 
 

@@ -361,7 +361,7 @@ def test_other_data_counts_as_test_unless_the_splits_know_it(tmp_path, capsys):
     assert splits_of([a])["a"] == {"train": ["0", "1"], "val": ["2"], "test": ["3", "4"]}
     assert not new.train and not new.val and len(new.test) == 5
     assert "a: taken for the run's site of that name: 3 of its cases trained or validated, 1 are " \
-        "new and test, 1 of the run's are missing" in capsys.readouterr().out
+        "new and tested, 1 of the run's are missing" in capsys.readouterr().out
 
 
 # ---- Batches ----

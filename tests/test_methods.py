@@ -785,6 +785,73 @@ def mine(config):
     assert state["count"] == 3 and len(state["old"]) == 2
 
 
+FROZEN = """
+import torch
+from federated import fedbcs
+from unet import UNet
+class Net(UNet):
+    def features(self, x):
+        logits, maps = super().features(x)
+        return torch.nn.functional.dropout(logits, 0.5, self.training), maps
+def mine(config):
+    def optimizer(model, config, t):
+        model.encoder.requires_grad_(t > 2)
+        return torch.optim.AdamW([p for p in model.parameters() if ALL or p.requires_grad], 1e-3)
+    return fedbcs(config)._replace(network=lambda own, levels: Net(own.width, levels=levels), optimizer=optimizer)
+"""
+
+
+def test_dropout_and_a_frozen_encoder_repeat_after_a_kill(tmp_path, monkeypatch):
+    """What torch draws is seeded by site and round. A weight without a gradient stays as it is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(FROZEN.replace("ALL", "True"))
+    data, settings = write_nuclei(tmp_path / "d"), ("method=mine.py:mine", "rounds=3", "prototype_weight=1")
+    train.train(tiny_config(data, "whole", *settings))
+    train_until(2, monkeypatch, config := tiny_config(data, "cut", *settings))
+    initial, cut = method_and_model(config)[1].state_dict(), load_checkpoint("cut/last.pt")["weights"]
+    changed = {name.split(".")[0] for name in cut if not torch.equal(cut[name], initial[name])}
+    assert changed == {"bottleneck", "up", "decoder", "fsr", "head", "fusion"}
+    train.train(tiny_config(data, "cut", *settings, "resume=true"))
+    cut, whole = (load_checkpoint(f"{name}/last.pt") for name in ("cut", "whole"))
+    for key in ("weights", "kept"):
+        assert_same(cut[key], whole[key])
+    assert not torch.equal(cut["weights"]["encoder.0.0.weight"], initial["encoder.0.0.weight"])
+
+
+def test_kept_state_is_not_given_to_other_parameters(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(FROZEN.replace("ALL", "False"))
+    with pytest.raises(ValueError, match="parameter group"):
+        train.train(tiny_config(write_nuclei(tmp_path / "d"), "run", "method=mine.py:mine", "rounds=3"))
+
+
+@pytest.mark.parametrize("memory, sent, words", [
+    ("np.float64(3)", "{}", "its memory after round 2 cannot be read back"),
+    ("(lambda: 3)", "{}", "its memory after round 2 cannot be read back"),
+    ("3", "{1: torch.ones(2)}", "its G after round 2 cannot be read back"),
+    ("3", "{torch.tensor(1): torch.ones(1, 2)}", "its G after round 2 cannot be read back"),
+])
+def test_what_no_checkpoint_can_hold_stops_the_round_that_makes_it(tmp_path, monkeypatch, memory, sent, words):
+    """The round and not the end of the run; the checkpoint of the round before is left."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(f"""
+import numpy as np
+import torch
+from federated import Method, run_network, segmentation_loss
+def mine(config):
+    def losses(model, x, y, context):
+        context.memory["mine"] = {memory} if context.t == 2 else 3
+        return {{"dice": segmentation_loss(run_network(model, x, config)[0], y)}}
+    def send(model, context):
+        return {{"decoder": {sent}}} if context.t == 2 else {{}}
+    return Method(losses, send, aggregate=lambda sent: sent[0])
+""")
+    data = write_nuclei(tmp_path / "d")
+    with pytest.raises(BadInput, match=words):
+        train.train(tiny_config(data, "run", "method=mine.py:mine", "rounds=3"))
+    assert load_checkpoint("run/last.pt")["round"] == 1
+
+
 def load_checkpoint_in(folder, run):
     return torch.load(folder / run / "last.pt", weights_only=True)
 
