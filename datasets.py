@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from config import VOLUMES, BadInput
-from sites import demo_data
+from sites import across, demo_data
 from sites.files import reading
 from sites.layouts import as_seen, list_files, list_site, unread
 from sites.readers import read_sample
@@ -20,10 +20,10 @@ SPLITS = ("train", "val", "test")
 
 class Site:
     """One site's samples per split, and the slices it trains on (every image; of volumes those with
-    foreground): `train_slices`, pairs (sample, slice)."""
+    foreground): `train_slices`, pairs (sample, slice). `undrawn`: classes that no mask of any site has."""
 
-    def __init__(self, name, train, val, test):
-        self.name, self.train, self.val, self.test = name, train, val, test
+    def __init__(self, name, train, val, test, undrawn=frozenset()):
+        self.name, self.train, self.val, self.test, self.undrawn = name, train, val, test, undrawn
         self.train_slices = [(sample, s) for sample in train for s, mask in enumerate(sample.masks)
                              if len(sample.masks) == 1 or mask.any()]
 
@@ -47,7 +47,9 @@ def load_sites(config, splits=None, strict=True):
     entries, problems = list_files(folder, config.task, config.case_pattern)
     if problems:
         raise BadInput(problems[0])
-    warn(folder, unread(folder, [entry for site in entries.values() for entry in site]))
+    files = [entry for site in entries.values() for entry in site]
+    across.check_files(folder, files, config)
+    warn(folder, unread(folder, files))
     if strict and config.hold_out not in (None, *entries):
         raise BadInput(f"hold_out: {folder} has no site {config.hold_out}, name one of {', '.join(entries)}")
     if splits is None and config.splits:
@@ -56,6 +58,9 @@ def load_sites(config, splits=None, strict=True):
     missing = (splits or {}).keys() - entries.keys()
     if strict and missing:
         raise BadInput(f"{folder}: lacks the site {min(missing)} of the splits, restore it")
+    nobody = look_across(folder, sites, config)
+    for site in sites:
+        site.undrawn = nobody
     images = sum(len(sample.images) for site in sites for sample in samples_of(site))
     unit = "slices" if config.task in VOLUMES else "images"
     size = sum(sample.images.untyped_storage().nbytes() + sample.masks.nbytes + sample.truth.nbytes
@@ -71,7 +76,8 @@ def keep_on(sites, device):
     if device.type == "cpu" or 2 * size > torch.cuda.mem_get_info(device)[0]:
         return sites
     return [Site(site.name, *([sample._replace(images=sample.images.to(device), masks=sample.masks.to(device))
-                               for sample in getattr(site, part)] for part in SPLITS)) for site in sites]
+                               for sample in getattr(site, part)] for part in SPLITS), site.undrawn)
+            for site in sites]
 
 
 def load_own_site(name, config):
@@ -82,17 +88,20 @@ def load_own_site(name, config):
     entries, problems = list_site(folder, config.task, config.case_pattern)
     if problems:
         raise BadInput(problems[0])
+    across.check_files(folder, entries, config)
     warn(name, unread(folder, entries))
-    return load_site(name, entries, read_splits(config.splits) if config.splits else None, config)
+    site = load_site(name, entries, read_splits(config.splits) if config.splits else None, config)
+    look_across(name, [site], config)
+    return site
 
 
 def load_site(name, entries, splits, config, strict=True):
     """Return one Site with its samples split and decoded; raises BadInput if its masks are empty."""
     split = split_of(name, {entry.case for entry in entries}, splits, config, strict)
-    def read(entry):
-        return read_sample(entry, name, config.task, config.image_size, config.classes)
+    given = config.task, config.image_size, config.classes, config.window
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # most of the time is decoding
-        samples = {part: list(threads.map(read, [entry for entry in entries if entry.case in split[part]]))
+        samples = {part: list(threads.map(lambda entry: read_sample(entry, name, *given),
+                                          [entry for entry in entries if entry.case in split[part]]))
                    for part in SPLITS}
     site = Site(name, **samples)
     if not any(sample.truth.any() for sample in samples_of(site)):
@@ -110,6 +119,15 @@ def warn(name, warnings):
     if warnings:
         more = f" ({len(warnings)} warnings in all, check_data.py lists them)" * (len(warnings) > 1)
         print(f"warning: {name}: {warnings[0]}{more}", file=sys.stderr, flush=True)
+
+
+def look_across(name, sites, config):
+    """Print what is suspicious about sites together; return the classes that no mask of them has."""
+    samples = {site.name: [(part, sample) for part in SPLITS for sample in getattr(site, part)]
+               for site in sites}
+    texts, nobody = across.look(samples, config)
+    warn(name, texts)
+    return nobody
 
 
 def samples_of(site):

@@ -227,7 +227,7 @@ def test_suspicious_masks_are_named(tmp_path):
     smooth[12, 13:15] = 100
     nearly = np.full((40, 40), 255, np.uint8)
     nearly[0, :5] = 0
-    for values, words in ((smooth, "values between 0 and 255"), (nearly, "% of it is foreground")):
+    for values, words in ((smooth, r"2 labels above 0 (100, 255), which all count"), (nearly, "% of it is foreground")):
         assert words in images.read_labels(saved(tmp_path, Image.fromarray(values)))[1][0]
     three = saved(tmp_path, Image.fromarray(np.uint8(127) * TWO), "m.jpg", quality=95)
     assert "more than two labels" in images.read_labels(three)[1][0]
