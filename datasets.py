@@ -45,10 +45,10 @@ def load_sites(config, splits=None, strict=True):
     strict=False is for other data than a run's own: a case unknown to splits counts as test."""
     folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
     entries, problems = list_files(folder, config.task, config.case_pattern)
-    if problems:
+    if problems := across.dead_links(folder) + problems:
         raise BadInput(problems[0])
     files = [entry for site in entries.values() for entry in site]
-    across.check_files(folder, files, config)
+    across.check_memory(folder, files, config)
     warn(folder, unread(folder, files))
     if strict and config.hold_out not in (None, *entries):
         raise BadInput(f"hold_out: {folder} has no site {config.hold_out}, name one of {', '.join(entries)}")
@@ -86,9 +86,9 @@ def load_own_site(name, config):
     if not folder.is_dir():
         raise BadInput(f"{folder}: there is no such folder of site {name}")
     entries, problems = list_site(folder, config.task, config.case_pattern)
-    if problems:
+    if problems := across.dead_links(folder) + problems:
         raise BadInput(problems[0])
-    across.check_files(folder, entries, config)
+    across.check_memory(folder, entries, config)
     warn(name, unread(folder, entries))
     site = load_site(name, entries, read_splits(config.splits) if config.splits else None, config)
     look_across(name, [site], config)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from config import BadInput, class_name
+from sites.files import check_regular
 from sites.readers import reader_of
 
 GB = 2**30
@@ -14,15 +15,6 @@ CGROUP = Path("/sys/fs/cgroup")  # of a container or a queue, where the system h
 
 
 # ---- Before a file is decoded ----
-
-def check_files(folder, entries, config):
-    """Raise BadInput for a link to nowhere, and if the files of entries (case, image, mask) do not fit into
-    the memory that is free."""
-    links = dead_links(folder)
-    if links:
-        raise BadInput(links[0])
-    check_memory(folder, entries, config)
-
 
 def dead_links(folder):
     """Return a text for each link to nowhere at or below a folder; hidden names are no data."""
@@ -57,6 +49,7 @@ def size_of(entry, config):
     """Return how many bytes of an entry are kept, and how many decoding it takes at the least, by the header
     of its image; 0 and 0 if that cannot be read."""
     try:
+        check_regular(entry.image)
         S, C, H, W = reader_of(config.task).shape_of(entry.image)
     except Exception:  # noqa: BLE001 - the reader will name the file and say what is wrong
         return 0, 0

@@ -71,18 +71,20 @@ def pixels_of(file, image):
 
 
 def is_blank(pixels, mode):
-    """Return whether an image shows nothing: the means of its spots of 4 x 4 pixels differ by less than 4 %
-    of white in each channel. With more than 8 bits white is the brightest spot, and they may also differ
-    by no more than noise does, for such files often have an offset."""
+    """Return whether an image shows nothing but noise: the means of its spots of 4 x 4 pixels differ by less
+    than 4 % of white, in each channel, and so do the pixels of a spot. With more than 8 bits white is the
+    brightest spot, and the means differ by no more than noise does, for such files often have an offset."""
     side = SPOT if min(pixels.shape[:2]) >= SPOT else 1
     h, w = (n - n % side for n in pixels.shape[:2])
     spots = pixels[:h, :w].reshape(h // side, side, w // side, side, -1)
     means = spots.mean((1, 3))
     contrast = np.ptp(means, (0, 1)).max()
-    if not mode.startswith(("I", "F")):
-        return bool(contrast < BLANK * 255)
+    wide = mode.startswith(("I", "F"))
+    white = abs(means).max() if wide else 255
+    if contrast > BLANK * white:
+        return False
     noise = spots.std((1, 3)).mean((0, 1)).max()
-    return bool(contrast <= min(BLANK * abs(means).max(), 4 * noise))
+    return bool(noise <= BLANK * white and not (wide and contrast > 4 * noise))
 
 
 def read_labels(file, classes=2, facts=None):
@@ -212,7 +214,7 @@ def scale(values, file, found):
     if not math.isfinite(high - low):
         raise BadInput(f"{file}: its values reach from {low:g} to {high:g}, export it again")
     scaled = ((values - low) / (high - low)).astype(np.float32)
-    darker, brighter = np.quantile(scaled.ravel()[::max(1, scaled.size // 100000)], (0.01, 0.99))
+    darker, brighter = np.quantile(scaled.ravel()[::max(1, scaled.size // 10000)], (0.01, 0.99))
     if brighter - darker < 0.02:
         found.append(f"{file}: has hardly any contrast, a few values of up to {high:g} hide the rest")
     return scaled

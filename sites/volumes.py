@@ -77,13 +77,17 @@ def prepared(voxels, file, found, order, window=None):
 
 
 def check_darkest(voxels, file, found):
-    """Add a warning to `found` where the darkest values, as a scanner's padding, take the contrast from all
-    others: one lies far below the first percentile, or the brighter half has a tenth of the range."""
+    """Add a warning to `found` where the darkest value, as a scanner's padding, takes the contrast from the
+    others: it lies far below their first percentile, or their brighter half has a tenth of the range."""
     low, high = voxels.min(), voxels.max()
-    first, middle = np.quantile(voxels.ravel()[::max(1, voxels.size // 100000)], (0.01, 0.5))
-    if high > low and (first - low > high - first or high - middle < 0.1 * (high - low)):
+    some = voxels.ravel()[::max(1, voxels.size // 10000)]
+    others = some[some > low]
+    if not others.size:
+        return
+    first, middle = np.quantile(others, (0.01, 0.5))
+    if first - low > (high - first) / 2 or high - middle < 0.1 * (high - low):
         found.append(f"{file}: its darkest value, {low:g}, lies far below the others (half of them lie "
-                     f"from {middle:g} to {high:g}), which leaves them little contrast; set window: [low, high]")
+                     f"from {middle:g} to {high:g}), leaving them little contrast; set window: [low, high]")
 
 
 def shape_of(file):
