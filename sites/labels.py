@@ -40,10 +40,10 @@ def values_of(labels):
 
 def fades(labels, values):
     """Return whether a mask with these values fades from object to background, as one that was smoothed, or
-    one of probabilities, does: below its highest value most pixels differ from the next one inside.
+    one of probabilities, does: below its highest value about every second pixel inside differs from the next one.
 
-    Objects with a number each, and classes, are flat inside."""
-    if len(values) < 4:
+    Objects with a number each, and classes, are flat inside; small numbers are classes."""
+    if len(values) < 4 or values[-1] <= SMALL:
         return False
     pairs = unequal = 0
     for axis in (0, 1):
@@ -51,7 +51,7 @@ def fades(labels, values):
         a, b = lines[:-1], lines[1:]
         inside = (a > 0) & (b > 0) & ((a < values[-1]) | (b < values[-1]))
         pairs, unequal = pairs + inside.sum(), unequal + (inside & (a != b)).sum()
-    return bool(unequal > 0.6 * pairs)
+    return bool(unequal > 0.45 * pairs)
 
 
 def look_at(labels, file, classes, found):
