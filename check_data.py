@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from config import VOLUMES, BadInput, class_name, load_config
-from datasets import read_splits, split_of
+from datasets import SPLITS, Site, read_splits, split_of
 from scoring.pictures import GREEN, contact_sheet, legend, outlined_tiles
 from settings.program import Parser, run_program
 from sites import across, demo_data
@@ -29,7 +29,7 @@ def check(config, sheet):
     files = [entry for found in entries.values() for entry in found]
     across.check_memory(folder, files, config)
     splits = read_splits(config.splits) if config.splits else None
-    rows, warnings, sites = [], unread(folder, files), {}
+    rows, warnings, sites = [], unread(folder, files), []
     for site in entries:
         samples = read_all(site, entries[site], config, problems)
         warnings += [text for sample in samples for text in sample.warnings]
@@ -40,15 +40,15 @@ def check(config, sheet):
             parts = split_of(site, cases, splits, config) if cases else {}
         except BadInput as problem:
             problems.append(str(problem))
-        part_of = {case: part for part in parts for case in parts[part]}
-        sites[site] = [(part_of.get(sample.case, "no split"), sample) for sample in samples]
+        sites.append(Site(site, **{part: [sample for sample in samples if sample.case in parts.get(part, [])]
+                                   for part in SPLITS}))
         print("\n".join(report(site, config, entries[site], samples, parts,
                                other_files(folder / site))))
         if samples:
             key = "" if rows else legend([class_name(config, j) for j in range(config.classes)])
             rows.append((site + key, [tile for sample in examples(samples) for tile in outlined_tiles(
                 sample, sample.truth, config.classes, GREEN)]))
-    warnings += across.look(sites, config)[0]
+    warnings += across.compare(sites, config)[0]
     if rows:
         try:
             contact_sheet(rows).save(sheet)

@@ -33,8 +33,7 @@ class Site:
 
     def batches(self, config, t, epoch, device):
         """Yield x (B, 3, h, w) and y (B, h, w) of a local epoch of round t, augmented, on a device."""
-        order = seeded(config.seed, self.name, t, epoch)
-        for x, y in batches(self.train_slices, config.batch_size, order):
+        for x, y in batches(self.train_slices, config.batch_size, seeded(config.seed, self.name, t, epoch)):
             yield on_device(x, y, device)
 
 
@@ -58,7 +57,8 @@ def load_sites(config, splits=None, strict=True):
     missing = (splits or {}).keys() - entries.keys()
     if strict and missing:
         raise BadInput(f"{folder}: lacks the site {min(missing)} of the splits, restore it")
-    nobody = look_across(folder, sites, config)
+    texts, nobody = across.compare(sites, config)
+    warn(folder, texts)
     for site in sites:
         site.undrawn = nobody
     images = sum(len(sample.images) for site in sites for sample in samples_of(site))
@@ -91,7 +91,7 @@ def load_own_site(name, config):
     across.check_memory(folder, entries, config)
     warn(name, unread(folder, entries))
     site = load_site(name, entries, read_splits(config.splits) if config.splits else None, config)
-    look_across(name, [site], config)
+    warn(name, across.compare([site], config)[0])
     return site
 
 
@@ -119,15 +119,6 @@ def warn(name, warnings):
     if warnings:
         more = f" ({len(warnings)} warnings in all, check_data.py lists them)" * (len(warnings) > 1)
         print(f"warning: {name}: {warnings[0]}{more}", file=sys.stderr, flush=True)
-
-
-def look_across(name, sites, config):
-    """Print what is suspicious about sites together; return the classes that no mask of them has."""
-    samples = {site.name: [(part, sample) for part in SPLITS for sample in getattr(site, part)]
-               for site in sites}
-    texts, nobody = across.look(samples, config)
-    warn(name, texts)
-    return nobody
 
 
 def samples_of(site):
@@ -232,8 +223,7 @@ def sites_of_round(sites, config, t):
 def seeded(*words):
     """Return a torch.Generator for these words (seed, site, round, ...), the same in every process.
 
-    A generator for each purpose needs no state in a checkpoint, so a resumed run repeats exactly.
-    """
+    A generator for each purpose needs no state in a checkpoint, so a resumed run repeats exactly."""
     bits = random.Random(":".join(str(word) for word in words)).getrandbits(63)
     return torch.Generator().manual_seed(bits)
 
@@ -241,8 +231,7 @@ def seeded(*words):
 def stack(slices, generator=None):
     """Return x (B, 3, h, w) float32 and y (B, h, w) int64 of pairs (sample, slice).
 
-    With a generator every image is turned by quarters and flipped at random, its mask alike.
-    """
+    With a generator every image is turned by quarters and flipped at random, its mask alike."""
     pairs = [(sample.images[s], sample.masks[s]) for sample, s in slices]
     if generator is not None:
         turns = torch.randint(8, (len(pairs),), generator=generator).tolist()

@@ -10,7 +10,7 @@ from config import BadInput, class_name
 from sites.files import check_regular
 from sites.readers import reader_of
 
-GB = 2**30
+GB, SPLITS = 2**30, ("train", "val", "test")
 CGROUP = Path("/sys/fs/cgroup")  # of a container or a queue, where the system has it
 
 
@@ -78,16 +78,18 @@ def free_memory():
 
 # ---- When all are decoded ----
 
-def look(sites, config):
-    """Return what is suspicious about sites {name: [(part of the split, Sample)]} together, as texts, and the
-    classes that no mask has, a set."""
-    texts, nobody = missing_classes(sites, config)
-    return same_pictures(sites) + texts, nobody
+def compare(sites, config):
+    """Return what is suspicious about Sites together, as texts, and the classes that no mask has, a set."""
+    samples = {site.name: [(part, sample) for part in SPLITS for sample in getattr(site, part)]
+               for site in sites}
+    texts, nobody = missing_classes(samples, config)
+    return same_pictures(samples) + texts, nobody
 
 
 def same_pictures(sites):
     """Return a text for each picture that is there twice, first those that train and test. Pictures are the
-    same if their pixels are, as the network takes them; blank ones are not compared."""
+    same if their pixels are, as the network takes them; blank ones are not compared. sites: {name: [(part of
+    the split, Sample)]}, also below."""
     known, texts = {}, {True: [], False: []}
     for site, samples in sites.items():
         for part, sample in samples:

@@ -40,7 +40,7 @@ def values_of(labels):
 
 def fades(labels, values):
     """Return whether a mask with these values fades from object to background, as one that was smoothed, or
-    one of probabilities, does: below its highest value about every second pixel inside differs from the next one.
+    one of probabilities, does: below its highest value about every second pixel inside differs from the next.
 
     Objects with a number each, and classes, are flat inside; small numbers are classes."""
     if len(values) < 4 or values[-1] <= SMALL:

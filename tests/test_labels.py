@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import nibabel
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import check_data
@@ -222,8 +223,7 @@ def test_pictures_that_only_look_alike_are_not_the_same(tmp_path):
     pixels[1, 1] = 255 - pixels[1, 1]
     saved(folder / "a" / "images" / "1.png", pixels)
     sites = load_sites(nuclei_config(folder))
-    assert across.look({site.name: [("train", sample) for sample in (*site.train, *site.test)]
-                        for site in sites}, nuclei_config(folder)) == ([], set())
+    assert across.compare(sites, nuclei_config(folder)) == ([], set())
 
 
 @pytest.mark.parametrize("place", ["site", "a/images/9.png", "a/masks/0.png", "b/more"])
@@ -289,13 +289,18 @@ def test_a_class_that_no_mask_has_is_not_scored(tmp_path, monkeypatch, capsys):
     code, out, _ = run_here(monkeypatch, capsys, check_data, tmp_path, folder, "--task", "images", *words[1:])
     assert code == 0 and "class 3 (vessel): site b never draws it, so it trains there as background" in out
     settings = a_config(task="images", classes=4, class_names=["disc", "cup", "vessel"])
-    monkeypatch.setattr(scoring, "predict", lambda model, sample, *_: sample.truth * (sample.truth == 1))
-    rows = []
-    scores = scoring.evaluate(a_model(a_config()), sites, "test", settings, CPU, {}, {}, rows=rows)
+    rows, model = [], a_model(a_config())
+
+    def disc_alone(model, site, split, *_):
+        return ((sample, torch.tensor(sample.truth * (sample.truth == 1))) for sample in getattr(site, split))
+    monkeypatch.setattr(scoring, "predictions", disc_alone)
+    scores = scoring.evaluate(model, sites, "test", settings, CPU, {}, {}, rows=rows)
     assert scores["mean"]["classes"]["cup"] == {"dice": None, "hd95": None, "assd": None, "misses": None}
     a, b = scores["sites"].values()
     assert (a["dice"], b["dice"], scores["mean"]["dice"]) == (0.5, 1, 0.75)  # of disc and vessel
     assert a["cases"] == b["cases"] == 1 and {row["class"] for row in rows} == {"disc", "vessel"}
+    quick = scoring.validate(model, model.state_dict(), {}, sites, settings, CPU)[0]
+    assert quick["mean"]["dice"] == 0.75 and quick["mean"]["classes"]["cup"]["dice"] is None
 
 
 def test_a_run_with_a_class_that_nobody_has(tmp_path):
