@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from config import VOLUMES, BadInput, class_name, load_config
-from datasets import read_splits, split_of
+from datasets import SPLITS, Site, read_splits, split_of
 from scoring.pictures import GREEN, contact_sheet, legend, outlined_tiles
 from settings.program import Parser, run_program
-from sites import demo_data, images, volumes
-from sites.files import enough_memory
+from sites import across, demo_data
 from sites.layouts import DATA_KINDS, list_files, unread
 from sites.readers import read_sample
 
@@ -26,10 +25,13 @@ def check(config, sheet):
     """Print the report on config.data, write the contact sheet, return the number of problems."""
     folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
     entries, problems = list_files(folder, config.task, config.case_pattern)
+    problems += across.dead_links(folder)
+    files = [entry for found in entries.values() for entry in found]
+    across.check_memory(folder, files, config)
     splits = read_splits(config.splits) if config.splits else None
-    rows, warnings = [], unread(folder, [entry for found in entries.values() for entry in found])
+    rows, warnings, sites = [], unread(folder, files), []
     for site in entries:
-        facts, samples = read_all(site, entries[site], config, problems)
+        samples = read_all(site, entries[site], config, problems)
         warnings += [text for sample in samples for text in sample.warnings]
         if samples and not any(sample.truth.any() for sample in samples):
             problems.append(f"{folder / site}: all its masks are empty, foreground has to be > 0")
@@ -38,12 +40,15 @@ def check(config, sheet):
             parts = split_of(site, cases, splits, config) if cases else {}
         except BadInput as problem:
             problems.append(str(problem))
-        print("\n".join(report(site, config, entries[site], facts, samples, parts,
+        sites.append(Site(site, **{part: [sample for sample in samples if sample.case in parts.get(part, [])]
+                                   for part in SPLITS}))
+        print("\n".join(report(site, config, entries[site], samples, parts,
                                other_files(folder / site))))
         if samples:
             key = "" if rows else legend([class_name(config, j) for j in range(config.classes)])
             rows.append((site + key, [tile for sample in examples(samples) for tile in outlined_tiles(
                 sample, sample.truth, config.classes, GREEN)]))
+    warnings += across.compare(sites, config)[0]
     if rows:
         try:
             contact_sheet(rows).save(sheet)
@@ -57,38 +62,23 @@ def check(config, sheet):
 
 
 def read_all(site, entries, config, problems):
-    """Return the facts and Samples of all files that can be read; others go to `problems`."""
-    facts, samples = [], []
+    """Return the Samples of all files that can be read; others go to `problems`."""
+    samples = []
     for entry in entries:
         try:
-            with enough_memory(entry.image):
-                facts.append(look_at(entry, config.task, config.classes))
-            samples.append(read_sample(entry, site, config.task, config.image_size, config.classes))
+            samples.append(read_sample(entry, site, config.task, config.image_size, config.classes,
+                                       config.window))
         except BadInput as problem:
             problems.append(str(problem))
-    return facts, samples
+    return samples
 
 
-def look_at(entry, task, classes):
-    """Return what the files of an entry hold before any preparation: size, channels, low, high,
-    labels (a set) and spacing, for a report. Raises BadInput, naming the file."""
-    if task in VOLUMES:
-        pixels, _, sizes, _ = volumes.read_nifti(entry.image)
-        labels = volumes.read_labels(entry.mask, classes)[0]
-        size, channels = f"{images.sides(pixels.shape)} x {pixels.shape[2]} slices", 1
-        spacing = volumes.listed(sizes[::-1]) + " mm"
-    else:
-        pixels, labels = images.read_pixels(entry.image)[0], images.read_labels(entry.mask, classes)[0]
-        size, channels, spacing = images.sides(pixels.shape), pixels.shape[2], "1 pixel"
-    return {"size": size, "channels": channels, "low": pixels.min(), "high": pixels.max(),
-            "labels": set(np.unique(labels).tolist()), "spacing": spacing}
-
-
-def report(site, config, entries, facts, samples, parts, ignored):
-    """Return the lines on one site; facts: from `look_at`, of the files that could be read."""
+def report(site, config, entries, samples, parts, ignored):
+    """Return the lines on one site; samples: of the files that could be read."""
     number = sum(len(sample.images) for sample in samples)
     cases, unit = len({entry.case for entry in entries}), "slices" if config.task in VOLUMES else "images"
     lines = [site, f"  cases     {cases} in {len(entries)} files, {number} {unit} readable"]
+    facts = [sample.facts for sample in samples]
     if facts:
         labels = sorted(set().union(*(fact["labels"] for fact in facts)))
         low, high = min(fact["low"] for fact in facts), max(fact["high"] for fact in facts)

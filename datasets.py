@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from config import VOLUMES, BadInput
-from sites import demo_data
+from sites import across, demo_data
 from sites.files import reading
 from sites.layouts import as_seen, list_files, list_site, unread
 from sites.readers import read_sample
@@ -20,10 +20,10 @@ SPLITS = ("train", "val", "test")
 
 class Site:
     """One site's samples per split, and the slices it trains on (every image; of volumes those with
-    foreground): `train_slices`, pairs (sample, slice)."""
+    foreground): `train_slices`, pairs (sample, slice). `undrawn`: classes that no mask of any site has."""
 
-    def __init__(self, name, train, val, test):
-        self.name, self.train, self.val, self.test = name, train, val, test
+    def __init__(self, name, train, val, test, undrawn=frozenset()):
+        self.name, self.train, self.val, self.test, self.undrawn = name, train, val, test, undrawn
         self.train_slices = [(sample, s) for sample in train for s, mask in enumerate(sample.masks)
                              if len(sample.masks) == 1 or mask.any()]
 
@@ -45,9 +45,11 @@ def load_sites(config, splits=None, strict=True):
     strict=False is for other data than a run's own: a case unknown to splits counts as test."""
     folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
     entries, problems = list_files(folder, config.task, config.case_pattern)
-    if problems:
+    if problems := across.dead_links(folder) + problems:
         raise BadInput(problems[0])
-    warn(folder, unread(folder, [entry for site in entries.values() for entry in site]))
+    files = [entry for site in entries.values() for entry in site]
+    across.check_memory(folder, files, config)
+    warn(folder, unread(folder, files))
     if strict and config.hold_out not in (None, *entries):
         raise BadInput(f"hold_out: {folder} has no site {config.hold_out}, name one of {', '.join(entries)}")
     if splits is None and config.splits:
@@ -56,6 +58,10 @@ def load_sites(config, splits=None, strict=True):
     missing = (splits or {}).keys() - entries.keys()
     if strict and missing:
         raise BadInput(f"{folder}: lacks the site {min(missing)} of the splits, restore it")
+    texts, nobody = across.compare(sites, config)
+    warn(folder, texts)
+    for site in sites:
+        site.undrawn = nobody
     images = sum(len(sample.images) for site in sites for sample in samples_of(site))
     unit = "slices" if config.task in VOLUMES else "images"
     size = sum(sample.images.untyped_storage().nbytes() + sample.masks.nbytes + sample.truth.nbytes
@@ -71,7 +77,8 @@ def keep_on(sites, device):
     if device.type == "cpu" or 2 * size > torch.cuda.mem_get_info(device)[0]:
         return sites
     return [Site(site.name, *([sample._replace(images=sample.images.to(device), masks=sample.masks.to(device))
-                               for sample in getattr(site, part)] for part in SPLITS)) for site in sites]
+                               for sample in getattr(site, part)] for part in SPLITS), site.undrawn)
+            for site in sites]
 
 
 def load_own_site(name, config):
@@ -80,19 +87,22 @@ def load_own_site(name, config):
     if not folder.is_dir():
         raise BadInput(f"{folder}: there is no such folder of site {name}")
     entries, problems = list_site(folder, config.task, config.case_pattern)
-    if problems:
+    if problems := across.dead_links(folder) + problems:
         raise BadInput(problems[0])
+    across.check_memory(folder, entries, config)
     warn(name, unread(folder, entries))
-    return load_site(name, entries, read_splits(config.splits) if config.splits else None, config)
+    site = load_site(name, entries, read_splits(config.splits) if config.splits else None, config)
+    warn(name, across.compare([site], config)[0])
+    return site
 
 
 def load_site(name, entries, splits, config, strict=True):
     """Return one Site with its samples split and decoded; raises BadInput if its masks are empty."""
     split = split_of(name, {entry.case for entry in entries}, splits, config, strict)
-    def read(entry):
-        return read_sample(entry, name, config.task, config.image_size, config.classes)
+    given = config.task, config.image_size, config.classes, config.window
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # most of the time is decoding
-        samples = {part: list(threads.map(read, [entry for entry in entries if entry.case in split[part]]))
+        samples = {part: list(threads.map(lambda entry: read_sample(entry, name, *given),
+                                          [entry for entry in entries if entry.case in split[part]]))
                    for part in SPLITS}
     site = Site(name, **samples)
     if not any(sample.truth.any() for sample in samples_of(site)):
@@ -214,8 +224,7 @@ def sites_of_round(sites, config, t):
 def seeded(*words):
     """Return a torch.Generator for these words (seed, site, round, ...), the same in every process.
 
-    A generator for each purpose needs no state in a checkpoint, so a resumed run repeats exactly.
-    """
+    A generator for each purpose needs no state in a checkpoint, so a resumed run repeats exactly."""
     bits = random.Random(":".join(str(word) for word in words)).getrandbits(63)
     return torch.Generator().manual_seed(bits)
 
@@ -223,8 +232,7 @@ def seeded(*words):
 def stack(slices, generator=None):
     """Return x (B, 3, h, w) float32 and y (B, h, w) int64 of pairs (sample, slice).
 
-    With a generator every image is turned by quarters and flipped at random, its mask alike.
-    """
+    With a generator every image is turned by quarters and flipped at random, its mask alike."""
     pairs = [(sample.images[s], sample.masks[s]) for sample, s in slices]
     if generator is not None:
         turns = torch.randint(8, (len(pairs),), generator=generator).tolist()

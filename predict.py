@@ -102,6 +102,9 @@ def predict_all(network, names, out, config, device, whose, probabilities):
         for text in sample.warnings:
             print(f"warning: {text}", file=sys.stderr, flush=True)
         logits = torch.cat(list(logits_of(network, sample, config, device)))
+        if not sample.images.any():  # read as blank, as the warning says
+            print(f"note: {file}: nothing is looked for in a blank image, its mask is empty", flush=True)
+            logits[:, 0], logits[:, 1:] = 20, -20
         labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
         outputs.write_mask(out / names[file], labels, file, config)
         if probabilities:

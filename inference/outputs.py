@@ -10,7 +10,7 @@ from PIL import Image
 from config import VOLUMES, class_name
 from rounds.checkpoint import save
 from scoring.pictures import as_png, contact_sheet, legend
-from sites.volumes import ORDER, load
+from sites.volumes import load, lps_sizes, slice_order
 
 ROWS = 8  # inputs on a sheet of pictures
 PREDICTION_COLUMNS = ("file", "class", "size", "unit", "share", "statistics")
@@ -28,9 +28,10 @@ def write_mask(target, labels, source, config):
 def as_labels_of(file, found):
     """Return labels found (S, H, W) as a NIfTI image on the grid of the volume in `file`, uint8."""
     volume = load(file)[0]
+    in_lps = found.transpose(np.argsort(slice_order(lps_sizes(volume.affine))))
     turn = orientations.ornt_transform(orientations.axcodes2ornt("LPS"),
                                        orientations.io_orientation(volume.affine))
-    turned = orientations.apply_orientation(found.transpose(ORDER), turn).astype(np.uint8)
+    turned = orientations.apply_orientation(in_lps, turn).astype(np.uint8)
     labels = type(volume)(turned.reshape(volume.shape), volume.affine, volume.header)
     labels.header.set_data_dtype(np.uint8)
     labels.header.set_slope_inter(1, 0)

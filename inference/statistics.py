@@ -55,6 +55,6 @@ def of_inputs(model, files, name, config, device):
         raise BadInput(f"{files[0]}: no input can be read, so there is nothing to take statistics of")
     chosen, images = choose_slices(slices, name, config), {}
     for file in {file for file, _ in chosen}:
-        sample = read_unlabelled(file, config.task, config.image_size)
+        sample = read_unlabelled(file, config.task, config.image_size, config.window)
         images |= {(file, s): sample.images[s].clone() for of, s in chosen if of == file}
     return statistics_of(model, [images[place] for place in chosen], config, device)

@@ -106,12 +106,14 @@ def score_sample(prediction, sample, config):
 def evaluate(model, sites, split, config, device, statistics, local, rows=None):
     """Return {"sites": {NAME: {dice, hd95, assd, misses, cases}}, "mean": {...}} of one split.
 
-    statistics, local: as for `predictions`. rows: a list to which every case's row is added."""
+    statistics, local: as for `predictions`. rows: a list to which every case's row is added. A class that no
+    mask of any site has is not scored: its Dice of 1 would say nothing."""
     scores = {}
     for site in sites:
         cases = {class_name(config, j): [] for j in range(1, config.classes)}
         for sample, found in predictions(model, site, split, config, device, statistics, local):
             found = score_sample(found.cpu().numpy(), sample, config)
+            found = [(s, j, of_case) for s, j, of_case in found if j not in site.undrawn]
             for _, j, of_case in found:
                 cases[class_name(config, j)].append(of_case)
             if rows is not None:
@@ -127,13 +129,14 @@ def validate(model, w, kept, sites, config, device):
     model.load_state_dict(w)
     statistics = site_statistics(model, {}, local, sites, config, device)
     scores = {site.name: site_scores(dice_of_cases(
-        predictions(model, site, "val", config, device, statistics, local), config)) for site in sites}
+        predictions(model, site, "val", config, device, statistics, local), config, site.undrawn))
+        for site in sites}
     return {"sites": scores, "mean": mean_scores(scores)}, statistics
 
 
-def dice_of_cases(found, config):
+def dice_of_cases(found, config, undrawn=()):
     """Return {class name: [score of each case, without distances]} of `predictions`, counted on the device,
-    which is read once. Cases are those of `score_sample`."""
+    which is read once. Cases are those of `score_sample`; of the classes `undrawn` none is scored."""
     counts = []
     for sample, prediction in found:
         truth = torch.from_numpy(sample.truth).to(device=prediction.device)
@@ -142,7 +145,8 @@ def dice_of_cases(found, config):
             n = n[:, sample.truth.any((1, 2)).nonzero()[0].tolist()]
         counts.append(n.sum(1, keepdim=True) if config.task in VOLUMES and config.eval_slices == "all" else n)
     read = torch.cat(counts, 1).tolist() if counts else [[]] * (config.classes - 1)
-    return {class_name(config, j): [dice_alone(*n) for n in of_class] for j, of_class in enumerate(read, 1)}
+    return {class_name(config, j): [dice_alone(*n) for n in of_class] if j not in undrawn else []
+            for j, of_class in enumerate(read, 1)}
 
 
 def overlap(prediction, truth):

@@ -131,7 +131,8 @@ def site_scores(cases):
         "misses": sum(row["miss"] for row in rows) if rows else None, "cases": len(rows)}
         for j, rows in cases.items()}
     first, *others = found.values()
-    return mean_of_all(found.values()) | {"cases": first["cases"], "classes": found} if others else first
+    cases = max(row["cases"] for row in found.values())  # a class that is not scored has none
+    return mean_of_all(found.values()) | {"cases": cases, "classes": found} if others else first
 
 
 def mean_scores(sites):

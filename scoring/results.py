@@ -114,7 +114,8 @@ def definitions(config, normed=True, foreign_sites=()):
     if config.classes > 2:
         names = ", ".join(f"{j} {class_name(config, j)}" for j in range(1, config.classes))
         words["classes"] = (f"foreground classes {names}: each is scored as a mask of its own, by the same "
-                            "rules; a site's number is the mean over them, its misses are their total")
+                            "rules; a site's number is the mean over them, its misses are their total; a class "
+                            "that no mask of any site has is not scored")
     if foreign_sites:
         own = (": they used statistics of their own unlabelled images"
                if normed and config.test_stats == "site" else "")

@@ -92,6 +92,18 @@ def names(value):
     return [text(name) for name in value]
 
 
+def interval(value):
+    """The kind: two numbers, the lower one first."""
+    wanted = "two numbers, the lower one first, such as [-160, 240]"
+    expect(isinstance(value, list) and len(value) == 2, wanted)
+    try:
+        low, high = (number()(bound) for bound in value)
+    except ValueError:
+        low = high = 0
+    expect(low < high, wanted)
+    return [low, high]
+
+
 def pattern(value):
     """The kind: a regular expression with a group 1."""
     try:

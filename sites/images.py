@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from config import BadInput
 from sites.files import reading
-from sites.labels import as_classes, check_background, check_whole
+from sites.labels import AROUND, as_classes, border_share, check_background, look_at, whole
 
 Image.MAX_IMAGE_PIXELS = None  # slides are large; the memory they take is reported
 
@@ -18,40 +18,76 @@ GREY = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 LOSSY = ("jpeg", "tiff_jpeg", "webp", "JPEG", "MPO")
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last part of every PNG, its checksum included
 BITS, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339  # TIFF's tags; 274 is EXIF's too
+SPOT, BLANK = 4, 0.04  # side of a spot in pixels; of white, by how much spots of a blank picture differ
 
 
-def read_pair(image_file, mask_file, classes=2):
+def read_pair(image_file, mask_file, classes=2, window=None, facts=None):
     """Return image (1, 3, H, W) float32 in [0, 1], scaled over all channels, its classes (1, H, W) uint8,
-    the size of a pixel (1, 1, 1), and warnings, a list of texts. Raises BadInput."""
-    image, spacing, found = read_alone(image_file)
-    labels, more = read_labels(mask_file, classes)
+    the size of a pixel (1, 1, 1), and warnings, a list of texts. Raises BadInput.
+
+    window: of volumes alone; facts: a dict that takes what the files hold, for a report."""
+    image, spacing, found = read_alone(image_file, window, facts)
+    labels, more = read_labels(mask_file, classes, facts)
     if labels.shape != image.shape[2:]:
         turned = "; one of them is turned by its EXIF tag" * any("EXIF" in text for text in found + more)
         raise BadInput(f"{mask_file}: its size {sides(labels.shape)} differs from its image's "
                        f"{sides(image.shape[2:])}{turned}, export the mask again at the image's size")
+    if labels.any() and not image.any():
+        raise BadInput(f"{image_file}: has one value everywhere, or nearly so, but its mask has foreground; "
+                       "export the image again")
     return image, as_classes(labels, mask_file, classes)[None], spacing, found + more
 
 
-def read_alone(file):
-    """Return an image without a mask as `read_pair` does: image, pixel size and warnings; raises BadInput."""
-    pixels, found = read_pixels(file)
+def read_alone(file, window=None, facts=None):
+    """Return an image without a mask as `read_pair` does: image, pixel size and warnings; raises BadInput.
+    A blank image is one of zeros, with a warning: its noise would else be stretched to [0, 1]."""
+    image, found = open_image(file)
+    pixels = pixels_of(file, image)
+    if facts is not None:
+        facts |= {"size": sides(pixels.shape), "channels": pixels.shape[2], "spacing": "1 pixel",
+                  "low": pixels.min(), "high": pixels.max()}
     channels = np.broadcast_to(pixels.transpose(2, 0, 1), (3, *pixels.shape[:2]))
+    if is_blank(pixels, image.mode):
+        found.append(f"{file}: is blank (all its values are near {np.median(pixels):g}) and is read as zeros")
+        return np.zeros((1, *channels.shape), np.float32), (1.0, 1.0, 1.0), found
     return scale(channels, file, found)[None], (1.0, 1.0, 1.0), found
 
 
 def read_pixels(file):
     """Return an image's pixels, float32 (H, W, 1 or 3), without alpha, and warnings; raises BadInput."""
     image, found = open_image(file)
+    return pixels_of(file, image), found
+
+
+def pixels_of(file, image):
+    """Return the pixels of a decoded image as `read_pixels` does; raises BadInput."""
     if image.mode == "LAB":
         raise BadInput(f"{file}: is in LAB colours, save it as RGB or grey")
     if image.mode not in GREY:
         with reading(file, "RGB or grey"):
             image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
     pixels = as_array(file, image)
-    return pixels.reshape(*pixels.shape[:2], -1), found
+    return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def read_labels(file, classes=2):
+def is_blank(pixels, mode):
+    """Return whether an image shows nothing but noise: the means of its spots of 4 x 4 pixels differ by less
+    than 4 % of white, in each channel, and so do the pixels of a spot. With more than 8 bits white is the
+    brightest spot, and the means differ by no more than noise does, for such files often have an offset."""
+    side = SPOT if min(pixels.shape[:2]) >= SPOT else 1
+    h, w = (n - n % side for n in pixels.shape[:2])
+    spots = pixels[:h, :w].reshape(h // side, side, w // side, side, -1)
+    means = spots.mean((1, 3))
+    contrast = np.ptp(means, (0, 1)).max()
+    wide = mode.startswith(("I", "F"))
+    white = abs(means).max() if wide else 255
+    if contrast > BLANK * white:
+        return False
+    noise = spots.std((1, 3)).mean((0, 1)).max()
+    return bool(noise <= BLANK * white and not (wide and contrast > 4 * noise))
+
+
+def read_labels(file, classes=2, facts=None):
     """Return a mask's labels (H, W), whole numbers as float32, and warnings; raises BadInput.
 
     A lossy file has small values around edges: there a label is 1 above half of the largest value, else 0."""
@@ -60,35 +96,43 @@ def read_labels(file, classes=2):
     if lossy and classes > 2:
         raise BadInput(f"{file}: is a lossy file, in which {classes} classes cannot be told apart; "
                        "save the mask as PNG")
-    labels, shape = label_channels(file, image, classes)
-    check_whole(labels, file)
+    labels, shape, inverts = label_channels(file, image, classes)
+    labels = whole(labels, file, found)
     if shape is not None and ((shape > 0) != (labels > 0)).any():
         raise BadInput(f"{file}: its alpha channel shows another shape than its colours; "
                        "save the mask as plain grey, without alpha")
+    if inverts and border_share(labels > 0) > AROUND:
+        raise BadInput(f"{file}: its lookup table shows 0 as white, and white fills its border; save it as "
+                       "plain grey with background 0")
+    labels, values = from_lossy(labels, file, found) if lossy else look_at(labels, file, classes, found)
+    if facts is not None:
+        facts["labels"] = set(values.tolist())
+    return labels, found
+
+
+def from_lossy(labels, file, found):
+    """Return the labels of a lossy mask, 1 above half of the largest value, and their values."""
     high = labels.max()
-    if lossy:
-        middle = np.mean((labels > high / 4) & (labels < high * 3 / 4))
-        if middle > 0.25 * np.mean(labels > high / 2):
-            found.append(f"{file}: is a lossy file with more than two labels, only those above half "
-                         "of its largest value count; save it as PNG")
-        return (labels > high / 2).astype(np.float32), found
-    between = (labels > 0) & (labels < high)
-    if classes == 2 and high == 255 and between.any() and 2 * between.sum() < (labels == high).sum():
-        found.append(f"{file}: has {len(np.unique(labels[between]))} values between 0 and 255, which count "
-                     "as foreground; if it is smoothed or was a JPEG, save it with two values")
-    check_background(labels, file, classes, found)
-    return labels.astype(np.float32), found
+    middle = np.mean((labels > high / 4) & (labels < high * 3 / 4))
+    if middle > 0.25 * np.mean(labels > high / 2):
+        found.append(f"{file}: is a lossy file with more than two labels, only those above half "
+                     "of its largest value count; save it as PNG")
+    labels = (labels > high / 2).astype(np.float32)
+    check_background(labels, file, 2, found)
+    return labels, np.unique(labels)
 
 
 def label_channels(file, image, classes):
-    """Return a mask's labels (H, W), of colours the largest, and its alpha, None if all of it is opaque."""
+    """Return a mask's labels (H, W), of colours the largest, its alpha, None if all of it is opaque, and
+    whether its lookup table shows 0 as white."""
     alpha = None
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         with reading(file, "a mask with alpha"):
             alpha = np.asarray(image.convert("RGBA"))[:, :, 3]
         alpha = None if alpha.min() == 255 else alpha
     if image.mode in ("P", "PA"):
-        return palette_labels(file, image), alpha
+        labels, inverts = palette_labels(file, image)
+        return labels, alpha, inverts
     if image.mode in ("LA", "RGBA"):
         image = image.convert(image.mode[:-1])
     if image.mode not in (*GREY, "RGB"):
@@ -101,21 +145,21 @@ def label_channels(file, image, classes):
     if labels.ndim == 3 and classes > 2 and (labels != labels[:, :, :1]).any():
         raise BadInput(f"{file}: is a mask in colours, which do not say which class they are; save it as "
                        f"grey with the labels 0 to {classes - 1}")
-    return (labels if labels.ndim == 2 else labels.max(2)), alpha
+    return (labels if labels.ndim == 2 else labels.max(2)), alpha, white_is_zero
 
 
 def palette_labels(file, image):
-    """Return the labels of a palette mask (H, W), its indices, but of black and white alone white is 1;
-    raises BadInput where it could be read two ways."""
+    """Return the labels of a palette mask (H, W), its indices, but of black and white alone white is 1, and
+    whether it shows a lower index as white; raises BadInput where it could be read two ways."""
     index = np.asarray(image if image.mode == "P" else image.getchannel(0))
     colours = np.array(image.getpalette("RGB")).reshape(-1, 3)
     colours = np.pad(colours, ((0, 256 - len(colours)), (0, 0)), constant_values=128)  # what it leaves out
     used = np.unique(index)
     black, white = (colours[used] == 0).all(1), (colours[used] >= 250).all(1)
     if len(used) == 2 and black.any() and white.any():
-        return (index == used[white]).astype(np.float32)
+        return (index == used[white]).astype(np.float32), bool(white[0])
     if (colours[0] == 0).all():
-        return index.astype(np.float32)
+        return index.astype(np.float32), False
     raise BadInput(f"{file}: its palette does not show which colour is background (index 0 is not "
                    "black), save it as grey with background 0")
 
@@ -170,10 +214,16 @@ def scale(values, file, found):
     if not math.isfinite(high - low):
         raise BadInput(f"{file}: its values reach from {low:g} to {high:g}, export it again")
     scaled = ((values - low) / (high - low)).astype(np.float32)
-    darker, brighter = np.quantile(scaled.ravel()[::max(1, scaled.size // 100000)], (0.01, 0.99))
+    darker, brighter = np.quantile(scaled.ravel()[::max(1, scaled.size // 10000)], (0.01, 0.99))
     if brighter - darker < 0.02:
         found.append(f"{file}: has hardly any contrast, a few values of up to {high:g} hide the rest")
     return scaled
+
+
+def shape_of(file):
+    """Return the shape (S, C, H, W) that an image has by its header alone; raises what Pillow does."""
+    with Image.open(file, formats=FORMATS) as image:
+        return 1, 1 if image.mode in GREY else 3, image.height, image.width
 
 
 def sides(shape):

@@ -4,27 +4,101 @@ import numpy as np
 
 from config import BadInput
 
-NEARLY_ALL = 0.98  # of a mask: more foreground than this is suspicious
+NEARLY_ALL = 0.98    # of a mask: more foreground than this is suspicious
+AROUND = 0.75        # of a mask's border: as suspicious
+NEARLY_WHOLE = 0.05  # from a label to the number that a file stores for it, which a scale may change
+UNCERTAIN = (255, 65535)  # what many sets write where nobody knows the label,
+SMALL = 32                # beside labels of at most so much
 
 
-def check_whole(labels, file):
-    """Raise BadInput unless all labels are whole numbers from 0 on."""
-    if labels.size and (labels != np.round(labels)).any():
-        raise BadInput(f"{file}: its labels are not whole numbers ({labels.min():g} to {labels.max():g}), "
-                       "export it again with nearest neighbour")
-    if labels.min() < 0:
+def whole(labels, file, found):
+    """Return labels as whole numbers, float32; those that are only nearly whole are rounded, with a warning
+    in `found`. Raises BadInput for what is no label."""
+    labels, rounded = labels.astype(np.float32, copy=False), np.round(labels).astype(np.float32)
+    off = abs(labels - rounded).max()
+    if off > (NEARLY_WHOLE if rounded.any() else 1e-3):
+        wrong = labels[abs(labels - rounded) == off][0]
+        raise BadInput(f"{file}: its labels are not whole numbers, one is {wrong:g}; resample it with "
+                       "nearest neighbour, save probabilities as 0 and 1, store labels without a scale")
+    if rounded.min() < 0:
         raise BadInput(f"{file}: has negative labels, background has to be 0")
+    if off:
+        found.append(f"{file}: its labels are only nearly whole numbers (off by {off:.2g}) and are rounded; "
+                     "store them without a scale, and resample with nearest neighbour")
+    return rounded + np.float32(0)  # no -0
+
+
+def values_of(labels):
+    """Return the different numbers in an array of whole numbers from 0 on, sorted."""
+    low, high = labels.min(), labels.max()
+    if not ((labels > low) & (labels < high)).any():
+        return np.unique([low, high])
+    if high >= 2**16:
+        return np.unique(labels)
+    return np.flatnonzero(np.bincount(labels.ravel().astype(np.uint16)))  # quicker
+
+
+def fades(labels, values):
+    """Return whether a mask with these values fades from object to background, as one that was smoothed, or
+    one of probabilities, does: below its highest value about every second pixel inside differs from the next.
+
+    Objects with a number each, and classes, are flat inside; small numbers are classes."""
+    if len(values) < 4 or values[-1] <= SMALL:
+        return False
+    pairs = unequal = 0
+    for axis in (0, 1):
+        lines = np.moveaxis(labels, axis, 0)
+        a, b = lines[:-1], lines[1:]
+        inside = (a > 0) & (b > 0) & ((a < values[-1]) | (b < values[-1]))
+        pairs, unequal = pairs + inside.sum(), unequal + (inside & (a != b)).sum()
+    return bool(unequal > 0.45 * pairs)
+
+
+def look_at(labels, file, classes, found):
+    """Return labels as they count, and their different values; what is suspicious goes to `found`. Of two
+    classes a mask that fades counts where it is above half. Raises BadInput for a mask without background."""
+    values = values_of(labels)
+    if classes == 2 and fades(labels, values):
+        above = labels > values[-1] / 2
+        found.append(f"{file}: fades from 0 to {values[-1]:g}, as a smoothed mask does; what is above half "
+                     f"counts as foreground ({100 * above.mean():.1f} % of it, while "
+                     f"{100 * (labels > 0).mean():.1f} % is above 0), save it with two values")
+        labels = above.astype(np.float32)
+    elif classes == 2 and (values > 0).sum() > 1:
+        found.append(f"{file}: {several(values[values > 0])}")
+    check_background(labels, file, classes, found)
+    return labels, values
+
+
+def several(values):
+    """Return what is suspicious about several labels above 0 where all of them become one class."""
+    listed = ", ".join(f"{value:g}" for value in values[:6]) + " ..." * (len(values) > 6)
+    if values[-1] in UNCERTAIN and values[-2] <= SMALL:
+        return (f"has the labels {listed}; {values[-1]:g} mostly means uncertain but counts as foreground "
+                "here, save it as 0 or as an object")
+    return (f"has {len(values)} labels above 0 ({listed}), which all count as foreground; set classes to "
+            "tell them apart, or save it with two values")
+
+
+def border_share(inside):
+    """Return how much of the outermost pixels or voxels of a mask is True."""
+    core = inside[tuple(slice(1, -1) for _ in inside.shape)]
+    return (inside.sum() - core.sum()) / (inside.size - core.size)
 
 
 def check_background(labels, file, classes, found):
-    """Raise BadInput for a mask without background; nearly none is a warning, which goes to `found`, and
-    with more than two classes, where a label says what it is, so is none at all."""
-    share = (labels > 0).mean()
+    """Raise BadInput for a mask without background; nearly none, or none around, is a warning, which goes to
+    `found`. With more than two classes, where a label says what it is, all of it is a warning, too."""
+    inside = labels > 0
+    share = inside.mean()
     if share == 1 and classes == 2:
         raise BadInput(f"{file}: all of it is foreground, its smallest label is {labels.min():g}; "
                        "background has to be 0")
     if share > NEARLY_ALL:
         found.append(f"{file}: {100 * share:.0f} % of it is foreground; background has to be 0")
+    elif border_share(inside) > AROUND:
+        found.append(f"{file}: foreground fills {100 * border_share(inside):.0f} % of its border; if object "
+                     "and background are exchanged, save it with background 0")
 
 
 def as_classes(labels, file, classes):
@@ -33,6 +107,8 @@ def as_classes(labels, file, classes):
     if classes == 2:
         return (labels > 0).astype(np.uint8)
     if labels.max() >= classes:
-        raise BadInput(f"{file}: has the label {labels[labels >= classes].min():g}, but classes: {classes} "
+        wrong = labels[labels >= classes].min()
+        hint = " (which mostly means uncertain: save it as 0)" if wrong in UNCERTAIN else ""
+        raise BadInput(f"{file}: has the label {wrong:g}{hint}, but classes: {classes} "
                        f"means the labels 0 to {classes - 1}; mend its labels or set classes")
     return labels.astype(np.uint8)

@@ -23,18 +23,21 @@ class Sample(NamedTuple):
     truth: np.ndarray     # (S, H, W) uint8, classes on the file's own grid
     spacing: tuple        # of a voxel (slice, row, column): mm for volumes, 1 pixel for images
     warnings: tuple = ()  # what is possible but suspicious, as texts that name the file
+    facts: dict | None = None  # what its files hold before any preparation, for a report
 
 
-def read_sample(entry, site, task, size, classes=2):
+def read_sample(entry, site, task, size, classes=2, window=None):
     """Return the Sample of one entry (case, image file, mask file), resized to size x size. Images are
     resized with antialiasing, masks by nearest. Raises BadInput, naming the file."""
     with enough_memory(entry.image):
-        image, truth, spacing, found = reader_of(task).read_pair(entry.image, entry.mask, classes)
+        facts = {}
+        read_pair = reader_of(task).read_pair
+        image, truth, spacing, found = read_pair(entry.image, entry.mask, classes, window, facts)
         # nearest-exact takes the pixel at a block's centre; nearest would shift masks by half a block
         masks = functional.interpolate(torch.from_numpy(truth)[:, None], (size, size),
                                        mode="nearest-exact")[:, 0]
         return Sample(site, entry.case, Path(entry.image).name, as_input(image, task, size), masks, truth,
-                      spacing, tuple(found))
+                      spacing, tuple(found), facts)
 
 
 def reader_of(task):

@@ -12,53 +12,111 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from config import BadInput
 from sites.files import reading
 from sites.images import scale
-from sites.labels import as_classes, check_background, check_whole
+from sites.labels import as_classes, look_at, whole
 
 nibabel.imageglobals.logger.setLevel("CRITICAL")  # what it would say is said here, with the file's name
 
 MM = {"meter": 1000.0, "micron": 0.001}  # what a header's unit of length is, else 1
 POSSIBLE = (0.01, 50.0)                  # mm, sides of a voxel
-ORDER = (2, 1, 0)                        # (x, y, z) -> (slice, row, column)
+PLANES = ("sagittal ", "coronal ", "")   # of slices across x, y, z; axial is what nobody has to be told
 
 
-def read_pair(image_file, mask_file, classes=2):
-    """Return volume (S, 1, H, W) float32 in [0, 1], its classes (S, H, W) uint8, spacing in mm, warnings;
-    slices lie along the third axis (foot to head). Source: paper; orientation: ours. Raises BadInput."""
+def read_pair(image_file, mask_file, classes=2, window=None, facts=None):
+    """Return volume (S, 1, H, W) float32 in [0, 1], its classes (S, H, W) uint8, spacing in mm, warnings.
+    Source: paper; orientation, `window` (low, high; None) and `slice_order`: ours. Raises BadInput.
+
+    facts: a dict that takes what the files hold, for a report."""
     voxels, affine, spacing, found = read_nifti(image_file)
-    labels, mask_affine, _, more = read_labels(mask_file, classes)
+    labels, mask_affine, _, more = read_labels(mask_file, classes, facts)
     if labels.shape != voxels.shape:
         raise BadInput(f"{mask_file}: its size {labels.shape} differs from its image's "
                        f"{voxels.shape}, export the mask again on the image's grid")
     if not np.allclose(affine, mask_affine, rtol=0, atol=0.1 * min(spacing)):
         raise BadInput(f"{mask_file}: its header places it elsewhere than its image's, "
                        "copy the image's header (affine) to the mask")
-    truth = np.ascontiguousarray(as_classes(labels, mask_file, classes).transpose(ORDER))
-    return prepared(voxels, image_file, found), truth, spacing, found + more
+    order = slice_order(voxel_sizes(affine))
+    if facts is not None:
+        S, H, W = (voxels.shape[axis] for axis in order)
+        facts |= {"size": f"{W} x {H} x {S} {PLANES[order[0]]}slices", "channels": 1,
+                  "spacing": f"{listed(spacing[::-1])} mm", "low": voxels.min(), "high": voxels.max()}
+    truth = np.ascontiguousarray(as_classes(labels, mask_file, classes).transpose(order))
+    return prepared(voxels, image_file, found, order, window), truth, spacing, found + more
 
 
-def read_alone(file):
+def read_alone(file, window=None):
     """Return a volume without a mask as `read_pair` does: volume, spacing and warnings; raises BadInput."""
-    voxels, _, spacing, found = read_nifti(file)
-    return prepared(voxels, file, found), spacing, found
+    voxels, affine, spacing, found = read_nifti(file)
+    return prepared(voxels, file, found, slice_order(voxel_sizes(affine)), window), spacing, found
 
 
-def prepared(voxels, file, found):
-    """Return voxels (X, Y, Z) as (S, 1, H, W), clipped at their 99 % quantile and scaled to [0, 1]
-    (paper); raises BadInput for a volume without contrast."""
-    clipped = np.minimum(voxels, np.quantile(voxels, 0.99))
-    if clipped.min() == clipped.max() < voxels.max():
-        raise BadInput(f"{file}: fewer than 1 % of its voxels differ from the rest, nothing is left of it "
-                       "after the clip at the 99 % quantile; crop or export it again")
-    return np.ascontiguousarray(scale(clipped, file, found).transpose(ORDER))[:, None]
+def slice_order(sizes):
+    """Return the axes of (x, y, z) that are slice, row and column: slices are cut across the axis with the
+    largest spacing, as they were scanned. Where no axis has 10 % more than each other one, they are axial."""
+    axis = int(np.argmax(sizes)) if max(sizes) > 1.1 * sorted(sizes)[1] else 2
+    return axis, *(other for other in (2, 1, 0) if other != axis)
 
 
-def read_labels(file, classes=2):
+def prepared(voxels, file, found, order, window=None):
+    """Return voxels (X, Y, Z) as (S, 1, H, W) in [0, 1]: of a window (low, high), or without one clipped at
+    their 99 % quantile (paper). Raises BadInput for a volume without contrast."""
+    if window:
+        low, high = window
+        scaled = ((voxels - low) / (high - low)).clip(0, 1)
+        if scaled.min() == scaled.max():
+            raise BadInput(f"{file}: its values, {voxels.min():g} to {voxels.max():g}, show nothing between "
+                           f"{low:g} and {high:g}; set another window, or none")
+        scaled = scaled.astype(np.float32, copy=False)
+    else:
+        clipped = np.minimum(voxels, np.quantile(voxels, 0.99))
+        if clipped.min() == clipped.max() < voxels.max():
+            raise BadInput(f"{file}: fewer than 1 % of its voxels differ from the rest, nothing is left of "
+                           "it after the clip at the 99 % quantile; crop or export it again")
+        check_darkest(clipped, file, found)
+        scaled = scale(clipped, file, found)
+    return np.ascontiguousarray(scaled.transpose(order))[:, None]
+
+
+def check_darkest(voxels, file, found):
+    """Add a warning to `found` where the darkest value, as a scanner's padding, takes the contrast from the
+    others: it lies far below their first percentile, or their brighter half has a tenth of the range."""
+    low, high = voxels.min(), voxels.max()
+    some = voxels.ravel()[::max(1, voxels.size // 10000)]
+    others = some[some > low]
+    if not others.size:
+        return
+    first, middle = np.quantile(others, (0.01, 0.5))
+    if first - low > (high - first) / 2 or high - middle < 0.1 * (high - low):
+        found.append(f"{file}: its darkest value, {low:g}, lies far below the others (half of them lie "
+                     f"from {middle:g} to {high:g}), leaving them little contrast; set window: [low, high]")
+
+
+def shape_of(file):
+    """Return the shape (S, C, H, W) that a volume has by its header alone; raises what nibabel does."""
+    volume = nibabel.load(file)
+    order = slice_order(lps_sizes(volume.affine))
+    size = dict(zip(turn_to_lps(volume.affine)[:, 0].astype(int), volume.shape))
+    S, H, W = (size[axis] for axis in order)
+    return S, 1, H, W
+
+
+def turn_to_lps(affine):
+    """Return nibabel's orientation that turns voxels of an affine to left, posterior, superior."""
+    return ornt_transform(io_orientation(affine), axcodes2ornt("LPS"))
+
+
+def lps_sizes(affine):
+    """Return the sides of a voxel along x, y, z of voxels that `turn_to_lps` turned, in the header's unit."""
+    return voxel_sizes(affine)[np.argsort(turn_to_lps(affine)[:, 0])]
+
+
+def read_labels(file, classes=2, facts=None):
     """Return a mask's labels (X, Y, Z) as `read_nifti` does; raises BadInput for what are no labels."""
     labels, affine, spacing, found = read_nifti(file)
-    check_whole(labels, file)
-    check_background(labels, file, classes, found)
+    labels, values = look_at(whole(labels, file, found), file, classes, found)
     if not labels.any():
         found.append(f"{file}: has no foreground at all; if the organ was not drawn, remove the case")
+    if facts is not None:
+        facts["labels"] = set(values.tolist())
     return labels, affine, spacing, found
 
 
@@ -71,7 +129,7 @@ def read_nifti(file):
         volume, found = load(file)
         check_shape(file, volume)
         found += contradictions(file, volume)
-        volume = volume.as_reoriented(ornt_transform(io_orientation(volume.affine), axcodes2ornt("LPS")))
+        volume = volume.as_reoriented(turn_to_lps(volume.affine))
         voxels = np.asarray(volume.dataobj, dtype=np.float32).reshape(volume.shape[:3])
     if not np.isfinite(voxels).all():
         raise BadInput(f"{file}: has NaN or infinite voxels, replace them")
@@ -79,7 +137,7 @@ def read_nifti(file):
     sizes = voxel_sizes(affine)
     if not (POSSIBLE[0] < sizes.min() and sizes.max() < POSSIBLE[1]):
         raise BadInput(f"{file}: its voxels would have sides of {listed(sizes)} mm, mend its header")
-    return voxels, affine, tuple(sizes[list(ORDER)].tolist()), found
+    return voxels, affine, tuple(sizes[list(slice_order(sizes))].tolist()), found
 
 
 def load(file):

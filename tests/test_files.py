@@ -227,7 +227,7 @@ def test_suspicious_masks_are_named(tmp_path):
     smooth[12, 13:15] = 100
     nearly = np.full((40, 40), 255, np.uint8)
     nearly[0, :5] = 0
-    for values, words in ((smooth, "values between 0 and 255"), (nearly, "% of it is foreground")):
+    for values, words in ((smooth, r"2 labels above 0 (100, 255), which all count"), (nearly, "% of it is foreground")):
         assert words in images.read_labels(saved(tmp_path, Image.fromarray(values)))[1][0]
     three = saved(tmp_path, Image.fromarray(np.uint8(127) * TWO), "m.jpg", quality=95)
     assert "more than two labels" in images.read_labels(three)[1][0]
@@ -331,7 +331,7 @@ def test_every_flipped_or_missing_bit_of_a_png_is_seen(tmp_path):
 
 
 @pytest.mark.parametrize("labels, words", [
-    (np.float32(0.5), "not whole numbers"), (np.float32(1 + 1e-5), "not whole numbers"),
+    (np.float32(0.5), "not whole numbers"), (np.float32(1.1), "not whole numbers"),
     (np.int16(-1), "negative")])
 def test_labels_that_are_none(tmp_path, labels, words):
     array = np.zeros(VOLUME.shape, labels.dtype)

@@ -1,0 +1,129 @@
+"""What shows only when all files of the sites are looked at together: memory, links, copies, classes."""
+
+import os
+import resource
+from pathlib import Path
+
+import torch
+
+from config import BadInput, class_name
+from sites.files import check_regular
+from sites.readers import reader_of
+
+GB, SPLITS = 2**30, ("train", "val", "test")
+CGROUP = Path("/sys/fs/cgroup")  # of a container or a queue, where the system has it
+
+
+# ---- Before a file is decoded ----
+
+def dead_links(folder):
+    """Return a text for each link to nowhere at or below a folder; hidden names are no data."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = [os.path.join(place, name) for name in sorted(names) if not name.startswith(".")]
+        found += [f"{path}: is a link to nowhere ({os.readlink(path)}), mend or remove it"
+                  for path in paths if os.path.islink(path) and not os.path.exists(path)]
+    return found
+
+
+def check_memory(folder, entries, config):
+    """Raise BadInput if the entries need more memory than is free: what is kept of all, and what decoding
+    the largest one takes for a while. A file whose header cannot be read counts as nothing here."""
+    free = free_memory()
+    if free is None:
+        return
+    sizes = [size_of(entry, config) for entry in entries]
+    kept, largest = sum(kept for kept, _ in sizes), max((decoding for _, decoding in sizes), default=0)
+    if largest > free:
+        file = entries[[decoding for _, decoding in sizes].index(largest)].image
+        raise BadInput(f"{file}: there is not enough memory to decode it: it takes {largest / GB:.1f} GB, "
+                       f"{free / GB:.1f} GB are free; close other programs, or cut it into smaller files")
+    if kept + largest > free:
+        raise BadInput(f"{folder}: there is not enough memory for its {len(entries)} images: they take "
+                       f"{(kept + largest) / GB:.1f} GB together, {free / GB:.1f} GB are free; close other "
+                       "programs, use fewer files, or lower image_size")
+
+
+def size_of(entry, config):
+    """Return how many bytes of an entry are kept, and how many decoding it takes at the least, by the header
+    of its image; 0 and 0 if that cannot be read."""
+    try:
+        check_regular(entry.image)
+        S, C, H, W = reader_of(config.task).shape_of(entry.image)
+    except Exception:  # noqa: BLE001 - the reader will name the file and say what is wrong
+        return 0, 0
+    channels = 3 if S == 1 else 1  # of a volume neighbouring slices are views
+    inputs = S * config.image_size**2 * (4 * channels + 1)
+    return inputs + S * H * W, 2 * 4 * S * C * H * W  # the truth; the pixels, and the same scaled
+
+
+def free_memory():
+    """Return how many bytes this process can still take, None where the system does not say so: the least
+    of what the machine, the container and the limit of the process (ulimit -v) leave."""
+    found = []
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        found.append(1024 * int(lines["MemAvailable"].split()[0]))
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        used = Path("/proc/self/statm").read_text().split()[0]
+        if limit != resource.RLIM_INFINITY:
+            found.append(limit - int(used) * resource.getpagesize())
+        rows = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        found.append(int((CGROUP / "memory.max").read_text()) - int(rows["anon"]))
+    except (OSError, ValueError, KeyError):  # not Linux, or no container, or no limit
+        pass
+    return min(found, default=None)
+
+
+# ---- When all are decoded ----
+
+def compare(sites, config):
+    """Return what is suspicious about Sites together, as texts, and the classes that no mask has, a set."""
+    samples = {site.name: [(part, sample) for part in SPLITS for sample in getattr(site, part)]
+               for site in sites}
+    texts, nobody = missing_classes(samples, config)
+    return same_pictures(samples) + texts, nobody
+
+
+def same_pictures(sites):
+    """Return a text for each picture that is there twice, first those that train and test. Pictures are the
+    same if their pixels are, as the network takes them; blank ones are not compared. sites: {name: [(part of
+    the split, Sample)]}, also below."""
+    known, texts = {}, {True: [], False: []}
+    for site, samples in sites.items():
+        for part, sample in samples:
+            few = sample.images[:, 1, ::4, ::4].numpy().tobytes()  # of all, a sixteenth tells most apart
+            alike = known.setdefault((sample.images.shape, hash(few)), [])
+            if not sample.images.any():
+                continue
+            for other_site, other_part, other in alike:
+                if torch.equal(sample.images, other.images):
+                    apart = part != other_part
+                    texts[apart].append(
+                        f"{site}/{sample.name}: is the same picture as {other_site}/{other.name}"
+                        + f", one is in {other_part} and one in {part}" * apart + "; keep one of them")
+                    break
+            else:
+                alike.append((site, part, sample))
+    return texts[True] + texts[False]
+
+
+def missing_classes(sites, config):
+    """Return texts on the classes that no mask, or no mask of one site, has, and those of nobody, a set. Of
+    two classes nothing is said: a site without foreground is an error."""
+    wanted = set(range(1, config.classes)) if config.classes > 2 else set()
+    drawn = {site: set().union(*((sample.facts or {}).get("labels", wanted) for _, sample in samples))
+             for site, samples in sites.items() if samples}
+    nobody = wanted - set().union(*drawn.values()) if drawn else set()
+    texts = [f"{named(j, config)}: no mask of any site has it; it is left out of all scores, mend the masks "
+             "or set classes" for j in sorted(nobody)]
+    texts += [f"{named(j, config)}: site {site} never draws it, so it trains there as background; if it is "
+              "not absent, draw it or leave the site out"
+              for site, classes in drawn.items() for j in sorted(wanted - nobody - classes)]
+    return texts, nobody
+
+
+def named(j, config):
+    """Return a class for a message: its label, and its name if it has one."""
+    return f"class {j}" + f" ({class_name(config, j)})" * bool(config.class_names)
