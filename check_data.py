@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from config import VOLUMES, BadInput, class_name, load_config
-from datasets import read_splits, split_of
+from datasets import given_splits, split_of
 from scoring.pictures import GREEN, contact_sheet, legend, outlined_tiles
 from settings.program import Parser, run_program
 from sites import demo_data, images, volumes
 from sites.files import enough_memory
-from sites.layouts import DATA_KINDS, list_files, unread
-from sites.readers import read_sample
+from sites.layouts import DATA_KINDS, files_of, list_files, unread
+from sites.patients import shared_names
+from sites.readers import read_sample, reader_of
 
 SAMPLES = 4  # on a site, on the contact sheet
 
@@ -26,18 +27,19 @@ def check(config, sheet):
     """Print the report on config.data, write the contact sheet, return the number of problems."""
     folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
     entries, problems = list_files(folder, config.task, config.case_pattern)
-    splits = read_splits(config.splits) if config.splits else None
     rows, warnings = [], unread(folder, [entry for found in entries.values() for entry in found])
+    warnings += [f"{site}: {text}" for site, text in shared_names(entries).items()]
+    splits, *wrong = [None] if problems else attempt(given_splits, config)
+    problems += wrong
     for site in entries:
         facts, samples = read_all(site, entries[site], config, problems)
         warnings += [text for sample in samples for text in sample.warnings]
         if samples and not any(sample.truth.any() for sample in samples):
-            problems.append(f"{folder / site}: all its masks are empty, foreground has to be > 0")
-        parts, cases = {}, {entry.case for entry in entries[site]}
-        try:
-            parts = split_of(site, cases, splits, config) if cases else {}
-        except BadInput as problem:
-            problems.append(str(problem))
+            problems.append(f"{entries[site][0].mask.parent}: all its masks are empty, foreground has to be "
+                            "> 0")
+        cases = {entry.case for entry in entries[site]}
+        parts, *wrong = attempt(split_of, site, cases, splits, config) if cases else [{}]
+        problems += wrong
         print("\n".join(report(site, config, entries[site], facts, samples, parts,
                                other_files(folder / site))))
         if samples:
@@ -54,6 +56,14 @@ def check(config, sheet):
         if texts or name == "problem":
             print(f"\n{len(texts)} {name}{'s' * (len(texts) != 1)}", *texts, sep="\n  ")
     return len(problems)
+
+
+def attempt(function, *given):
+    """Return [what a function returns], or [None, what is wrong] if it raises BadInput."""
+    try:
+        return [function(*given)]
+    except BadInput as problem:
+        return [None, str(problem)]
 
 
 def read_all(site, entries, config, problems):
@@ -74,14 +84,14 @@ def look_at(entry, task, classes):
     labels (a set) and spacing, for a report. Raises BadInput, naming the file."""
     if task in VOLUMES:
         pixels, _, sizes, _ = volumes.read_nifti(entry.image)
-        labels = volumes.read_labels(entry.mask, classes)[0]
         size, channels = f"{images.sides(pixels.shape)} x {pixels.shape[2]} slices", 1
         spacing = volumes.listed(sizes[::-1]) + " mm"
     else:
-        pixels, labels = images.read_pixels(entry.image)[0], images.read_labels(entry.mask, classes)[0]
+        pixels = images.read_pixels(entry.image)[0]
         size, channels, spacing = images.sides(pixels.shape), pixels.shape[2], "1 pixel"
+    labels = [reader_of(task).read_labels(mask, classes)[0] for mask in files_of(entry)[1:]]
     return {"size": size, "channels": channels, "low": pixels.min(), "high": pixels.max(),
-            "labels": set(np.unique(labels).tolist()), "spacing": spacing}
+            "labels": set().union(*(np.unique(found).tolist() for found in labels)), "spacing": spacing}
 
 
 def report(site, config, entries, facts, samples, parts, ignored):
@@ -139,13 +149,17 @@ def examples(samples):
 def main():
     """Print the report on a data folder and draw its contact sheet."""
     parser = Parser(description=__doc__)
-    parser.add_argument("folder", metavar="FOLDER", help="data folder, one folder a site; or demo")
+    parser.add_argument("folder", metavar="FOLDER", help="data folder, one folder a site; a table; or demo")
     parser.add_argument("--task", required=True, choices=("nuclei", "prostate", "images", "volumes"))
     parser.add_argument("--sheet", metavar="FILE", help="contact sheet; default: check_TASK.png")
+    parser.add_argument("--write", metavar="FILE.csv", help="write what was found as a table, to mend it")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="case_pattern=..., classes=...")
     given = parser.parse_intermixed_args()
     config = load_config({"task": given.task, "data": given.folder, "out": "unused"}, given.overrides)
     sheet = Path(given.sheet or f"check_{given.task}.png").expanduser()
+    if given.write:
+        from sites.table import write_table
+        print(write_table(Path(given.write).expanduser(), config))
     sys.exit(1 if check(config, sheet) else 0)
 
 

@@ -12,7 +12,7 @@ import torch
 from config import VOLUMES, BadInput
 from sites import demo_data
 from sites.files import reading
-from sites.layouts import as_seen, list_files, list_site, unread
+from sites.layouts import as_seen, is_table, list_files, list_own, unread
 from sites.readers import read_sample
 
 SPLITS = ("train", "val", "test")
@@ -50,8 +50,8 @@ def load_sites(config, splits=None, strict=True):
     warn(folder, unread(folder, [entry for site in entries.values() for entry in site]))
     if strict and config.hold_out not in (None, *entries):
         raise BadInput(f"hold_out: {folder} has no site {config.hold_out}, name one of {', '.join(entries)}")
-    if splits is None and config.splits:
-        splits = read_splits(config.splits)
+    splits = given_splits(config) if splits is None else splits
+    warn_of_patients(entries, splits, config)
     sites = [load_site(name, entries[name], splits, config, strict) for name in entries]
     missing = (splits or {}).keys() - entries.keys()
     if strict and missing:
@@ -76,14 +76,13 @@ def keep_on(sites, device):
 
 def load_own_site(name, config):
     """Return the Site of one hospital, its own folder being config.data; raises as `load_sites`."""
-    folder = Path(config.data)
-    if not folder.is_dir():
-        raise BadInput(f"{folder}: there is no such folder of site {name}")
-    entries, problems = list_site(folder, config.task, config.case_pattern)
+    entries, problems = list_own(name, config.data, config.task, config.case_pattern)
     if problems:
         raise BadInput(problems[0])
-    warn(name, unread(folder, entries))
-    return load_site(name, entries, read_splits(config.splits) if config.splits else None, config)
+    splits = given_splits(config)
+    warn_of_patients({name: entries}, splits, config)
+    warn(name, unread(config.data, entries))
+    return load_site(name, entries, splits, config)
 
 
 def load_site(name, entries, splits, config, strict=True):
@@ -103,6 +102,14 @@ def load_site(name, entries, splits, config, strict=True):
         raise BadInput(f"{entries[0].mask.parent}: no slice of site {name}'s training cases has "
                        "foreground, choose another seed or splits")
     return site
+
+
+def warn_of_patients(entries, splits, config):
+    """Say of each site whether its names look as if patients had several cases, unless splits are given."""
+    if splits is None and config.data != "demo":
+        from sites.patients import shared_names  # generated sites do not load it
+        for name, text in shared_names(entries).items():
+            warn(name, [text])
 
 
 def warn(name, warnings):
@@ -175,6 +182,16 @@ def known_split(site, cases, splits, strict, folds=None):
     if unlisted:
         print(f"{site}: {len(unlisted)} cases in no split are not used: {', '.join(unlisted)}")
     return split
+
+
+def given_splits(config):
+    """Return the splits of the file config.splits, or of a table's column split; None if there are none."""
+    if is_table(config.data):
+        from sites.table import table_splits
+        found = table_splits(config)
+        if found:
+            return found
+    return read_splits(config.splits) if config.splits else None
 
 
 def read_splits(file):

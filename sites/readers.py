@@ -29,12 +29,20 @@ def read_sample(entry, site, task, size, classes=2):
     """Return the Sample of one entry (case, image file, mask file), resized to size x size. Images are
     resized with antialiasing, masks by nearest. Raises BadInput, naming the file."""
     with enough_memory(entry.image):
-        image, truth, spacing, found = reader_of(task).read_pair(entry.image, entry.mask, classes)
+        image, truth, spacing, found = read_pair(entry, task, classes)
         # nearest-exact takes the pixel at a block's centre; nearest would shift masks by half a block
         masks = functional.interpolate(torch.from_numpy(truth)[:, None], (size, size),
                                        mode="nearest-exact")[:, 0]
         return Sample(site, entry.case, Path(entry.image).name, as_input(image, task, size), masks, truth,
                       spacing, tuple(found))
+
+
+def read_pair(entry, task, classes):
+    """Return what `read_pair` of a task's reader does for an entry, whose mask may be several files."""
+    if isinstance(entry.mask, tuple):
+        from sites.united import read_united  # a run on single masks does not load it
+        return read_united(reader_of(task), entry, classes)
+    return reader_of(task).read_pair(entry.image, entry.mask, classes)
 
 
 def reader_of(task):

@@ -82,8 +82,10 @@ def rearranged(draw, folder):
         file.write_bytes(other.read_bytes())
     elif what == 6:
         site = next(path for path in file.parents if path.parent == folder / task)
-        lines = (f"{other} {file}", "../../x y", "a", "a\tb\tc", "\0 b", f"images/0.png {draw.choice(VALUES)}")
-        (site / "list.txt").write_text(draw.choice(lines))
+        names = (b"x_mask.png", b"GT/x.png", b"labels/0_mask_1.png", b"x.dcm", b"Slide_1/0.png", b"0/0.png")
+        path = Path(os.fsdecode(os.fsencode(site) + b"/" + draw.choice(names)))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(other.read_bytes())
     elif what == 7:
         file.chmod(0)
     else:
