@@ -9,6 +9,7 @@ import torch
 from config import BadInput, as_yaml
 from datasets import SPLITS, Site, load_own_site
 from rounds.checkpoint import as_bytes, load_whole, save
+from sites.layouts import files_of, is_table, list_files
 from sites.readers import Sample
 
 
@@ -45,6 +46,9 @@ def mark_of(config):
     """Return a text that changes with any setting but the run's length, and with any file of the data."""
     files = [Path(folder, name) for folder, _, names in os.walk(config.data, followlinks=True)
              for name in names]
+    if is_table(config.data):
+        sites = list_files(config.data, config.task, config.case_pattern)[0].values()
+        files = [Path(config.data), *(file for site in sites for entry in site for file in files_of(entry))]
     lines = [line for line in as_yaml(config).splitlines() if not line.startswith(("rounds:", "resume:"))]
     return "\n".join(lines + [facts(file) for file in sorted(files) + [Path(config.splits or "")]])
 

@@ -4,10 +4,19 @@ import difflib
 from pathlib import Path
 
 from config import VOLUMES
-from sites.layouts import IMAGE_KINDS, VOLUME_KINDS, Masks, files_below
+from sites.layouts import (
+    DATA_KINDS,
+    IMAGE_KINDS,
+    VOLUME_KINDS,
+    Masks,
+    files_below,
+    files_of,
+    look,
+    stem_of,
+)
 from sites.names import role_of
 
-NEAREST = 50  # files without a partner up to which the nearest name is looked for
+NEAREST = 50  # files among which the nearest name is looked for
 
 TO_NIFTI = "convert it to .nii.gz, for example with 3D Slicer or SimpleITK"
 TO_PNG = "save it as .png"
@@ -78,20 +87,34 @@ def table_command(site, task, data):
     return f"python check_data.py {folder} --task {task} --write {str(folder).rstrip('/')}.csv"
 
 
-def without_partner(site, unpaired, task, data):
-    """Return the problems of images without mask and of masks without image, sorted; each names the likeliest
-    file of the other kind."""
+def without_partner(site, found, unpaired, task, data):
+    """Return the problems of images without mask and of masks without image, sorted; each names the file that
+    looks most like the other one. found: the entries of the site."""
+    if not unpaired:
+        return []
+    used = {file for entry in found for file in files_of(entry)}
+    rest = [path for path in files_below(site) if path.name.lower().endswith(DATA_KINDS) and path not in used]
     problems = []
     for image, mask in unpaired:
         path, what, lack = (image, "image", "mask") if image else (mask, "mask", "image")
-        others = {other.name: other for pair in unpaired for other in [pair[1 if image else 0]] if other}
-        near = list(others)[:1] if len(unpaired) > NEAREST else \
-            difflib.get_close_matches(path.name, others, 1, 0.3)
-        advice = f"{others[near[0]].relative_to(site)} looks like it, rename one" if near else \
-            f"add it or remove the {what}"
+        same = {pair[0 if image else 1] for pair in unpaired}
+        others = {str(other.relative_to(site)): other for other in rest if other not in same}
+        near = nearest(path.relative_to(site), others)
+        advice = f"{near} looks like it, rename one" if near else f"add it or remove the {what}"
+        if near and format_advice(near):
+            advice = f"{near} may be it: {format_advice(near)}"
         problems.append(f"{path}: has no {lack} of that name; {advice}, or mend the table that this writes: "
                         f"{table_command(site, task, data)}")
     return sorted(problems)
+
+
+def nearest(path, others):
+    """Return which of the names `others` looks most like a path, None without any: one of the same stem, else
+    by the letters of file and folder."""
+    stems = [other for other in others if look(stem_of(Path(other))) == look(stem_of(path))]
+    near = stems or list(others)[:1] if len(others) > NEAREST else \
+        difflib.get_close_matches(str(path), stems or others, 1, 0)
+    return next(iter(near), None)
 
 
 def wrong_level(data, sites):

@@ -14,6 +14,7 @@ OTHER_KINDS = (".gif", ".webp", ".jp2", ".heic", ".svs", ".ndpi", ".mrxs", ".dcm
                ".mhd", ".nrrd", ".nhdr", ".img", ".hdr", ".mgz", ".npy", ".npz", ".h5", ".hdf5", ".mat",
                ".xml", ".geojson", ".zip", ".gz", ".tar", ".7z", ".rar")  # advice: sites/formats.py
 DATA_KINDS = (*IMAGE_KINDS, *VOLUME_KINDS, *OTHER_KINDS)
+HIDDEN = (".", "__MACOSX")  # the latter is what archives of a Mac hold beside the files
 
 
 class Entry(NamedTuple):
@@ -87,7 +88,7 @@ def list_site(site, task, case_pattern=None, data=None):
             nothing_found,
             without_partner,
         )
-        problems += without_partner(site, unpaired, task, data)
+        problems += without_partner(site, found, unpaired, task, data)
         problems += [] if found or problems else [nothing_found(site, task)]
     return (joined(found, case_pattern, problems), problems) if case_pattern else (found, problems)
 
@@ -112,7 +113,8 @@ def plain_pairs(site, paths):
              for key in placed if not key.endswith("_segmentation")}
     entries = [Entry(as_seen(stem_of(placed[key])), placed[key], placed[mask])
                for key, mask in masks.items() if mask in placed]
-    return entries if 2 * len(entries) == len(paths) else None
+    deep = any("/" in key.partition("/")[2] for key in placed)  # then the folder is part of a case's name
+    return entries if 2 * len(entries) == len(paths) and not deep else None
 
 
 def joined(entries, case_pattern, problems):
@@ -158,7 +160,7 @@ def unread(folder, entries):
 
 def visible(folder):
     """Return what is in a folder, sorted by name, without hidden names."""
-    return sorted(path for path in Path(folder).iterdir() if not path.name.startswith("."))
+    return sorted(path for path in Path(folder).iterdir() if not path.name.startswith(HIDDEN))
 
 
 def files_below(folder):
@@ -167,8 +169,8 @@ def files_below(folder):
     found, entered = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        folders[:] = [name for name in folders if not name.startswith(".") and real not in entered]
-        found += [Path(place, name) for name in names if not name.startswith(".") and real not in entered]
+        folders[:] = [name for name in folders if not name.startswith(HIDDEN) and real not in entered]
+        found += [Path(place, name) for name in names if not name.startswith(HIDDEN) and real not in entered]
         entered.add(real)
     return sorted(found)
 

@@ -92,12 +92,17 @@ def index_of(images):
     """Return {key: [image]} of the keys under which `find_image` looks for images."""
     known = defaultdict(list)
     for image in images:
-        (folder, stem), match = image.key, IMAGE_WORD.fullmatch(image.stem)
-        short = look(match[1] or match[2]) if match else stem
+        (folder, stem), short = image.key, short_stem(image)
         for key in {("exact", folder, stem), ("short", folder, short), ("any", stem), ("any", short),
                     ("only", folder)}:
             known[key].append(image)
     return known
+
+
+def short_stem(image):
+    """Return an image's stem without a word for image, or nnU-Net's number of a channel, if it has one."""
+    match = IMAGE_WORD.fullmatch(image.stem)
+    return look(match[1] or match[2]) if match else image.key[1]
 
 
 def possible(name):
@@ -142,18 +147,26 @@ def pair_files(images, masks):
     pairs, folders = [], {image.folder for image in images}
     for image in images:
         first, found = known[("exact", *image.key)][0], sorted(of_image[image.path], key=in_order)
+        alike = known[("short", image.key[0], short_stem(image))] if not found else []
+        first = next((other for other in alike if of_image.get(other.path)), first)
         if first is not image:
-            problems.append(f"{image.path}: {first.path.name} is a second image of that name, keep one")
+            problems.append(f"{image.path}: {shown(first.path)} is a second image of that name, keep one")
         elif not found:
             unpaired.append((image.path, None))
         else:
             if two_ways(found):
-                problems.append(f"{found[1][2]}: {found[0][2].name} is a second mask of {image.path.name}; "
-                                "keep one, or join them in a table")
+                problems.append(f"{found[1][2]}: {shown(found[0][2])} is a second mask of "
+                                f"{shown(image.path)}; keep one, or join them in a table")
+                found = found[:1]
             folder = image.folder if len(folders) > 1 else ""
             pairs.append(("/".join(filter(None, (folder, as_seen(image.stem)))), image.path,
                           [path for _, _, path in found]))
     return pairs, problems, unpaired
+
+
+def shown(path):
+    """Return a file's name with its folder."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def in_order(mask):

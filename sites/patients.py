@@ -6,7 +6,7 @@ from collections import Counter
 from sites.layouts import name_of
 
 # P1_q0, P1-3, P1_L, P1 left, P1L: a stem that holds a number, and a short ending
-ENDINGS = [re.compile(rf"(?is)(.*\d.*?){ending}(?:\.nii)?\.[^.]+") for ending in (
+ENDINGS = [re.compile(rf"(?is)(.*\d.*?){ending}(?:_0000)?(?:\.nii)?\.[^.]+") for ending in (
     r"([ _.-]+[a-z]{0,5})(\d{1,4})", r"([ _.-]+(?:[a-z]{1,2}|left|right))()", "([a-z])()")]
 PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # folders that are no patients
 FOLDER = "^([^/]+)/"
@@ -17,7 +17,7 @@ def shared_names(entries):
     of their names but a short ending; it names the case_pattern that joins them. entries: {site: [Entry]}."""
     names = {site: [name_of(entry) for entry in found] for site, found in entries.items()}
     stems = {site: stems_of(names[site]) for site, found in entries.items()
-             if len({entry.case for entry in found}) == len(found)}
+             if len({entry.case for entry in found}) == len(found) == len(set(names[site]))}
     stems = {site: found for site, found in stems.items() if found}
     together = pattern_of([pair for found in stems.values() for pair in found])
     fits = all(joins(together, names[site], stems.get(site, zip(names[site], names[site]))) for site in names)
@@ -74,6 +74,6 @@ def warning(names, stems, pattern):
     second = next(name for name, (stem, _) in zip(names, stems) if stem == first and name != alike[0])
     remedy = f"set case_pattern='{pattern}', which makes {len(number)} cases of {len(names)} images, or " \
         if joins(pattern, names, stems) else ""
-    return (f"{len(alike)} images share all of their names but a short ending with another, as {alike[0]} and "
-            f"{second} do; if those are of one patient, one patient would train and test: {remedy}write the "
-            "patients into the column case of a table")
+    return (f"{len(alike)} images share all of their names but a short ending with another, as {alike[0]} "
+            f"and {second} do; if those are of one patient, one patient would train and test: {remedy}write "
+            "the patients into the column case of a table")

@@ -35,6 +35,7 @@ from sites.names import one_mask
 COLUMNS = ("image", "mask", "site", "case", "split")
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
           "test": "test", "testing": "test"}
+PATIENT = ("patient", "patient_id", "patientid", "subject", "subject_id", "case_id")  # may be what case is
 
 
 # ---- Reading ----
@@ -77,7 +78,7 @@ def read_rows(file):
     rows = [(number, row) for number, row in rows if any(row)]
     if not rows:
         raise BadInput(f"{file}: is empty, write the columns {', '.join(COLUMNS)} in its first line")
-    columns = [name.casefold() for name in rows[0][1]]
+    columns = [as_seen(name).casefold() for name in rows[0][1]]
     check_columns(file, columns)
     for number, row in rows[1:]:
         if any(row[len(columns):]):
@@ -111,7 +112,8 @@ def check_columns(file, columns):
     for name in columns:
         if name and columns.count(name) > 1:
             raise BadInput(f"{file}: has two columns {name}, keep one")
-        near = [] if name in COLUMNS or is_class(name) else difflib.get_close_matches(name, COLUMNS, 1, 0.75)
+        near = [] if name in COLUMNS or is_class(name) else difflib.get_close_matches(name, COLUMNS, 1, 0.8)
+        near = ["case"] if name in PATIENT and "case" not in columns else near
         if near:
             raise BadInput(f"{file}: has a column {name}; call it {near[0]} if it is that, else remove it")
 
@@ -152,7 +154,7 @@ def wrong_file(folder, path, task):
     """Return what is wrong with a file that a table names, None if nothing is."""
     if "\0" in str(path):
         return f"{path.name!r} is no file name, mend it"
-    inside, shown = os.path.abspath(path).startswith(os.path.abspath(folder)), as_seen(path)
+    shown, inside = as_seen(path), Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
     if ".." in path.parts[len(folder.parts):] and not inside:
         return f"{shown} leads out of {folder}; copy the file into it, or write its full path if it is meant"
     if not path.is_file():

@@ -14,7 +14,7 @@ def read_united(reader, entry, classes):
     for file, label in zip(*entry.mask):
         if label is not None and label >= classes:
             raise BadInput(f"{file}: stands in the column mask_{label}, but classes: {classes} means the "
-                           f"classes 1 to {classes - 1}; set classes={label + 1}, or join the masks in one mask")
+                           f"classes 1 to {classes - 1}; set classes={label + 1}, or join them as one mask")
         image, labels, spacing, found = reader.read_pair(entry.image, file, 2 if label else classes)
         warnings += [text for text in found if text not in warnings]
         labels = label * labels if label else labels

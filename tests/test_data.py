@@ -189,7 +189,7 @@ NUCLEI_FAULTS = [
     (lambda a: (a / "masks" / "1.png").unlink(), "images/1.png: has no mask"),
     (lambda a: (a / "images" / "1.png").unlink(), "masks/1.png: has no image"),
     (lambda a: save_array(a / "masks" / "1.png", np.zeros((31, 32), np.uint8)), "masks/1.png: .*31 x 32"),
-    (lambda a: save_array(a / "images" / "1.jpg", np.zeros((32, 32), np.uint8)), "1.png: 1.jpg is a second"),
+    (lambda a: save_array(a / "images" / "1.jpg", np.zeros((32, 32), np.uint8)), "1.png: images/1.jpg is a second"),
     (lambda a: [save_array(f, np.zeros((32, 32), np.uint8)) for f in (a / "masks").iterdir()],
      "masks: the masks of all of site a"),
     (lambda a: [(a / "masks" / "1.png").unlink(), Image.fromarray(
@@ -238,7 +238,7 @@ PROSTATE_FAULTS = [
      "Case0_segmentation.nii.gz: its header"),
     (lambda a: (a / "Case0_segmentation.nii.gz").unlink(), "Case0.nii.gz: has no mask"),
     (lambda a: (a / "Case0.nii.gz").unlink(), "Case0_segmentation.nii.gz: has no image"),
-    (lambda a: save_volume(a / "case0.nii", VOLUME), "case0.nii: Case0.nii.gz is a second image"),
+    (lambda a: save_volume(a / "case0.nii", VOLUME), "case0.nii: a/Case0.nii.gz is a second image"),
     (lambda a: [save_volume(f, 0 * MASK) for f in a.glob("*_seg*")], "a: the masks of all of site a"),
 ]
 
