@@ -12,7 +12,7 @@ import torch
 from config import VOLUMES, BadInput
 from sites import demo_data
 from sites.files import reading
-from sites.layouts import as_seen, is_table, list_files, list_own, unread
+from sites.layouts import as_seen, is_table, list_files, unread
 from sites.readers import read_sample
 
 SPLITS = ("train", "val", "test")
@@ -72,17 +72,6 @@ def keep_on(sites, device):
         return sites
     return [Site(site.name, *([sample._replace(images=sample.images.to(device), masks=sample.masks.to(device))
                                for sample in getattr(site, part)] for part in SPLITS)) for site in sites]
-
-
-def load_own_site(name, config):
-    """Return the Site of one hospital, its own folder being config.data; raises as `load_sites`."""
-    entries, problems = list_own(name, config.data, config.task, config.case_pattern)
-    if problems:
-        raise BadInput(problems[0])
-    splits = given_splits(config)
-    warn_of_patients({name: entries}, splits, config)
-    warn(name, unread(config.data, entries))
-    return load_site(name, entries, splits, config)
 
 
 def load_site(name, entries, splits, config, strict=True):

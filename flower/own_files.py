@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from config import BadInput, as_yaml
-from datasets import SPLITS, Site, load_own_site
+from datasets import SPLITS, Site, given_splits, load_site, warn, warn_of_patients
 from rounds.checkpoint import as_bytes, load_whole, save
-from sites.layouts import files_of, is_table, list_files
+from sites.layouts import files_of, is_table, list_files, list_site, unread
 from sites.readers import Sample
 
 
@@ -40,6 +40,28 @@ def load_decoded(name, config):
                    for sample in getattr(site, part)] for part in SPLITS}
     save(file, as_bytes({"mark": mark} | rows))
     return site
+
+
+def load_own_site(name, config):
+    """Return the Site of one hospital, its own folder being config.data; raises as `datasets.load_sites`."""
+    entries, problems = list_own(name, config.data, config.task, config.case_pattern)
+    if problems:
+        raise BadInput(problems[0])
+    splits = given_splits(config)
+    warn_of_patients({name: entries}, splits, config)
+    warn(name, unread(config.data, entries))
+    return load_site(name, entries, splits, config)
+
+
+def list_own(name, data, task, case_pattern=None):
+    """Return the entries and problems of the site `name`, whose own folder, or whose table, is `data`."""
+    if is_table(data):
+        entries, problems = list_files(data, task, case_pattern)
+        missing = [f"{data}: has no site {name}, write it into the column site"] * (name not in entries)
+        return entries.get(name, []), problems or missing
+    if not Path(data).is_dir():
+        raise BadInput(f"{data}: there is no such folder of site {name}")
+    return list_site(Path(data), task, case_pattern)
 
 
 def mark_of(config):

@@ -87,11 +87,14 @@ def table_command(site, task, data):
     return f"python check_data.py {folder} --task {task} --write {str(folder).rstrip('/')}.csv"
 
 
+def problems_of(site, found, unpaired, task, data):
+    """Return the problems of a site whose files have no partner, or in which nothing was found."""
+    return without_partner(site, found, unpaired, task, data) if unpaired else [nothing_found(site, task)]
+
+
 def without_partner(site, found, unpaired, task, data):
     """Return the problems of images without mask and of masks without image, sorted; each names the file that
     looks most like the other one. found: the entries of the site."""
-    if not unpaired:
-        return []
     used = {file for entry in found for file in files_of(entry)}
     rest = [path for path in files_below(site) if path.name.lower().endswith(DATA_KINDS) and path not in used]
     problems = []

@@ -68,29 +68,17 @@ def is_table(data):
     return str(data).lower().endswith(".csv") and not Path(data).is_dir()
 
 
-def list_own(name, data, task, case_pattern=None):
-    """Return what `list_site` does for the site `name`, whose own folder, or whose table, is `data`."""
-    if is_table(data):
-        entries, problems = list_files(data, task, case_pattern)
-        missing = [f"{data}: has no site {name}, write it into the column site"] * (name not in entries)
-        return entries.get(name, []), problems or missing
-    if not Path(data).is_dir():
-        raise BadInput(f"{data}: there is no such folder of site {name}")
-    return list_site(Path(data), task, case_pattern)
-
-
 def list_site(site, task, case_pattern=None, data=None):
     """Return the entries of one site's folder and a list of everything wrong with it, as texts; data: the
     folder of all sites, for advice."""
     found, problems, unpaired = find_pairs(site, task)
-    if problems or unpaired or not found:
-        from sites.advice import (  # a run on good data does not load it
-            nothing_found,
-            without_partner,
-        )
-        problems += without_partner(site, found, unpaired, task, data)
-        problems += [] if found or problems else [nothing_found(site, task)]
-    return (joined(found, case_pattern, problems), problems) if case_pattern else (found, problems)
+    if unpaired or not (found or problems):
+        from sites.advice import problems_of  # a run on good data does not load it
+        problems += problems_of(site, found, unpaired, task, data)
+    if case_pattern:
+        from sites.patients import joined  # a run without the key does not load it
+        found = joined(found, case_pattern, problems)
+    return found, problems
 
 
 def find_pairs(site, task):
@@ -113,28 +101,8 @@ def plain_pairs(site, paths):
              for key in placed if not key.endswith("_segmentation")}
     entries = [Entry(as_seen(stem_of(placed[key])), placed[key], placed[mask])
                for key, mask in masks.items() if mask in placed]
-    deep = any("/" in key.partition("/")[2] for key in placed)  # then the folder is part of a case's name
+    deep = any(key.count("/") != key.startswith(("images/", "masks/")) for key in placed)
     return entries if 2 * len(entries) == len(paths) and not deep else None
-
-
-def joined(entries, case_pattern, problems):
-    """Return entries whose cases are group 1 of a pattern on their names; adds to `problems` the names that
-    do not match it."""
-    named = []
-    for entry in entries:
-        match = re.search(case_pattern, name_of(entry))
-        if match and match[1]:
-            named.append(entry._replace(case=match[1]))
-        else:
-            problems.append(f"{entry.image}: its name does not match case_pattern {case_pattern!r}, "
-                            "mend the pattern or rename the file")
-    return named
-
-
-def name_of(entry):
-    """Return the name that case_pattern is for: the file's, after its folder below the site if it has one."""
-    folder = entry.case.rpartition("/")[0]
-    return f"{folder}/" * bool(folder) + as_seen(entry.image.name)
 
 
 def files_of(entry):

@@ -1,15 +1,35 @@
-"""Patients: whether the names of a site's images give a reason to think that several are of one patient."""
+"""Patients: cases by a pattern on names, and whether names say that several images are of one patient."""
 
 import re
 from collections import Counter
 
-from sites.layouts import name_of
+from sites.layouts import as_seen
 
 # P1_q0, P1-3, P1_L, P1 left, P1L: a stem that holds a number, and a short ending
 ENDINGS = [re.compile(rf"(?is)(.*\d.*?){ending}(?:_0000)?(?:\.nii)?\.[^.]+") for ending in (
     r"([ _.-]+[a-z]{0,5})(\d{1,4})", r"([ _.-]+(?:[a-z]{1,2}|left|right))()", "([a-z])()")]
 PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # folders that are no patients
 FOLDER = "^([^/]+)/"
+
+
+def joined(entries, case_pattern, problems):
+    """Return entries whose cases are group 1 of a pattern on their names; adds to `problems` the names that
+    do not match it."""
+    named = []
+    for entry in entries:
+        match = re.search(case_pattern, name_of(entry))
+        if match and match[1]:
+            named.append(entry._replace(case=match[1]))
+        else:
+            problems.append(f"{entry.image}: its name does not match case_pattern {case_pattern!r}, "
+                            "mend the pattern or rename the file")
+    return named
+
+
+def name_of(entry):
+    """Return the name that case_pattern is for: the file's, after its folder below the site if it has one."""
+    folder = entry.case.rpartition("/")[0]
+    return f"{folder}/" * bool(folder) + as_seen(entry.image.name)
 
 
 def shared_names(entries):

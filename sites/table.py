@@ -25,12 +25,12 @@ from sites.layouts import (
     files_of,
     find_pairs,
     is_table,
-    joined,
     list_files,
     stem_of,
     visible,
 )
 from sites.names import one_mask
+from sites.patients import joined
 
 COLUMNS = ("image", "mask", "site", "case", "split")
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",

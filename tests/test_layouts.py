@@ -9,7 +9,8 @@ from PIL import Image
 
 import check_data
 from config import BadInput
-from datasets import load_own_site, load_sites, splits_of
+from datasets import load_sites, splits_of
+from flower.own_files import load_own_site
 from sites.advice import format_advice
 from sites.layouts import files_of, list_files, unread
 from sites.patients import shared_names
