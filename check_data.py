@@ -157,10 +157,11 @@ def main():
     given = parser.parse_intermixed_args()
     config = load_config({"task": given.task, "data": given.folder, "out": "unused"}, given.overrides)
     sheet = Path(given.sheet or f"check_{given.task}.png").expanduser()
+    problems = check(config, sheet)
     if given.write:
         from sites.table import write_table
-        print(write_table(Path(given.write).expanduser(), config))
-    sys.exit(1 if check(config, sheet) else 0)
+        print(f"\n{write_table(Path(given.write).expanduser(), config)}")
+    sys.exit(1 if problems else 0)
 
 
 if __name__ == "__main__":
