@@ -37,12 +37,12 @@ def read_sample(entry, site, task, size, classes=2):
                       spacing, tuple(found))
 
 
-def read_pair(entry, task, classes):
+def read_pair(entry, task, *given):
     """Return what `read_pair` of a task's reader does for an entry, whose mask may be several files."""
     if isinstance(entry.mask, tuple):
         from sites.united import read_united  # a run on single masks does not load it
-        return read_united(reader_of(task), entry, classes)
-    return reader_of(task).read_pair(entry.image, entry.mask, classes)
+        return read_united(reader_of(task), entry, *given)
+    return reader_of(task).read_pair(entry.image, entry.mask, *given)
 
 
 def reader_of(task):

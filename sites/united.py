@@ -5,7 +5,7 @@ import numpy as np
 from config import BadInput
 
 
-def read_united(reader, entry, classes):
+def read_united(reader, entry, classes, *given):
     """Return what `reader.read_pair` does, of an image and all of its masks.
 
     A pixel is foreground where any file has it. A file of the table's column mask_K draws class K; other
@@ -15,7 +15,7 @@ def read_united(reader, entry, classes):
         if label is not None and label >= classes:
             raise BadInput(f"{file}: stands in the column mask_{label}, but classes: {classes} means the "
                            f"classes 1 to {classes - 1}; set classes={label + 1}, or join them as one mask")
-        image, labels, spacing, found = reader.read_pair(entry.image, file, 2 if label else classes)
+        image, labels, spacing, found = reader.read_pair(entry.image, file, 2 if label else classes, *given)
         warnings += [text for text in found if text not in warnings]
         labels = label * labels if label else labels
         truth = labels if truth is None else truth
