@@ -96,9 +96,9 @@ def look_at(entry, task, classes):
 
 def report(site, config, entries, facts, samples, parts, ignored):
     """Return the lines on one site; facts: from `look_at`, of the files that could be read."""
-    number = sum(len(sample.images) for sample in samples)
-    cases, unit = len({entry.case for entry in entries}), "slices" if config.task in VOLUMES else "images"
-    lines = [site, f"  cases     {cases} in {len(entries)} files, {number} {unit} readable"]
+    slices = f", {sum(len(sample.images) for sample in samples)} slices" if config.task in VOLUMES else ""
+    lines = [site, f"  images    {len(samples)} of {len(entries)} readable{slices}",
+             f"  cases     {len({entry.case for entry in entries})}"]
     if facts:
         labels = sorted(set().union(*(fact["labels"] for fact in facts)))
         low, high = min(fact["low"] for fact in facts), max(fact["high"] for fact in facts)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from config import VOLUMES, BadInput
+from config import BadInput
 from sites import demo_data
 from sites.files import reading
 from sites.layouts import as_seen, is_table, list_files, unread
@@ -56,11 +56,11 @@ def load_sites(config, splits=None, strict=True):
     missing = (splits or {}).keys() - entries.keys()
     if strict and missing:
         raise BadInput(f"{folder}: lacks the site {min(missing)} of the splits, restore it")
-    images = sum(len(sample.images) for site in sites for sample in samples_of(site))
-    unit = "slices" if config.task in VOLUMES else "images"
+    number = sum(len(samples_of(site)) for site in sites)
+    cases = sum(len({sample.case for sample in samples_of(site)}) for site in sites)
     size = sum(sample.images.untyped_storage().nbytes() + sample.masks.nbytes + sample.truth.nbytes
                for site in sites for sample in samples_of(site))
-    print(f"{folder}: {len(sites)} sites, {images} {unit}, {size / 2**20:.0f} MB kept in memory")
+    print(f"{folder}: {len(sites)} sites, {cases} cases, {number} images, {size / 2**20:.0f} MB in memory")
     return sites
 
 

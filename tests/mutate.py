@@ -102,7 +102,8 @@ def a_table(draw, folder):
         [f"{task}/{site}/{image.format(k)}", f"{task}/{site}/{mask.format(k)}", site, f"c{k}", split]
         for site in "ab" for k, split in enumerate(("train", "val", "test"))]
     row = draw.choice(rows)
-    row[draw.randrange(5)] = draw.choice((*VALUES, row[0], row[0] + ";" + row[1], "a" + ending, "../x", "mask_2", "a,b"))
+    cells = *VALUES, row[0], row[0] + ";" + row[1], "a" + ending, "mask_2", "a,b"
+    row[draw.randrange(5)] = draw.choice(cells)
     separator = draw.choice(",,;\t")
     lines = [separator.join(cells) for cells in rows]
     what = draw.randrange(4)
@@ -110,9 +111,12 @@ def a_table(draw, folder):
         lines.insert(draw.randrange(len(lines)), draw.choice((*lines, "", "\"", "#", separator * 9)))
     elif what == 1:
         lines = [line.rpartition(separator)[0] for line in lines]
-    content = draw.choice(("\n", "\r\n")).join(lines).encode(draw.choice(("utf-8", "utf-8-sig", "utf-16", "latin-1")), "ignore")
-    (folder / "t.csv").write_bytes(content[:draw.choice((len(content), len(content), draw.randrange(len(content))))])
-    return draw.choice((("check_data", "t.csv", "--task", task), ("train", "--config", "c.yaml", "data=t.csv", f"task={task}")))
+    text = draw.choice(("\n", "\r\n")).join(lines)
+    content = text.encode(draw.choice(("utf-8", "utf-8-sig", "utf-16", "latin-1")), "ignore")
+    end = draw.choice((len(content), len(content), draw.randrange(len(content))))
+    (folder / "t.csv").write_bytes(content[:end])
+    return draw.choice((("check_data", "t.csv", "--task", task),
+                        ("train", "--config", "c.yaml", "data=t.csv", f"task={task}")))
 
 
 def a_setting(draw, folder):

@@ -1,4 +1,4 @@
-"""Which files of a folder or of a table are the images and masks of whom: layouts, names, patients, tables."""
+"""Which files of a folder or of a table are whose images and masks: layouts, names, patients, tables."""
 
 import os
 
@@ -31,7 +31,8 @@ def found(folder, task="images"):
     """{image: [masks]} below a site's folder, and the problems."""
     entries, problems = list_files(folder, task)
     return {str(entry.image.relative_to(folder / "a")): [
-        str(mask.relative_to(folder / "a")) for mask in files_of(entry)[1:]] for entry in entries["a"]}, problems
+        str(mask.relative_to(folder / "a")) for mask in files_of(entry)[1:]]
+        for entry in entries["a"]}, problems
 
 
 # ---- Names ----
@@ -40,16 +41,19 @@ PAIRS = [("images/{}.png", f"{folder}/{{}}.tif") for folder in (
     "masks", "Mask", "LABELS", "gt", "GroundTruth", "Ground truth", "annotations", "segmentation")]
 PAIRS += [("images/p{}.jpg", f"masks/p{{}}{ending}.png") for ending in (
     "_mask", "_gt", "_seg", "_Segmentation", "-label", " mask", ".seg", "_mask_1", "_GT")]
-PAIRS += [("p{}.jpg", f"p{{}}{ending}.png") for ending in ("_mask", "_gt", "_SEG", "_segmentation", "_mask_1")]
+PAIRS += [("p{}.jpg", f"p{{}}{end}.png") for end in ("_mask", "_gt", "_SEG", "_segmentation", "_mask_1")]
 PAIRS += [
-    ("images/{}.jpg", "images/{}_mask.png"), ("image_{}.png", "mask_{}.png"), ("images/{}_img.png", "masks/{}_seg.png"),
+    ("images/{}.jpg", "images/{}_mask.png"), ("image_{}.png", "mask_{}.png"),
+    ("images/{}_img.png", "masks/{}_seg.png"),
     ("imagesTr/c_{}_0000.png", "labelsTr/c_{}.png"), ("images/v_000{}.jpg", "masks/v_000{}.png"),
     ("{}/images/{}.png", "{}/masks/8a{}f.png"), ("images/batch{}/{}.png", "masks/batch{}/{}.png"),
-    ("images/batch{}/{}.png", "masks/{}.png"), ("pictures/{}.png", "masks/{}.png"), ("{}.png", "masks/{}.png"),
-    ("P{}/{}.png", "P{}/{}_mask.png"), ("P{}/image.png", "P{}/mask.png"), ("images/x_label_{}.png", "masks/x_label_{}.png"),
-    ("Slide_{}/{}_1.png", "GT_{}/{}_1.png")]
+    ("images/batch{}/{}.png", "masks/{}.png"), ("pictures/{}.png", "masks/{}.png"),
+    ("{}.png", "masks/{}.png"), ("P{}/{}.png", "P{}/{}_mask.png"), ("P{}/image.png", "P{}/mask.png"),
+    ("images/x_label_{}.png", "masks/x_label_{}.png"), ("Slide_{}/{}_1.png", "GT_{}/{}_1.png"),
+    ("P{}/x.png", "P{}/x_segmentation.png")]
 VOLUMES = [("imagesTr/c_{}_0000.nii.gz", "labelsTr/c_{}.nii.gz"), ("c{}.nii.gz", "c{}_seg.nii"),
-           ("volume-{}.nii", "segmentation-{}.nii"), ("case_{}/imaging.nii.gz", "case_{}/segmentation.nii.gz")]
+           ("volume-{}.nii", "segmentation-{}.nii"),
+           ("case_{}/imaging.nii.gz", "case_{}/segmentation.nii.gz")]
 
 
 @pytest.mark.parametrize("image, mask", [*PAIRS, *VOLUMES])
@@ -64,7 +68,8 @@ def test_a_mask_is_found_by_the_names_that_people_use(tmp_path, image, mask):
 
 
 @pytest.mark.parametrize("image, mask, parts", [
-    ("images/{}.png", "masks/{}_mask_{}.png", ["1", "2", "10"]), ("images/x{}.png", "masks/x{}_{}.png", ["0", "1"]),
+    ("images/{}.png", "masks/{}_mask_{}.png", ["1", "2", "10"]),
+    ("images/x{}.png", "masks/x{}_{}.png", ["0", "1"]),
     ("{}/images/{}.png", "{}/masks/{}f.png", ["00e", "1a"]), ("b ({}).png", "b ({})_mask{}.png", ["", "_1"])])
 def test_several_masks_of_an_image_are_united(tmp_path, image, mask, parts):
     names = {image.replace("{}", k): [mask[::-1].replace("}{", part[::-1], 1)[::-1].replace("{}", k)
@@ -78,14 +83,17 @@ def test_several_masks_of_an_image_are_united(tmp_path, image, mask, parts):
 
 
 @pytest.mark.parametrize("names, words", [
-    (("images/1.png", "masks/1.png", "masks/1_mask.png"), "1_mask.png: masks/1.png is a second mask of images/1.png"),
+    (("images/1.png", "masks/1.png", "masks/1_mask.png"),
+     "1_mask.png: masks/1.png is a second mask of images/1.png"),
     (("images/1.png", "masks/1.png", "masks/1_1.png"), "masks/1_1.png: masks/1.png is a second mask"),
     (("images/1.png", "masks/1.png", "labels/1.png"), "masks/1.png: labels/1.png is a second mask"),
     (("1.png", "1_mask.png", "1_seg.png"), "1_seg.png: a/1_mask.png is a second mask"),
     (("images/1.png", "masks/1.png", "masks/1.bmp"), "masks/1.png: masks/1.bmp is a second mask"),
-    (("imagesTr/x_0000.png", "imagesTr/x_0001.png", "labelsTr/x.png"), "x_0001.png: imagesTr/x_0000.png is a second image"),
+    (("imagesTr/x_0000.png", "imagesTr/x_0001.png", "labelsTr/x.png"),
+     "x_0001.png: imagesTr/x_0000.png is a second image"),
     (("images/21_training.tif", "1st_manual/21_manual1.tif"), "1st_manual/21_manual1.tif looks like it"),
-    (("images/P1/1.png", "masks/P2/1.png"), "images/P1/1.png: has no mask of that name; masks/P2/1.png looks like it"),
+    (("images/P1/1.png", "masks/P2/1.png"),
+     "images/P1/1.png: has no mask of that name; masks/P2/1.png looks like it"),
     (("images/1.png", "masks/1.gif"), "masks/1.gif may be it: GIF, which is not read; save it as .png"),
     (("images/1.png", "1.geojson"), "1.geojson may be it: a text of outlines"),
     (("1.dcm", "2.dcm"), "files such as 1.dcm: DICOM, which is not read; convert"),
@@ -93,14 +101,15 @@ def test_several_masks_of_an_image_are_united(tmp_path, image, mask, parts):
 def test_what_could_be_read_two_ways_or_not_at_all_names_file_and_remedy(tmp_path, names, words):
     _, problems = found(touch(tmp_path, *(f"a/{name}" for name in names)))
     assert any(words in text for text in problems), problems
-    assert any("--write" in text for text in problems) == ("has no " in problems[0] and "images of" not in problems[0])
+    assert any("--write" in text for text in problems) == (" of that name; " in problems[0])
 
 
 def test_a_folder_at_the_wrong_level_and_links_to_nowhere(tmp_path):
     touch(tmp_path / "b", "__MACOSX/x.png", ".hidden/x.png")
-    assert "is the folder of one site" in list_files(touch(tmp_path / "d", "images/1.png", "masks/1.png"), "images")[1][0]
+    touch(tmp_path / "d", "images/1.png", "masks/1.png")
+    assert "is the folder of one site" in list_files(tmp_path / "d", "images")[1][0]
     (tmp_path / "b" / "site").symlink_to("nowhere")
-    assert list_files(tmp_path / "b", "images")[1][0].endswith("site: is a link to nowhere, mend or remove it")
+    assert "site: is a link to nowhere, mend" in list_files(tmp_path / "b", "images")[1][0]
     (tmp_path / "c" / "a").mkdir(parents=True)
     (tmp_path / "c" / "a" / "images").symlink_to(tmp_path / "d" / "images")
     (tmp_path / "c" / "a" / "masks").symlink_to(tmp_path / "d" / "masks")
@@ -153,19 +162,24 @@ def test_names_that_are_only_numbered_are_no_patients(tmp_path, names):
 def test_one_pattern_for_all_sites_where_there_is_one(tmp_path, monkeypatch, capsys):
     """Training says it once a site, unless splits are given; check_data.py lists it."""
     write_nuclei(tmp_path / "d", ("a", "b", "c"), cases=4)
-    for site, names in (("a", ["x1_q0", "x1_q1", "x2_q0", "x2_q1"]), ("b", ["y1_1", "y1_2", "y2_1", "y3_1"])):
+    for site, names in (("a", ["x1_q0", "x1_q1", "x2_q0", "x2_q1"]),
+                        ("b", ["y1_1", "y1_2", "y2_1", "y3_1"])):
         for kind in ("images", "masks"):
+            folder = tmp_path / "d" / site / kind
             for k, name in enumerate(names):
-                (tmp_path / "d" / site / kind / f"{k}.png").rename(tmp_path / "d" / site / kind / f"{name}.png")
+                (folder / f"{k}.png").rename(folder / f"{name}.png")
     splits = splits_of(load_sites(nuclei_config(tmp_path / "d")))
     lines = [line for line in capsys.readouterr().err.splitlines() if "one patient" in line]
-    assert [line.split(":")[1] for line in lines] == [" a", " b"] and all(r"(_\d+|_q\d+)?\." in line for line in lines)
+    assert [line.split(":")[1] for line in lines] == [" a", " b"]
+    assert all(r"case_pattern='^(.+?)(_\d+|_q\d+)?\.'" in line for line in lines)
     load_own_site("a", nuclei_config(tmp_path / "d" / "a"))
     assert "warning: a: 4 images share" in capsys.readouterr().err
     load_sites(nuclei_config(tmp_path / "d"), splits)
     assert capsys.readouterr().err == ""
-    code, out, _ = run_here(monkeypatch, capsys, check_data, tmp_path, "d", "--task", "nuclei", "image_size=32")
-    assert code == 0 and out.count("one patient would train and test") == 2
+    code, out, _ = run_here(monkeypatch, capsys, check_data, tmp_path, "d", "--task", "nuclei",
+                            "image_size=32", r"case_pattern=^(.+?)(_q\d+)?\.")
+    assert code == 0 and out.count("one patient would train and test") == 1
+    assert "a\n  images    4 of 4 readable\n  cases     2\n" in out
 
 
 # ---- Tables ----
@@ -185,7 +199,8 @@ def table(folder, content):
 
 @pytest.mark.parametrize("content", [
     PLAIN, b"\xef\xbb\xbf" + PLAIN.encode(), PLAIN.encode("utf-16"), PLAIN.replace("\n", "\r\n"),
-    PLAIN.replace(",", ";"), "sep=;\r\n" + PLAIN.replace(",", ";"), PLAIN.replace(",", "\t"), PLAIN.replace("/", "\\"),
+    PLAIN.replace(",", ";"), "sep=;\r\n" + PLAIN.replace(",", ";"), PLAIN.replace(",", "\t"),
+    PLAIN.replace("/", "\\"),
     "\n" + PLAIN.replace("image,mask", " Image ,MASK").replace(",", " , ") + "\n,,,\n",
     PLAIN.replace("d/a/images/0.png", '"d/a/images/0.png"').replace("\n", ",\n"),
     PLAIN.replace("d/a/masks/0.png", '"d/a/masks/0.png;d/b/masks/0.png"').replace(",", ";")])
@@ -198,16 +213,21 @@ def test_a_table_as_programs_write_it(tmp_path, content):
 @pytest.mark.parametrize("content, words", [
     ("", "is empty"), (HEADER, "has no line below its header"), (LINES, "has no column image"),
     ("image,mask\nx,y\n", "has no column site"), ("image,site\nx,a\n", "has no column mask"),
-    ("image,mask,mask,site\n", "two columns mask"), ("image,mask,mask_1,site\n", "the columns mask and mask_1"),
-    ("image,mask,site,spilt\n", "a column spilt; call it split"), ("image,mask,site,patient\n", "call it case"),
-    (PLAIN + "d/b/images/0.png,,a,c\n", "line 6: its mask is empty"), (PLAIN + ",x,a,c\n", "line 6: its image is empty"),
+    ("image,mask,mask,site\n", "two columns mask"),
+    ("image,mask,mask_1,site\n", "the columns mask and mask_1"),
+    ("image,mask,site,spilt\n", "a column spilt; call it split"),
+    ("image,mask,site,patient\n", "call it case"),
+    (PLAIN + "d/b/images/0.png,,a,c\n", "line 6: its mask is empty"),
+    (PLAIN + ",x,a,c\n", "line 6: its image is empty"),
     (PLAIN + "d/b/images/0.png,d/b/masks/0.png,,c\n", "its site is empty"),
     (PLAIN + "d/b/images/0.png,d/b/masks/0.png,a,\n", "its case is empty"),
     (PLAIN + "d/b/images/0.png,d/b/masks/0.png,a/b,c\n", "its site 'a/b' cannot be"),
     (PLAIN + LINES, "line 6: names the image of line 2 again"),
     (PLAIN.replace("masks/1", "images/1"), "line 3: names one file twice"),
-    (PLAIN + "../x.png,d/b/masks/0.png,a,c\n", "leads out of"), (PLAIN + "d/7.png,d/b/masks/0.png,a,c\n", "d/7.png does not exist"),
-    (PLAIN + "d/b/images,d/b/masks/0.png,a,c\n", "is no regular file"), (PLAIN + "x\0.png,x,a,c\n", r"'x\x00.png' is no file name"),
+    (PLAIN + "../x.png,d/b/masks/0.png,a,c\n", "leads out of"),
+    (PLAIN + "d/7.png,d/b/masks/0.png,a,c\n", "d/7.png does not exist"),
+    (PLAIN + "d/b/images,d/b/masks/0.png,a,c\n", "is no regular file"),
+    (PLAIN + "x\0.png,x,a,c\n", r"'x\x00.png' is no file name"),
     (PLAIN + "x.mha,d/b/masks/0.png,a,c\n", "x.mha is MetaImage, which is not read; convert"),
     (PLAIN + "x.nii,d/b/masks/0.png,a,c\n", "x.nii is not of task nuclei; set task=volumes"),
     (PLAIN + "x,y,a,c,d,e\n", "line 6: has 6 cells"), (PLAIN + '"x,y\n', "cannot be read as a table"),
@@ -228,16 +248,19 @@ def test_a_table_splits_and_names_what_contradicts(tmp_path, capsys):
             f"{line.rpartition(',')[0]},{case.format(k)},{split}\n" for k, (line, split) in enumerate(lines))
 
     file = table(tmp_path, rows("train", "Training", "VAL", "test"))
-    assert splits_of(load_sites(nuclei_config(file))) == {"a": {"train": ["c0", "c1"], "val": ["c2"], "test": ["c3"]}}
+    assert splits_of(load_sites(nuclei_config(file))) == {
+        "a": {"train": ["c0", "c1"], "val": ["c2"], "test": ["c3"]}}
     assert load_own_site("a", nuclei_config(file)).test[0].case == "c3"
-    for override, words in (("folds=3", "folds: contradicts the column split"), ("case_pattern=(.)", "has the column case")):
+    for override, words in (("folds=3", "folds: contradicts the column split"),
+                            ("case_pattern=(.)", "has the column case")):
         with pytest.raises(BadInput, match=words):
             load_sites(nuclei_config(file, override))
     with pytest.raises(BadInput, match=r"t\.csv: has no site b"):
         load_own_site("b", nuclei_config(file))
-    for content, words in ((rows("train", "", "val", "test"), "line 3: its split is empty"),
-                           (rows("train", "fold1", "val", "test"), "line 3: its split is fold1"),
-                           (rows("train", "train", "val", "test", case="c"), "line 4: its split is val, that of line 2 train")):
+    for content, words in (
+            (rows("train", "", "val", "test"), "line 3: its split is empty"),
+            (rows("train", "fold1", "val", "test"), "line 3: its split is fold1"),
+            (rows("train", "train", "val", "test", case="c"), "line 4: its split is val, that of line 2")):
         file.write_text(content)
         with pytest.raises(BadInput, match=words):
             load_sites(nuclei_config(file))
@@ -259,12 +282,14 @@ def test_masks_of_a_table_are_united_or_are_classes(tmp_path):
     assert (truth() == (masks[0] | masks[1])).all()
     other = np.uint8(255) * ~(masks[0] | masks[1])
     Image.fromarray(other).save(tmp_path / "d" / "a" / "masks" / "o.png")
-    file.write_text("image,mask_1,mask_2,site\nd/a/images/0.png,d/a/masks/0.png; d/a/masks/1.png,d/a/masks/o.png,a\n")
+    file.write_text("image,mask_1,mask_2,site\n"
+                    "d/a/images/0.png,d/a/masks/0.png; d/a/masks/1.png,d/a/masks/o.png,a\n")
     assert (truth(3) == np.where(other > 0, 2, masks[0] | masks[1])).all()
     with pytest.raises(BadInput, match="o.png: stands in the column mask_2, but classes: 2.*set classes=3"):
         truth()
     file.write_text("image,mask_1,mask_2,site\nd/a/images/0.png,d/a/masks/0.png,d/a/masks/o0.png,a\n")
-    Image.fromarray(np.maximum(other, np.uint8(255) * masks[0])).save(tmp_path / "d" / "a" / "masks" / "o0.png")
+    both = np.maximum(other, np.uint8(255) * masks[0])
+    Image.fromarray(both).save(tmp_path / "d" / "a" / "masks" / "o0.png")
     with pytest.raises(BadInput, match="o0.png: draws class 2 where another mask of 0.png draws class 1"):
         truth(3)
 
@@ -273,10 +298,12 @@ def test_volumes_with_a_mask_for_each_lobe(tmp_path):
     folder = write_prostate(tmp_path / "d", ("a",), cases=1) / "a"
     image = nibabel.load(folder / "Case0_segmentation.nii.gz")
     whole = np.asarray(image.dataobj)
-    for name, part in (("left", whole * (np.arange(32) < 14)[:, None, None]), ("right", whole * (np.arange(32) >= 14)[:, None, None])):
+    left = (np.arange(32) < 14)[:, None, None]
+    for name, part in (("left", whole * left), ("right", whole * ~left)):
         nibabel.save(nibabel.Nifti1Image(part, image.affine), folder / f"{name}.nii.gz")
-    (tmp_path / "t.csv").write_text("image;mask;site\nd/a/Case0.nii.gz;\"d/a/left.nii.gz;d/a/right.nii.gz\";a\n")
-    (tmp_path / "u.csv").write_text("image,mask,site\nd/a/Case0.nii.gz,d/a/Case0_segmentation.nii.gz,a\n")
+    for name, mask in (("t.csv", "d/a/left.nii.gz;d/a/right.nii.gz"),
+                       ("u.csv", "d/a/Case0_segmentation.nii.gz")):
+        (tmp_path / name).write_text(f"image,mask,site\nd/a/Case0.nii.gz,{mask},a\n")
     two, one = (read_sample(list_files(tmp_path / name, "volumes")[0]["a"][0], "a", "volumes", 32)
                 for name in ("t.csv", "u.csv"))
     assert (two.truth == one.truth).all() and two.spacing == one.spacing
@@ -288,7 +315,7 @@ def test_check_data_writes_a_table_that_reads_the_same(tmp_path, monkeypatch, ca
     (a / "masks" / "0.png").rename(a / "masks" / "0_mask_1.png")
     (a / "masks" / "0_mask_2.png").write_bytes((a / "masks" / "1.png").read_bytes())
     (tmp_path / "far").mkdir()
-    arguments = (monkeypatch, capsys, check_data, tmp_path, "d", "--task", "nuclei", "image_size=32", "--write")
+    arguments = monkeypatch, capsys, check_data, tmp_path, "d", "--task", "nuclei", "--write"
     for name in ("t.csv", "far/t.csv"):
         code, out, _ = run_here(*arguments, name)
         assert code == 0 and f"table of 8 lines: {name}; data={name} reads it" in out
@@ -298,14 +325,15 @@ def test_check_data_writes_a_table_that_reads_the_same(tmp_path, monkeypatch, ca
                 for site, of_site in entries.items()} == {
             site: [(entry.case, os.path.realpath(entry.image), len(files_of(entry))) for entry in of_site]
             for site, of_site in list_files(tmp_path / "d", "nuclei")[0].items()}
-    assert "d/a/images/0.png,d/a/masks/0_mask_1.png;d/a/masks/0_mask_2.png,a,0" in (tmp_path / "t.csv").read_text()
+    line = "d/a/images/0.png,d/a/masks/0_mask_1.png;d/a/masks/0_mask_2.png,a,0\n"
+    assert line in (tmp_path / "t.csv").read_text()
     code, _, err = run_here(*arguments, "t.csv")
     assert code == 2 and "t.csv: cannot be written (File exists)" in err
     (a / "masks" / "3.png").unlink()
     code, out, _ = run_here(*arguments, "u.csv")
     assert code == 1 and "table of 8 lines: u.csv; fill in the 1 empty cells" in out
     assert "d/a/images/3.png,,a,3" in (tmp_path / "u.csv").read_text()
-    code, out, _ = run_here(monkeypatch, capsys, check_data, tmp_path, "u.csv", "--task", "nuclei", "image_size=32")
+    code, out, _ = run_here(monkeypatch, capsys, check_data, tmp_path, "u.csv", "--task", "nuclei")
     assert code == 1 and "u.csv: line 5: its mask is empty" in out
 
 
@@ -314,6 +342,7 @@ def test_a_run_with_a_table_equals_one_on_its_folder(tmp_path):
         f"d/{site}/images/{k}.png,d/{site}/masks/{k}.png,{site}\n" for site in "ab" for k in range(4)))
     by_folder, by_table = (load_sites(nuclei_config(data)) for data in (tmp_path / "d", file))
     assert splits_of(by_folder) == splits_of(by_table)
-    assert all((x.images == y.images).all() for a, b in zip(by_folder, by_table) for x, y in zip(a.train, b.train))
+    assert all((x.images == y.images).all()
+               for a, b in zip(by_folder, by_table) for x, y in zip(a.train, b.train))
     with pytest.raises(BadInput, match="no.csv: there is no such file"):
         load_sites(prostate_config(tmp_path / "no.csv"))
