@@ -146,7 +146,7 @@ def pair_files(images, masks):
             unpaired.append((None, mask.path))
     pairs, folders = [], {image.folder for image in images}
     for image in images:
-        first, found = known[("exact", *image.key)][0], sorted(of_image[image.path], key=in_order)
+        first, found = known[("exact", *image.key)][0], sorted(of_image[image.path], key=lambda mask: mask[2])
         alike = known[("short", image.key[0], short_stem(image))] if not found else []
         first = next((other for other in alike if of_image.get(other.path)), first)
         if first is not image:
@@ -167,11 +167,6 @@ def pair_files(images, masks):
 def shown(path):
     """Return a file's name with its folder."""
     return f"{path.parent.name}/{path.name}"
-
-
-def in_order(mask):
-    """Return what sorts the masks (family, number, path) of an image, 2 before 10."""
-    return len(mask[1]), mask[1], mask[2]
 
 
 def two_ways(found):

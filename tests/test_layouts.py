@@ -10,7 +10,7 @@ from PIL import Image
 import check_data
 from config import BadInput
 from datasets import load_sites, splits_of
-from flower.own_files import load_own_site
+from flower.own_files import load_own_site, mark_of
 from sites.advice import format_advice
 from sites.layouts import files_of, list_files, unread
 from sites.patients import shared_names
@@ -88,6 +88,8 @@ def test_several_masks_of_an_image_are_united(tmp_path, image, mask, parts):
     (("images/1.png", "masks/1.png", "masks/1_1.png"), "masks/1_1.png: masks/1.png is a second mask"),
     (("images/1.png", "masks/1.png", "labels/1.png"), "masks/1.png: labels/1.png is a second mask"),
     (("1.png", "1_mask.png", "1_seg.png"), "1_seg.png: a/1_mask.png is a second mask"),
+    (("1.png", "1_mask_1.png", "1_seg_2.png"), "1_seg_2.png: a/1_mask_1.png is a second mask"),
+    (("1.png", "1_mask_1.png", "1_mask_1.tif"), "1_mask_1.tif: a/1_mask_1.png is a second mask"),
     (("images/1.png", "masks/1.png", "masks/1.bmp"), "masks/1.png: masks/1.bmp is a second mask"),
     (("imagesTr/x_0000.png", "imagesTr/x_0001.png", "labelsTr/x.png"),
      "x_0001.png: imagesTr/x_0000.png is a second image"),
@@ -113,7 +115,7 @@ def test_a_folder_at_the_wrong_level_and_links_to_nowhere(tmp_path):
     (tmp_path / "c" / "a").mkdir(parents=True)
     (tmp_path / "c" / "a" / "images").symlink_to(tmp_path / "d" / "images")
     (tmp_path / "c" / "a" / "masks").symlink_to(tmp_path / "d" / "masks")
-    (tmp_path / "c" / "a" / "masks" / "loop").symlink_to(tmp_path / "c" / "a")
+    (tmp_path / "d" / "masks" / "loop").symlink_to(tmp_path / "c" / "a" / "masks")
     assert found(tmp_path / "c") == ({"images/1.png": ["masks/1.png"]}, [])
 
 
@@ -151,6 +153,7 @@ def test_patients_that_the_names_show_are_said_with_the_pattern_that_joins_them(
 
 @pytest.mark.parametrize("names", [
     ["Case00", "Case01", "Case02"], ["alpha000", "alpha001"], ["img_1", "img_2", "img_3"], ["1", "2", "10"],
+    ["P1_1", "P1_2", "P1_3"],
     ["TCGA-G9-6336-01Z-00-DX1", "TCGA-G9-6348-01Z-00-DX1"], ["benign_1", "benign_2", "malignant_1"],
     ["train/1", "train/2", "test/1"], ["b1/1", "2", "b1/3"]])
 def test_names_that_are_only_numbered_are_no_patients(tmp_path, names):
@@ -346,3 +349,12 @@ def test_a_run_with_a_table_equals_one_on_its_folder(tmp_path):
                for a, b in zip(by_folder, by_table) for x, y in zip(a.train, b.train))
     with pytest.raises(BadInput, match="no.csv: there is no such file"):
         load_sites(prostate_config(tmp_path / "no.csv"))
+
+
+def test_a_site_of_flower_sees_that_a_file_of_its_table_changed(tmp_path):
+    file = table(tmp_path, PLAIN)
+    first = mark_of(nuclei_config(file))
+    assert mark_of(nuclei_config(file)) == first
+    masks = tmp_path / "d" / "a" / "masks"
+    (masks / "3.png").write_bytes((masks / "2.png").read_bytes())
+    assert mark_of(nuclei_config(file)) != first
