@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from config import VOLUMES, BadInput, class_name, load_config
-from datasets import SPLITS, Site, read_splits, split_of
+from datasets import SPLITS, Site, given_splits, split_of
 from scoring.pictures import GREEN, contact_sheet, legend, outlined_tiles
 from settings.program import Parser, run_program
 from sites import across, demo_data
 from sites.layouts import DATA_KINDS, list_files, unread
+from sites.patients import shared_names
 from sites.readers import read_sample
 
 SAMPLES = 4  # on a site, on the contact sheet
@@ -28,20 +29,22 @@ def check(config, sheet):
     problems += across.dead_links(folder)
     files = [entry for found in entries.values() for entry in found]
     across.check_memory(folder, files, config)
-    splits = read_splits(config.splits) if config.splits else None
     rows, warnings, sites = [], unread(folder, files), []
+    warnings += [f"{site}: {text}" for site, text in shared_names(entries).items()]
+    splits, *wrong = [None] if problems else attempt(given_splits, config)
+    problems += wrong
     for site in entries:
         samples = read_all(site, entries[site], config, problems)
         warnings += [text for sample in samples for text in sample.warnings]
         if samples and not any(sample.truth.any() for sample in samples):
-            problems.append(f"{folder / site}: all its masks are empty, foreground has to be > 0")
-        parts, cases = {}, {entry.case for entry in entries[site]}
-        try:
-            parts = split_of(site, cases, splits, config) if cases else {}
-        except BadInput as problem:
-            problems.append(str(problem))
-        sites.append(Site(site, **{part: [sample for sample in samples if sample.case in parts.get(part, [])]
-                                   for part in SPLITS}))
+            problems.append(f"{entries[site][0].mask.parent}: all its masks are empty, foreground has to be "
+                            "> 0")
+        cases = {entry.case for entry in entries[site]}
+        parts, *wrong = attempt(split_of, site, cases, splits, config) if cases else [{}]
+        problems += wrong
+        of_parts = {part: set((parts or {}).get(part, ())) for part in SPLITS}
+        sites.append(Site(site, **{part: [sample for sample in samples if sample.case in cases]
+                                   for part, cases in of_parts.items()}))
         print("\n".join(report(site, config, entries[site], samples, parts,
                                other_files(folder / site))))
         if samples:
@@ -61,6 +64,14 @@ def check(config, sheet):
     return len(problems)
 
 
+def attempt(function, *given):
+    """Return [what a function returns], or [None, what is wrong] if it raises BadInput."""
+    try:
+        return [function(*given)]
+    except BadInput as problem:
+        return [None, str(problem)]
+
+
 def read_all(site, entries, config, problems):
     """Return the Samples of all files that can be read; others go to `problems`."""
     samples = []
@@ -75,9 +86,9 @@ def read_all(site, entries, config, problems):
 
 def report(site, config, entries, samples, parts, ignored):
     """Return the lines on one site; samples: of the files that could be read."""
-    number = sum(len(sample.images) for sample in samples)
-    cases, unit = len({entry.case for entry in entries}), "slices" if config.task in VOLUMES else "images"
-    lines = [site, f"  cases     {cases} in {len(entries)} files, {number} {unit} readable"]
+    slices = f", {sum(len(sample.images) for sample in samples)} slices" if config.task in VOLUMES else ""
+    lines = [site, f"  images    {len(samples)} of {len(entries)} readable{slices}",
+             f"  cases     {len({entry.case for entry in entries})}"]
     facts = [sample.facts for sample in samples]
     if facts:
         labels = sorted(set().union(*(fact["labels"] for fact in facts)))
@@ -129,14 +140,19 @@ def examples(samples):
 def main():
     """Print the report on a data folder and draw its contact sheet."""
     parser = Parser(description=__doc__)
-    parser.add_argument("folder", metavar="FOLDER", help="data folder, one folder a site; or demo")
+    parser.add_argument("folder", metavar="FOLDER", help="data folder, one folder a site; a table; or demo")
     parser.add_argument("--task", required=True, choices=("nuclei", "prostate", "images", "volumes"))
     parser.add_argument("--sheet", metavar="FILE", help="contact sheet; default: check_TASK.png")
+    parser.add_argument("--write", metavar="FILE.csv", help="write what was found as a table, to mend it")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="case_pattern=..., classes=...")
     given = parser.parse_intermixed_args()
     config = load_config({"task": given.task, "data": given.folder, "out": "unused"}, given.overrides)
     sheet = Path(given.sheet or f"check_{given.task}.png").expanduser()
-    sys.exit(1 if check(config, sheet) else 0)
+    problems = check(config, sheet)
+    if given.write:
+        from sites.table import write_table
+        print(f"\n{write_table(Path(given.write).expanduser(), config)}")
+    sys.exit(1 if problems else 0)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ PLAIN = {"fsr": "none", "prototype_weight": 0.0}  # what a method of one's own s
 KEYS = {  # key: (kind, default, help)
     "task": (kind.choice("nuclei", "prostate", "images", "volumes"), REQUIRED,
              "nuclei: 2-D images of them; prostate: MRI volumes; images, volumes: of any other organ"),
-    "data": (kind.path, REQUIRED, "folder with one folder a site, or demo: sites that are generated"),
+    "data": (kind.path, REQUIRED, "folder with one folder a site, a table FILE.csv, or demo: generated"),
     "out": (kind.or_none(kind.path), None, "run folder; none: runs/ + the name of the config file"),
     "classes": (kind.whole(2, most=255), 2, "2: labels above 0 are merged; K: labels are 0 to K - 1"),
     "class_names": (kind.or_none(kind.names), None, "names of the classes, background first or left out"),
@@ -67,7 +67,7 @@ KEYS = {  # key: (kind, default, help)
     "splits": (kind.or_none(kind.path), None, "splits.json to use; none: split by cases with the seed"),
     "folds": (kind.or_none(kind.whole(3)), None, "K of K-fold cross-validation; none: one 60/20/20 split"),
     "fold": (kind.whole(0), 0, "with folds: this fold (from 0) tests, the next one validates"),
-    "case_pattern": (kind.or_none(kind.pattern), None, "regular expression on file names, group 1: case"),
+    "case_pattern": (kind.or_none(kind.pattern), None, "regular expression on file names, group 1: patient"),
     "eval_every": (kind.whole(1), 1, "validate every so many rounds, and after the last"),
     "eval_slices": (kind.choice("all", "foreground"), "all", "score volumes, or slices with organ"),
     "test_stats": (kind.or_none(kind.choice("site", "case")), "case",

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from config import VOLUMES, BadInput
+from config import BadInput
 from sites import across, demo_data
 from sites.files import reading
-from sites.layouts import as_seen, list_files, list_site, unread
+from sites.layouts import as_seen, is_table, list_files, unread
 from sites.readers import read_sample
 
 SPLITS = ("train", "val", "test")
@@ -52,8 +52,8 @@ def load_sites(config, splits=None, strict=True):
     warn(folder, unread(folder, files))
     if strict and config.hold_out not in (None, *entries):
         raise BadInput(f"hold_out: {folder} has no site {config.hold_out}, name one of {', '.join(entries)}")
-    if splits is None and config.splits:
-        splits = read_splits(config.splits)
+    splits = given_splits(config) if splits is None else splits
+    warn_of_patients(entries, splits, config)
     sites = [load_site(name, entries[name], splits, config, strict) for name in entries]
     missing = (splits or {}).keys() - entries.keys()
     if strict and missing:
@@ -62,11 +62,11 @@ def load_sites(config, splits=None, strict=True):
     warn(folder, texts)
     for site in sites:
         site.undrawn = nobody
-    images = sum(len(sample.images) for site in sites for sample in samples_of(site))
-    unit = "slices" if config.task in VOLUMES else "images"
+    number = sum(len(samples_of(site)) for site in sites)
+    cases = sum(len({sample.case for sample in samples_of(site)}) for site in sites)
     size = sum(sample.images.untyped_storage().nbytes() + sample.masks.nbytes + sample.truth.nbytes
                for site in sites for sample in samples_of(site))
-    print(f"{folder}: {len(sites)} sites, {images} {unit}, {size / 2**20:.0f} MB kept in memory")
+    print(f"{folder}: {len(sites)} sites, {cases} cases, {number} images, {size / 2**20:.0f} MB in memory")
     return sites
 
 
@@ -79,21 +79,6 @@ def keep_on(sites, device):
     return [Site(site.name, *([sample._replace(images=sample.images.to(device), masks=sample.masks.to(device))
                                for sample in getattr(site, part)] for part in SPLITS), site.undrawn)
             for site in sites]
-
-
-def load_own_site(name, config):
-    """Return the Site of one hospital, its own folder being config.data; raises as `load_sites`."""
-    folder = Path(config.data)
-    if not folder.is_dir():
-        raise BadInput(f"{folder}: there is no such folder of site {name}")
-    entries, problems = list_site(folder, config.task, config.case_pattern)
-    if problems := across.dead_links(folder) + problems:
-        raise BadInput(problems[0])
-    across.check_memory(folder, entries, config)
-    warn(name, unread(folder, entries))
-    site = load_site(name, entries, read_splits(config.splits) if config.splits else None, config)
-    warn(name, across.compare([site], config)[0])
-    return site
 
 
 def load_site(name, entries, splits, config, strict=True):
@@ -113,6 +98,14 @@ def load_site(name, entries, splits, config, strict=True):
         raise BadInput(f"{entries[0].mask.parent}: no slice of site {name}'s training cases has "
                        "foreground, choose another seed or splits")
     return site
+
+
+def warn_of_patients(entries, splits, config):
+    """Say of each site whether its names look as if patients had several cases, unless splits are given."""
+    if splits is None and config.data != "demo":
+        from sites.patients import shared_names  # generated sites do not load it
+        for name, text in shared_names(entries).items():
+            warn(name, [text])
 
 
 def warn(name, warnings):
@@ -185,6 +178,16 @@ def known_split(site, cases, splits, strict, folds=None):
     if unlisted:
         print(f"{site}: {len(unlisted)} cases in no split are not used: {', '.join(unlisted)}")
     return split
+
+
+def given_splits(config):
+    """Return the splits of the file config.splits, or of a table's column split; None if there are none."""
+    if is_table(config.data):
+        from sites.table import table_splits
+        found = table_splits(config)
+        if found:
+            return found
+    return read_splits(config.splits) if config.splits else None
 
 
 def read_splits(file):

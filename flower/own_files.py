@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 
 from config import BadInput, as_yaml
-from datasets import SPLITS, Site, load_own_site
+from datasets import SPLITS, Site, given_splits, load_site, warn, warn_of_patients
 from rounds.checkpoint import as_bytes, load_whole, save
+from sites import across
+from sites.layouts import files_of, is_table, list_files, list_site, unread
 from sites.readers import Sample
 
 
@@ -41,10 +43,38 @@ def load_decoded(name, config):
     return site
 
 
+def load_own_site(name, config):
+    """Return the Site of one hospital, its own folder being config.data; raises as `datasets.load_sites`."""
+    entries, problems = list_own(name, config.data, config.task, config.case_pattern)
+    if problems := across.dead_links(config.data) + problems:
+        raise BadInput(problems[0])
+    across.check_memory(config.data, entries, config)
+    splits = given_splits(config)
+    warn_of_patients({name: entries}, splits, config)
+    warn(name, unread(config.data, entries))
+    site = load_site(name, entries, splits, config)
+    warn(name, across.compare([site], config)[0])
+    return site
+
+
+def list_own(name, data, task, case_pattern=None):
+    """Return the entries and problems of the site `name`, whose own folder, or whose table, is `data`."""
+    if is_table(data):
+        entries, problems = list_files(data, task, case_pattern)
+        missing = [f"{data}: has no site {name}, write it into the column site"] * (name not in entries)
+        return entries.get(name, []), problems or missing
+    if not Path(data).is_dir():
+        raise BadInput(f"{data}: there is no such folder of site {name}")
+    return list_site(Path(data), task, case_pattern)
+
+
 def mark_of(config):
     """Return a text that changes with any setting but the run's length, and with any file of the data."""
     files = [Path(folder, name) for folder, _, names in os.walk(config.data, followlinks=True)
              for name in names]
+    if is_table(config.data):
+        sites = list_files(config.data, config.task, config.case_pattern)[0].values()
+        files = [Path(config.data), *(file for site in sites for entry in site for file in files_of(entry))]
     lines = [line for line in as_yaml(config).splitlines() if not line.startswith(("rounds:", "resume:"))]
     return "\n".join(lines + [facts(file) for file in sorted(files) + [Path(config.splits or "")]])
 

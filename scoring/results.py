@@ -49,12 +49,12 @@ def format_table(scores, unit):
         worst = min(scored, key=lambda name: sites[name]["dice"])
         rows.append((f"worst: {worst}", sites[worst]))
     wide = max(len(label) for label, _ in rows)
-    lines = [f"{'site':{wide}}  cases    Dice  HD95 {unit}  ASSD {unit}  misses"]
+    lines = [f"{'site':{wide}}  images    Dice  HD95 {unit}  ASSD {unit}  misses"]
     for label, row in rows:
         numbers = ["-" if row[name] is None else f"{row[name]:.{digits}f}"
                    for name, digits in (("dice", 4), ("hd95", 2), ("assd", 2), ("misses", 0))]
         cells = [f"{value:>{width}}" for value, width in zip(numbers, (6, 7, 7, 6))]
-        lines.append("  ".join([f"{label:{wide}}", f"{row['cases']:5}", *cells]))
+        lines.append("  ".join([f"{label:{wide}}", f"{row['cases']:6}", *cells]))
     return "\n".join(lines)
 
 
@@ -66,7 +66,7 @@ def with_classes(label, row):
 def units(config):
     """Return the unit of each number of a result: distances are in mm only where files say mm."""
     distance = "mm" if config.task in VOLUMES else "px"
-    return {"dice": "1", "hd95": distance, "assd": distance, "misses": "cases", "cases": "1",
+    return {"dice": "1", "hd95": distance, "assd": distance, "misses": "images", "cases": "1",
             "peak_mb": "MiB", "seconds": "s"}
 
 
@@ -92,22 +92,23 @@ def as_table(rows, columns=CASE_COLUMNS):
 def definitions(config, normed=True, foreign_sites=()):
     """Return what every number of a result means. normed: whether the network has batch norms; foreign_sites:
     those that took no part."""
-    case = "one volume, in 3-D" if config.task in VOLUMES else "one image"
+    image = "one volume, in 3-D" if config.task in VOLUMES else "one picture"
     if config.eval_slices == "foreground":
-        case = "one slice with organ in its truth, in 2-D"
-    kind = {"site": "site: batch-norm mean and variance of up to 64 training images of the case's own site, "
+        image = "one slice with organ in its truth, in 2-D"
+    kind = {"site": "site: batch-norm mean and variance of up to 64 training images of the image's own site, "
                     "cumulative over batches, never sent or averaged",
-            "case": "case: batch-norm mean and variance of the case, at most 32 slices at once"}
+            "case": "case: batch-norm mean and variance of the image alone, at most 32 slices at once"}
     words = {
         "dice": "foreground Dice 2|P and T|/(|P|+|T|) on the file's grid; both empty 1, one 0",
         "hd95": "larger of the two directed 95th percentiles (linear interpolation) of border "
                 "distances; both masks empty 0, one empty the diagonal of the image",
         "assd": "mean of the border distances of both directions pooled; empty masks as for hd95",
-        "misses": "cases with exactly one of prediction and truth empty; in 'mean' their total",
-        "case": case,
-        "mean": "sites: mean over a site's cases; mean: unweighted mean over the sites with cases",
+        "misses": "images with exactly one of prediction and truth empty; in 'mean' their total",
+        "image": image,
+        "cases": "how many images are scored; cases.csv has a row for each, whose case is the patient",
+        "mean": "sites: mean over a site's images; mean: unweighted mean over the sites with images",
         "test_stats": kind[config.test_stats] if normed else "none: the network has no batch norm",
-        "eval_slices": f"{config.eval_slices}: a case is {case}",
+        "eval_slices": f"{config.eval_slices}: an image is {image}",
         "best": "the round of the best validation mean Dice, the last round if no site validates",
         "last": "the last round",
         "peak_mb": "largest resident memory of the process, plus the largest allocation on a GPU"}

@@ -31,13 +31,20 @@ def read_sample(entry, site, task, size, classes=2, window=None):
     resized with antialiasing, masks by nearest. Raises BadInput, naming the file."""
     with enough_memory(entry.image):
         facts = {}
-        read_pair = reader_of(task).read_pair
-        image, truth, spacing, found = read_pair(entry.image, entry.mask, classes, window, facts)
+        image, truth, spacing, found = read_pair(entry, task, classes, window, facts)
         # nearest-exact takes the pixel at a block's centre; nearest would shift masks by half a block
         masks = functional.interpolate(torch.from_numpy(truth)[:, None], (size, size),
                                        mode="nearest-exact")[:, 0]
         return Sample(site, entry.case, Path(entry.image).name, as_input(image, task, size), masks, truth,
                       spacing, tuple(found), facts)
+
+
+def read_pair(entry, task, *given):
+    """Return what `read_pair` of a task's reader does for an entry, whose mask may be several files."""
+    if isinstance(entry.mask, tuple):
+        from sites.united import read_united  # a run on single masks does not load it
+        return read_united(reader_of(task), entry, *given)
+    return reader_of(task).read_pair(entry.image, entry.mask, *given)
 
 
 def reader_of(task):

@@ -82,13 +82,41 @@ def rearranged(draw, folder):
         file.write_bytes(other.read_bytes())
     elif what == 6:
         site = next(path for path in file.parents if path.parent == folder / task)
-        lines = (f"{other} {file}", "../../x y", "a", "a\tb\tc", "\0 b", f"images/0.png {draw.choice(VALUES)}")
-        (site / "list.txt").write_text(draw.choice(lines))
+        names = (b"x_mask.png", b"GT/x.png", b"labels/0_mask_1.png", b"x.dcm", b"Slide_1/0.png", b"0/0.png")
+        path = Path(os.fsdecode(os.fsencode(site) + b"/" + draw.choice(names)))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(other.read_bytes())
     elif what == 7:
         file.chmod(0)
     else:
-        file.parent.rename(file.parent.with_name(draw.choice(("Images", "x", "Slide_1", ".hidden"))))
-    return "check_data", task, "--task", task
+        file.parent.rename(file.parent.with_name(draw.choice(("Images", "x", "Slide_1", "GT", ".hidden"))))
+    return "check_data", task, "--task", task, *draw.choice(((), ("--write", "w.csv")))
+
+
+def a_table(draw, folder):
+    """Write a table of the data and spoil a cell, a line, the header or the bytes of it."""
+    task = draw.choice(("nuclei", "prostate"))
+    ending, mask = (".png", "masks/{}.png") if task == "nuclei" else (".nii.gz", "Case{}_segmentation.nii.gz")
+    image = "images/{}.png" if task == "nuclei" else "Case{}.nii.gz"
+    rows = [["image", draw.choice(("mask", "mask", "mask_1")), "site", "case", "split"]] + [
+        [f"{task}/{site}/{image.format(k)}", f"{task}/{site}/{mask.format(k)}", site, f"c{k}", split]
+        for site in "ab" for k, split in enumerate(("train", "val", "test"))]
+    row = draw.choice(rows)
+    cells = *VALUES, row[0], row[0] + ";" + row[1], "a" + ending, "mask_2", "a,b"
+    row[draw.randrange(5)] = draw.choice(cells)
+    separator = draw.choice(",,;\t")
+    lines = [separator.join(cells) for cells in rows]
+    what = draw.randrange(4)
+    if what == 0:
+        lines.insert(draw.randrange(len(lines)), draw.choice((*lines, "", "\"", "#", separator * 9)))
+    elif what == 1:
+        lines = [line.rpartition(separator)[0] for line in lines]
+    text = draw.choice(("\n", "\r\n")).join(lines)
+    content = text.encode(draw.choice(("utf-8", "utf-8-sig", "utf-16", "latin-1")), "ignore")
+    end = draw.choice((len(content), len(content), draw.randrange(len(content))))
+    (folder / "t.csv").write_bytes(content[:end])
+    return draw.choice((("check_data", "t.csv", "--task", task),
+                        ("train", "--config", "c.yaml", "data=t.csv", f"task={task}")))
 
 
 def a_setting(draw, folder):
@@ -129,7 +157,7 @@ def a_run(draw, folder):
     return "train", "--config", "c.yaml", "resume=true", draw.choice(("rounds=1", "rounds=2"))
 
 
-KINDS = (flipped, truncated, rearranged, a_setting, a_config_file, a_run)
+KINDS = (flipped, truncated, rearranged, a_table, a_setting, a_config_file, a_run)
 PROGRAMS = {"check_data": check_data, "train": train, "eval": evaluation}
 
 

@@ -155,12 +155,8 @@ def test_training_takes_slices_with_foreground_and_scoring_whole_volumes(tmp_pat
 
 
 def test_layouts(tmp_path):
-    """images/ + masks/, list.txt, and the TNBC download, whose slides are the cases."""
+    """images/ + masks/, and the TNBC download, whose slides are the cases."""
     plain = write_nuclei(tmp_path / "d", ("a",))
-    listed = plain / "listed"
-    listed.mkdir()
-    (listed / "list.txt").write_text("# image mask\n\n" + "".join(
-        f"../a/images/{i}.png ../a/masks/{i}.png\n" for i in range(5)))
     for slide in ("01", "02", "03"):
         for kind in ("Slide", "GT"):
             (plain / "tnbc" / f"{kind}_{slide}").mkdir(parents=True)
@@ -169,9 +165,9 @@ def test_layouts(tmp_path):
                 (plain / "tnbc" / f"{kind}_{slide}" / f"{i}.png").write_bytes(source.read_bytes())
     (plain / "a" / "images" / ".DS_Store").write_text("")
     (plain / ".hidden").mkdir()
-    a, l, t = load_sites(nuclei_config(plain))
-    assert [site.name for site in (a, l, t)] == ["a", "listed", "tnbc"]
-    assert len(a.train) == len(l.train) == 3 and len(t.train) == 2  # one slide of two images
+    a, t = load_sites(nuclei_config(plain))
+    assert [site.name for site in (a, t)] == ["a", "tnbc"]
+    assert len(a.train) == 3 and len(t.train) == 2  # one slide of two images
     assert {sample.case for sample in datasets.samples_of(t)} == {"Slide_01", "Slide_02", "Slide_03"}
     shutil.rmtree(plain / "tnbc" / "Slide_02")
     with pytest.raises(BadInput, match="tnbc/GT_02: has no Slide_02 beside it"):
@@ -193,17 +189,12 @@ NUCLEI_FAULTS = [
     (lambda a: (a / "masks" / "1.png").unlink(), "images/1.png: has no mask"),
     (lambda a: (a / "images" / "1.png").unlink(), "masks/1.png: has no image"),
     (lambda a: save_array(a / "masks" / "1.png", np.zeros((31, 32), np.uint8)), "masks/1.png: .*31 x 32"),
-    (lambda a: save_array(a / "images" / "1.jpg", np.zeros((32, 32), np.uint8)), "1.png: 1.jpg is a second"),
+    (lambda a: save_array(a / "images" / "1.jpg", np.zeros((32, 32), np.uint8)), "1.png: images/1.jpg is a second"),
     (lambda a: [save_array(f, np.zeros((32, 32), np.uint8)) for f in (a / "masks").iterdir()],
      "masks: the masks of all of site a"),
-    (lambda a: (a / "list.txt").write_text("images/0.png\n"), "list.txt: line 1: expected"),
-    (lambda a: (a / "list.txt").write_text("\nimages/0.png masks/7.png\n"), "list.txt: line 2: .*7.png"),
-    (lambda a: (a / "list.txt").write_text("images/0.png masks/0.png\n" * 2), "list.txt: line 2: .*second image"),
-    (lambda a: (a / "list.txt").write_bytes(b"\xff\xfe\xff"), "list.txt: "),
-    (lambda a: (a / "list.txt").write_text("images/0.png images/0.png\n"), "line 1: image and mask"),
     (lambda a: [(a / "masks" / "1.png").unlink(), Image.fromarray(
         np.full((32, 32), np.nan, np.float32)).save(a / "masks" / "1.tif")], "masks/1.tif: has NaN"),
-    (lambda a: (a / "images").rename(a / "pictures"), "a/masks/0.png: has no image"),
+    (lambda a: (a / "images" / "0.png").rename(a / "0.png"), "a/masks/0.png: has no image"),
     (lambda a: [shutil.rmtree(a / kind) for kind in ("images", "masks")], "a: has no images"),
     (lambda a: [f.unlink() for i in range(1, 5) for f in a.glob(f"*/{i}.png")], "a: has 1 case,"),
     (lambda a: [(a / "images" / "1.png").unlink(), Image.fromarray(
@@ -247,7 +238,7 @@ PROSTATE_FAULTS = [
      "Case0_segmentation.nii.gz: its header"),
     (lambda a: (a / "Case0_segmentation.nii.gz").unlink(), "Case0.nii.gz: has no mask"),
     (lambda a: (a / "Case0.nii.gz").unlink(), "Case0_segmentation.nii.gz: has no image"),
-    (lambda a: save_volume(a / "case0.nii", VOLUME), "case0.nii: Case0.nii.gz is a second image"),
+    (lambda a: save_volume(a / "case0.nii", VOLUME), "case0.nii: a/Case0.nii.gz is a second image"),
     (lambda a: [save_volume(f, 0 * MASK) for f in a.glob("*_seg*")], "a: the masks of all of site a"),
 ]
 

@@ -369,7 +369,7 @@ def test_warnings_are_one_line_a_site_and_listed_by_check_data(tmp_path, monkeyp
     assert out.endswith("\n0 problems\n")
 
 
-@pytest.mark.parametrize("place", ["images/batch2/x.png", "more/x.tif", "x.jpg", "masks/x.dcm", "old/a.nii.gz"])
+@pytest.mark.parametrize("place", ["more/x.tif", "x.jpg", "masks/x.dcm", "old/a.nii.gz", "list.txt"])
 def test_nothing_that_could_be_data_vanishes(tmp_path, place, capsys):
     folder = write_nuclei(tmp_path / "d")
     file = folder / "a" / place
@@ -401,27 +401,6 @@ def test_names_match_as_a_person_sees_them(tmp_path):
     assert problems == [] and {entry.case for entry in entries["a"]} == {"\u00e9t\u00e9", "1", "2"}
 
 
-@pytest.mark.parametrize("line", ["../../secret.png images/0.png", "/etc/hostname masks/0.png",
-                                  "images/link.png masks/0.png", "images/0.png ../../secret.png"])
-def test_a_list_does_not_lead_out_of_the_data(tmp_path, line):
-    folder = write_nuclei(tmp_path / "d")
-    (folder / "a" / "images" / "0.png").rename(tmp_path / "secret.png")
-    (folder / "a" / "images" / "0.png").write_bytes((tmp_path / "secret.png").read_bytes())
-    (folder / "a" / "images" / "link.png").symlink_to(tmp_path / "secret.png")
-    (folder / "a" / "list.txt").write_text(line)
-    entries, problems = list_files(folder, "nuclei")
-    assert entries["a"] == [] and "lies outside" in problems[0] and "line 1" in problems[0]
-
-
-def test_a_name_with_spaces_in_a_list(tmp_path):
-    folder = write_nuclei(tmp_path / "d")
-    (folder / "a" / "images" / "0.png").rename(folder / "a" / "images" / "my 0.png")
-    (folder / "a" / "list.txt").write_text("images/my 0.png masks/0.png\n")
-    assert "names with spaces need a tab" in list_files(folder, "nuclei")[1][0]
-    (folder / "a" / "list.txt").write_text("images/my 0.png\tmasks/0.png\n")
-    assert list_files(folder, "nuclei")[0]["a"][0].case == "my 0"
-
-
 @pytest.mark.parametrize("place", ["a/images/0.png", "a/masks/0.png"])
 def test_only_regular_files_are_opened(tmp_path, place):
     folder = write_nuclei(tmp_path / "d")
@@ -445,6 +424,7 @@ def test_names_in_any_encoding(tmp_path, monkeypatch, capsys):
 def test_two_layouts_in_one_site(tmp_path):
     folder = write_nuclei(tmp_path / "d")
     (folder / "a" / "Slide_01").mkdir()
+    (folder / "a" / "images" / "0.png").rename(folder / "a" / "Slide_01" / "0.png")
     assert "keep one layout" in list_files(folder, "nuclei")[1][0]
 
 

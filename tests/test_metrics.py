@@ -143,9 +143,9 @@ def test_definitions_say_what_was_done():
     slices = SimpleNamespace(task="prostate", eval_slices="foreground", test_stats="case", classes=2)
     images = SimpleNamespace(task="nuclei", eval_slices="all", test_stats="site", classes=2)
     assert [results.units(c)["hd95"] for c in (volumes, slices, images)] == ["mm", "mm", "px"]
-    cases = [results.definitions(c)["case"] for c in (volumes, slices, images)]
-    assert ["volume" in case for case in cases] == [True, False, False]
-    assert ["slice" in case for case in cases] == [False, True, False]
+    found = [results.definitions(c)["image"] for c in (volumes, slices, images)]
+    assert ["volume" in image for image in found] == [True, False, False]
+    assert ["slice" in image for image in found] == [False, True, False]
     assert results.definitions(slices)["test_stats"].startswith("case")
     assert "foreign_sites" not in results.definitions(images)
     words = results.definitions(images, True, ["new_b", "new_a"])["foreign_sites"]
