@@ -16,8 +16,6 @@ import itertools
 import sys
 from pathlib import Path
 
-import torch
-
 from config import VOLUMES, BadInput
 from inference import outputs
 from inference.export import export_network
@@ -101,11 +99,11 @@ def predict_all(network, names, out, config, device, whose, probabilities):
             continue
         for text in sample.warnings:
             print(f"warning: {text}", file=sys.stderr, flush=True)
-        logits = torch.cat(list(logits_of(network, sample, config, device)))
-        labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
+        labels, p = outputs.labels_and_probabilities(logits_of(network, sample, config, device), config,
+                                                     probabilities)
         outputs.write_mask(out / names[file], labels, file, config)
         if probabilities:
-            outputs.write_probabilities(out / f"{names[file]}.npz", logits)
+            outputs.write_probabilities(out / f"{names[file]}.npz", p)
         rows += outputs.table_rows(file, labels, sample.spacing, config, whose)
         sheet.append((file.name, outlined_tiles(sample, labels, config.classes, RED)))
         if len(sheet) == outputs.ROWS:

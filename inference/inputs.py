@@ -32,9 +32,13 @@ def list_inputs(path, task):
     return sorted(files)
 
 
-def read_unlabelled(file, task, size):
-    """Return the Sample of an image or volume without a mask: its truth is empty, on the file's own grid."""
+def read_unlabelled(file, task, size, tiles=False):
+    """Return the Sample of an image or volume without a mask: its truth is empty, on the file's own grid.
+    size, tiles: as for `read_sample`."""
     with enough_memory(file):
+        if tiles:
+            from sites.tiles import read_unlabelled as read_native
+            return read_native(file, size)
         image, spacing, found = reader_of(task).read_alone(file)
         truth = np.broadcast_to(np.uint8(0), (len(image), *image.shape[2:]))
         return Sample("", "", file.name, as_input(image, task, size), None, truth, spacing, tuple(found))
@@ -44,7 +48,7 @@ def read_ahead(files, config):
     """Yield (file, Sample or the BadInput it raised); meanwhile the next one is read, and no other."""
     def read(file):
         try:
-            return read_unlabelled(file, config.task, config.image_size)
+            return read_unlabelled(file, config.task, config.image_size, config.tiles)
         except BadInput as problem:
             return problem
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from datasets import samples_of, seeded
+from sites.readers import slice_of, slices_of
 from unet import mixed_precision
 
 AT_MOST = 64  # images of a site that its statistics are taken from
@@ -83,9 +84,23 @@ class EachAlone(nn.Module):
 def norm_statistics(model, site, config, device):
     """Return `collect_statistics` of up to 64 of the site's training images, not augmented; a site without
     any lends its own images, unlabelled."""
-    own = [(sample, s) for sample in samples_of(site) for s in range(len(sample.images))]
-    chosen = choose_slices(site.train_slices or own, site.name, config)
-    return statistics_of(model, [sample.images[s] for sample, s in chosen], config, device)
+    own = [(sample, s) for sample in samples_of(site) for s in slices_of(sample)]
+    return statistics_of_slices(model, site.train_slices or own, site.name, config, device)
+
+
+def statistics_of_slices(model, slices, name, config, device):
+    """Return `collect_statistics` of up to 64 of these pairs (sample, slice), a choice seeded by a name."""
+    chosen = choose_slices(slices, name, config)
+    return statistics_of(model, [slice_of(sample, s)[0] for sample, s in chosen], config, device)
+
+
+def normalised_by(picture, network, config, device):
+    """Return the network as it predicts the tiles of one picture: with test_stats: case all of them by the
+    same statistics, those of up to 64 tiles that cover the picture."""
+    if config.test_stats != "case" or not batch_norms(network):
+        return network
+    slices = [(picture, place) for place in slices_of(picture)]
+    return own_network(network, statistics_of_slices(network, slices, picture.name, config, device))
 
 
 def choose_slices(slices, name, config):

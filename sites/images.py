@@ -20,10 +20,11 @@ PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last part of every PNG, its checksum 
 BITS, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339  # TIFF's tags; 274 is EXIF's too
 
 
-def read_pair(image_file, mask_file, classes=2):
+def read_pair(image_file, mask_file, classes=2, alone=None):
     """Return image (1, 3, H, W) float32 in [0, 1], scaled over all channels, its classes (1, H, W) uint8,
-    the size of a pixel (1, 1, 1), and warnings, a list of texts. Raises BadInput."""
-    image, spacing, found = read_alone(image_file)
+    the size of a pixel (1, 1, 1), and warnings, a list of texts. alone: what reads the image, `read_alone` if
+    None. Raises BadInput."""
+    image, spacing, found = (alone or read_alone)(image_file)
     labels, more = read_labels(mask_file, classes)
     if labels.shape != image.shape[2:]:
         turned = "; one of them is turned by its EXIF tag" * any("EXIF" in text for text in found + more)
@@ -42,13 +43,18 @@ def read_alone(file):
 def read_pixels(file):
     """Return an image's pixels, float32 (H, W, 1 or 3), without alpha, and warnings; raises BadInput."""
     image, found = open_image(file)
+    return pixels_of(file, image), found
+
+
+def pixels_of(file, image):
+    """Return the pixels of a decoded image as `read_pixels` does; raises BadInput."""
     if image.mode == "LAB":
         raise BadInput(f"{file}: is in LAB colours, save it as RGB or grey")
     if image.mode not in GREY:
         with reading(file, "RGB or grey"):
             image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
     pixels = as_array(file, image)
-    return pixels.reshape(*pixels.shape[:2], -1), found
+    return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def read_labels(file, classes=2):

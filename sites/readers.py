@@ -23,18 +23,40 @@ class Sample(NamedTuple):
     truth: np.ndarray     # (S, H, W) uint8, classes on the file's own grid
     spacing: tuple        # of a voxel (slice, row, column): mm for volumes, 1 pixel for images
     warnings: tuple = ()  # what is possible but suspicious, as texts that name the file
+    tile: int = 0         # side of the tiles of an image whose images and masks are (H, W) too; 0: resized
 
 
-def read_sample(entry, site, task, size, classes=2):
-    """Return the Sample of one entry (case, image file, mask file), resized to size x size. Images are
-    resized with antialiasing, masks by nearest. Raises BadInput, naming the file."""
+def read_sample(entry, site, task, size, classes=2, tiles=False):
+    """Return the Sample of one entry (case, image file, mask file), resized to size x size, or to be cut into
+    tiles of that size. Images are resized with antialiasing, masks by nearest. Raises BadInput, naming the
+    file."""
     with enough_memory(entry.image):
+        if tiles:
+            from sites.tiles import read_native
+            return read_native(entry, site, size, classes)
         image, truth, spacing, found = reader_of(task).read_pair(entry.image, entry.mask, classes)
         # nearest-exact takes the pixel at a block's centre; nearest would shift masks by half a block
         masks = functional.interpolate(torch.from_numpy(truth)[:, None], (size, size),
                                        mode="nearest-exact")[:, 0]
         return Sample(site, entry.case, Path(entry.image).name, as_input(image, task, size), masks, truth,
                       spacing, tuple(found))
+
+
+def slices_of(sample):
+    """Return what names the slices of a sample: their numbers, or the places of the tiles that cover it."""
+    if sample.tile:
+        from sites.tiles import places
+        return places(sample)
+    return range(len(sample.images))
+
+
+def slice_of(sample, s, generator=None):
+    """Return image (3, h, w) float32 and mask (h, w), None without masks, of slice s, or of the tile at place
+    s; with a generator the tile lies at random."""
+    if sample.tile:
+        from sites.tiles import crop
+        return crop(sample, s, generator)
+    return sample.images[s], None if sample.masks is None else sample.masks[s]
 
 
 def reader_of(task):
