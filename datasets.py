@@ -59,7 +59,7 @@ def load_sites(config, splits=None, strict=True):
     images = sum(len(sample.images) for site in sites for sample in samples_of(site))
     unit = "slices" if config.task in VOLUMES else "images"
     size = sum(sample.images.untyped_storage().nbytes() + sample.masks.nbytes
-               + (0 if sample.tile else sample.truth.nbytes)  # of tiles they are one
+               + (0 if sample.tile else sample.truth.nbytes)  # with tiles it is the masks
                for site in sites for sample in samples_of(site))
     print(f"{folder}: {len(sites)} sites, {images} {unit}, {size / 2**20:.0f} MB kept in memory")
     return sites

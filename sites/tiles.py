@@ -52,8 +52,8 @@ def read_alone(file):
 def bytes_of(file, image):
     """Return the pixels (H, W, 1 or 3) of an image of 8 bits, uint8, decoded strip by strip."""
     W, H = image.size
-    boxes = [(0, top, W, min(top + STRIP, H)) for top in range(0, H, STRIP)]
-    return np.concatenate([images.pixels_of(file, image.crop(box)).astype(np.uint8) for box in boxes])
+    strips = (image.crop((0, top, W, min(top + STRIP, H))) for top in range(0, H, STRIP))
+    return np.concatenate([images.pixels_of(file, strip).astype(np.uint8) for strip in strips])
 
 
 def stretched(pixels, file, found):

@@ -77,6 +77,9 @@ def test_a_picture_cut_in_two_differs_near_the_cut_alone(norm):
                                                                               else slice(0, near))]
                 torch.testing.assert_close(own[far], here[far], atol=1e-5, rtol=0)
                 assert (own[close] - here[close]).abs().max() > 1e-2
+    own = whole(part_of(sample, slice(None), slice(0, 57)), config, model)  # cut elsewhere
+    torch.testing.assert_close(own[..., :57 - S], logits[..., :57 - S], atol=1e-5, rtol=0)
+    assert (own[..., 57 - S:57] - logits[..., 57 - S:57]).abs().max() > 1e-2
 
 
 def test_no_seam_shows():
