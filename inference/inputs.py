@@ -36,12 +36,10 @@ def read_unlabelled(file, task, size, tiles=False):
     """Return the Sample of an image or volume without a mask: its truth is empty, on the file's own grid.
     size, tiles: as for `read_sample`."""
     with enough_memory(file):
-        if tiles:
-            from sites.tiles import read_unlabelled as read_native
-            return read_native(file, size)
-        image, spacing, found = reader_of(task).read_alone(file)
+        image, spacing, found = reader_of(task, tiles).read_alone(file)
         truth = np.broadcast_to(np.uint8(0), (len(image), *image.shape[2:]))
-        return Sample("", "", file.name, as_input(image, task, size), None, truth, spacing, tuple(found))
+        return Sample("", "", file.name, as_input(image, task, size, tiles), None, truth, spacing,
+                      tuple(found), size if tiles else 0)
 
 
 def read_ahead(files, config):

@@ -16,7 +16,6 @@ from scoring.metrics import dice_alone, mean_scores, score, site_scores
 from scoring.norm_statistics import (
     batch_norms,
     norm_statistics,
-    normalised_by,
     one_by_one,
     own_network,
     statistics_like,
@@ -47,9 +46,8 @@ def logits_of(model, sample, config, device):
     32 at a time; with tiles strips (1, C, h, W) of the picture, from top to bottom. Nothing but this sample
     passes through the network, which is from `own_network`."""
     if config.tiles:
-        from sites.tiles import in_strips
-        network = normalised_by(sample, model, config, device)
-        yield from in_strips(sample, lambda x: run_alone(network, x, config, device))
+        from scoring.tiled import in_strips
+        yield from in_strips(run_alone, model, sample, config, device)
         return
     for part in sample.images.tensor_split(-(-len(sample.images) // AT_ONCE)):  # of nearly one length
         yield resized(run_alone(model, part, config, device), sample)

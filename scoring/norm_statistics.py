@@ -85,22 +85,8 @@ def norm_statistics(model, site, config, device):
     """Return `collect_statistics` of up to 64 of the site's training images, not augmented; a site without
     any lends its own images, unlabelled."""
     own = [(sample, s) for sample in samples_of(site) for s in slices_of(sample)]
-    return statistics_of_slices(model, site.train_slices or own, site.name, config, device)
-
-
-def statistics_of_slices(model, slices, name, config, device):
-    """Return `collect_statistics` of up to 64 of these pairs (sample, slice), a choice seeded by a name."""
-    chosen = choose_slices(slices, name, config)
+    chosen = choose_slices(site.train_slices or own, site.name, config)
     return statistics_of(model, [slice_of(sample, s)[0] for sample, s in chosen], config, device)
-
-
-def normalised_by(picture, network, config, device):
-    """Return the network as it predicts the tiles of one picture: with test_stats: case all of them by the
-    same statistics, those of up to 64 tiles that cover the picture."""
-    if config.test_stats != "case" or not batch_norms(network):
-        return network
-    slices = [(picture, place) for place in slices_of(picture)]
-    return own_network(network, statistics_of_slices(network, slices, picture.name, config, device))
 
 
 def choose_slices(slices, name, config):

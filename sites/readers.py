@@ -31,15 +31,12 @@ def read_sample(entry, site, task, size, classes=2, tiles=False):
     tiles of that size. Images are resized with antialiasing, masks by nearest. Raises BadInput, naming the
     file."""
     with enough_memory(entry.image):
-        if tiles:
-            from sites.tiles import read_native
-            return read_native(entry, site, size, classes)
-        image, truth, spacing, found = reader_of(task).read_pair(entry.image, entry.mask, classes)
-        # nearest-exact takes the pixel at a block's centre; nearest would shift masks by half a block
-        masks = functional.interpolate(torch.from_numpy(truth)[:, None], (size, size),
-                                       mode="nearest-exact")[:, 0]
-        return Sample(site, entry.case, Path(entry.image).name, as_input(image, task, size), masks, truth,
-                      spacing, tuple(found))
+        image, truth, spacing, found = reader_of(task, tiles).read_pair(entry.image, entry.mask, classes)
+        masks = torch.from_numpy(truth)
+        if not tiles:  # nearest-exact takes the pixel at a block's centre; nearest would shift them by half
+            masks = functional.interpolate(masks[:, None], (size, size), mode="nearest-exact")[:, 0]
+        return Sample(site, entry.case, Path(entry.image).name, as_input(image, task, size, tiles), masks,
+                      truth, spacing, tuple(found), size if tiles else 0)
 
 
 def slices_of(sample):
@@ -59,13 +56,17 @@ def slice_of(sample, s, generator=None):
     return sample.images[s], None if sample.masks is None else sample.masks[s]
 
 
-def reader_of(task):
+def reader_of(task, tiles=False):
     """Return the module that reads a task's files: a run on images does not load what reads volumes."""
-    return importlib.import_module("sites.volumes" if task in VOLUMES else "sites.images")
+    name = "volumes" if task in VOLUMES else "tiles" if tiles else "images"
+    return importlib.import_module(f"sites.{name}")
 
 
-def as_input(image, task, size):
-    """Return an image (S, C, H, W) as the network takes it, (S, 3, size, size)."""
+def as_input(image, task, size, tiles=False):
+    """Return an image (S, C, H, W) as the network takes it, (S, 3, size, size); with tiles at its own size,
+    (1, 3, H, W), a grey one with one channel in memory."""
+    if tiles:
+        return torch.from_numpy(image).expand(-1, 3, -1, -1)
     image = functional.interpolate(torch.from_numpy(image), (size, size), mode="bilinear",
                                    align_corners=False, antialias=True).clamp_(0, 1)
     return three_slice_stacks(image[:, 0]) if task in VOLUMES else image

@@ -13,12 +13,12 @@ from config import BadInput, load_config
 from datasets import Site, load_sites, seeded
 from methods.find import method_and_model
 from rounds.checkpoint import load_checkpoint
+from scoring import tiled
 from scoring.evaluate import logits_of, run_alone
 from scoring.evaluate import predict as classes
 from scoring.norm_statistics import (
     batch_norms,
     norm_statistics,
-    normalised_by,
     own_network,
     statistics_of,
 )
@@ -144,7 +144,7 @@ def test_the_statistics_of_a_case_are_those_of_its_tiles():
     model, sample = own_network(a_model(config), {}), picture(2 * S, 2 * S)
     sample.images[..., S:, S:] = 7
     own = statistics_of(model, [tiles.crop(sample, place)[0] for place in tiles.places(sample)], config, CPU)
-    found = batch_norms(normalised_by(sample, model, config, CPU))
+    found = batch_norms(tiled.normalised(model, sample, config, CPU))
     for name, value in own.items():
         layer, kind = name.rsplit(".", 1)
         torch.testing.assert_close(getattr(found[layer], kind), value, atol=1e-5, rtol=1e-4)
