@@ -49,6 +49,7 @@ KEYS = {  # key: (kind, default, help)
     "weight_decay": (kind.number(least=0), 1e-4, "weight decay of the optimizer"),
     "image_size": (kind.whole(32, multiple=16, most=16384), 256, "side in pixels of the square input"),
     "window": (kind.or_none(kind.interval), None, "of volumes: values [low, high] that become 0 and 1"),
+    "tiles": (kind.flag, False, "true: images keep their own size, image_size is cut out of them"),
     "width": (kind.whole(1, most=4096), 32, "channels of the first level; they double at each deeper one"),
     "levels": (kind.level_list, [0, 1, 2], "shallow levels whose features are fused and aligned"),
     "fsr": (kind.choice("none", "global", "adaptive"), "global", "style recalibration weights"),
@@ -203,6 +204,8 @@ def check_contradictions(values, fixed):
         raise BadInput("test_stats: means nothing with norm: group, which has no statistics; leave it out"
                        if values["norm"] == "group" else
                        "test_stats: none is for norm: group, set it to site or case")
+    if values["tiles"] and values["task"] in VOLUMES:
+        raise BadInput(f"tiles: true is for images, set it to false for task: {values['task']}")
     for key, off in (("eval_slices", "all"), ("window", None)):
         if values[key] != off and values["task"] not in VOLUMES:
             raise BadInput(f"{key}: {values[key]} is for volumes, set it to {off or 'none'} for task: "

@@ -13,7 +13,7 @@ from config import BadInput
 from sites import across, demo_data
 from sites.files import reading
 from sites.layouts import as_seen, is_table, list_files, unread
-from sites.readers import read_sample
+from sites.readers import read_sample, slice_of, slices_of
 
 SPLITS = ("train", "val", "test")
 
@@ -24,8 +24,8 @@ class Site:
 
     def __init__(self, name, train, val, test, undrawn=frozenset()):
         self.name, self.train, self.val, self.test, self.undrawn = name, train, val, test, undrawn
-        self.train_slices = [(sample, s) for sample in train for s, mask in enumerate(sample.masks)
-                             if len(sample.masks) == 1 or mask.any()]
+        self.train_slices = [(sample, s) for sample in train for s in slices_of(sample)
+                             if len(sample.masks) == 1 or sample.masks[s].any()]
 
     def steps(self, config):
         """Return the number of batches of a local epoch."""
@@ -64,7 +64,8 @@ def load_sites(config, splits=None, strict=True):
         site.undrawn = nobody
     number = sum(len(samples_of(site)) for site in sites)
     cases = sum(len({sample.case for sample in samples_of(site)}) for site in sites)
-    size = sum(sample.images.untyped_storage().nbytes() + sample.masks.nbytes + sample.truth.nbytes
+    size = sum(sample.images.untyped_storage().nbytes() + sample.masks.nbytes
+               + (0 if sample.tile else sample.truth.nbytes)  # with tiles it is the masks
                for site in sites for sample in samples_of(site))
     print(f"{folder}: {len(sites)} sites, {cases} cases, {number} images, {size / 2**20:.0f} MB in memory")
     return sites
@@ -84,8 +85,9 @@ def keep_on(sites, device):
 def load_site(name, entries, splits, config, strict=True):
     """Return one Site with its samples split and decoded; raises BadInput if its masks are empty."""
     split = split_of(name, {entry.case for entry in entries}, splits, config, strict)
-    given = config.task, config.image_size, config.classes, config.window
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # most of the time is decoding
+    given = config.task, config.image_size, config.classes, config.window, config.tiles
+    at_once = 1 if config.tiles else torch.get_num_threads()  # a whole slide alone fills the memory
+    with ThreadPoolExecutor(at_once) as threads:  # most of the time is decoding
         samples = {part: list(threads.map(lambda entry: read_sample(entry, name, *given),
                                           [entry for entry in entries if entry.case in split[part]]))
                    for part in SPLITS}
@@ -236,7 +238,7 @@ def stack(slices, generator=None):
     """Return x (B, 3, h, w) float32 and y (B, h, w) int64 of pairs (sample, slice).
 
     With a generator every image is turned by quarters and flipped at random, its mask alike."""
-    pairs = [(sample.images[s], sample.masks[s]) for sample, s in slices]
+    pairs = [slice_of(sample, s, generator) for sample, s in slices]
     if generator is not None:
         turns = torch.randint(8, (len(pairs),), generator=generator).tolist()
         pairs = [tuple(turned(t, turn) for t in images) for images, turn in zip(pairs, turns)]

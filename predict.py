@@ -101,14 +101,14 @@ def predict_all(network, names, out, config, device, whose, probabilities):
             continue
         for text in sample.warnings:
             print(f"warning: {text}", file=sys.stderr, flush=True)
-        logits = torch.cat(list(logits_of(network, sample, config, device)))
+        parts = logits_of(network, sample, config, device)
         if not sample.images.any():  # read as blank, as the warning says
             print(f"note: {file}: nothing is looked for in a blank image, its mask is empty", flush=True)
-            logits[:, 0], logits[:, 1:] = 20, -20
-        labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
+            parts = (torch.cat([part[:, :1] * 0 + 20, part[:, 1:] * 0 - 20], 1) for part in parts)
+        labels, p = outputs.labels_and_probabilities(parts, config, probabilities)
         outputs.write_mask(out / names[file], labels, file, config)
         if probabilities:
-            outputs.write_probabilities(out / f"{names[file]}.npz", logits)
+            outputs.write_probabilities(out / f"{names[file]}.npz", p)
         rows += outputs.table_rows(file, labels, sample.spacing, config, whose)
         sheet.append((file.name, outlined_tiles(sample, labels, config.classes, RED)))
         if len(sheet) == outputs.ROWS:

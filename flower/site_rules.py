@@ -61,6 +61,7 @@ def check_images(site, node):
     An update of one image can be inverted to that image.
     """
     least = int(node.get("min_images", 2))
-    if 0 < len(site.train_slices) < least:
-        raise BadInput(f"min_images: this site has {len(site.train_slices)} training images, "
-                       f"fewer than {least}")
+    tiled = any(sample.tile for sample in site.train)  # tiles of one image are one image
+    number = len(site.train if tiled else site.train_slices)
+    if 0 < number < least:
+        raise BadInput(f"min_images: this site has {number} training images, fewer than {least}")

@@ -24,7 +24,9 @@ def export_network(network, target, config, statistics):
     x = torch.zeros(1 if one else 2, 3, S, S, device=next(network.parameters()).device)
     program = torch.export.export(network, (x,),
                                   dynamic_shapes=None if one else ({0: torch.export.Dim("batch")},))
-    about = {"input": "float32 (B, 3, S, S), scaled to [0, 1] and resized as the run's images were",
+    about = {"input": "float32 (B, 3, S, S), scaled to [0, 1] and " + (
+                 "cut out at its own size; predict.py averages overlapping tiles" if config.tiles else
+                 "resized as the run's images were"),
              "S": S, "B": batch, "task": config.task,
              "output": f"logits (B, {config.classes}, S, S), class 0 is background",
              "classes": [class_name(config, j) for j in range(config.classes)], "statistics": statistics}

@@ -32,19 +32,21 @@ def list_inputs(path, task):
     return sorted(files)
 
 
-def read_unlabelled(file, task, size, window=None):
-    """Return the Sample of an image or volume without a mask: its truth is empty, on the file's own grid."""
+def read_unlabelled(file, task, size, window=None, tiles=False):
+    """Return the Sample of an image or volume without a mask: its truth is empty, on the file's own grid.
+    size, window, tiles: as for `read_sample`."""
     with enough_memory(file):
-        image, spacing, found = reader_of(task).read_alone(file, window)
+        image, spacing, found = reader_of(task, tiles).read_alone(file, window)
         truth = np.broadcast_to(np.uint8(0), (len(image), *image.shape[2:]))
-        return Sample("", "", file.name, as_input(image, task, size), None, truth, spacing, tuple(found))
+        return Sample("", "", file.name, as_input(image, task, size, tiles), None, truth, spacing,
+                      tuple(found), tile=size if tiles else 0)
 
 
 def read_ahead(files, config):
     """Yield (file, Sample or the BadInput it raised); meanwhile the next one is read, and no other."""
     def read(file):
         try:
-            return read_unlabelled(file, config.task, config.image_size, config.window)
+            return read_unlabelled(file, config.task, config.image_size, config.window, config.tiles)
         except BadInput as problem:
             return problem
 

@@ -4,6 +4,7 @@ import gzip
 import io
 
 import numpy as np
+import torch
 from nibabel import orientations
 from PIL import Image
 
@@ -39,13 +40,24 @@ def as_labels_of(file, found):
     return labels
 
 
-def write_probabilities(target, logits):
-    """Write the probabilities of logits (S, C, H, W) as float16: of two classes `foreground` (S, H, W), of
-    more `classes` (C, S, H, W), background first."""
-    p = logits.softmax(1).cpu().numpy()
-    maps = {"foreground": 1 - p[:, 0]} if p.shape[1] == 2 else {"classes": p.swapaxes(0, 1)}
+def labels_and_probabilities(parts, config, wanted):
+    """Return the classes (S, H, W) uint8 of a sample whose logits come in parts, and the probabilities that
+    `write_probabilities` takes, None unless wanted. No part is kept longer than it is needed."""
+    labels, maps, axis = [], [], 1 if config.tiles else 0  # tiles: parts are strips, else slices
+    for logits in parts:
+        labels.append(logits.argmax(1).to(torch.uint8).cpu().numpy())
+        if wanted:
+            p = logits.softmax(1)
+            p = 1 - p[:, :1] if config.classes == 2 else p
+            maps.append(p.swapaxes(0, 1).cpu().numpy().astype(np.float16))
+    return np.concatenate(labels, axis), np.concatenate(maps, axis + 1) if wanted else None
+
+
+def write_probabilities(target, p):
+    """Write probabilities (C, S, H, W) float16: of two classes `foreground` (S, H, W), of more `classes`
+    (C, S, H, W), background first."""
     content = io.BytesIO()
-    np.savez_compressed(content, **{name: values.astype(np.float16) for name, values in maps.items()})
+    np.savez_compressed(content, **({"foreground": p[0]} if len(p) == 1 else {"classes": p}))
     save(target, content.getvalue())
 
 

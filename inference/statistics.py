@@ -6,6 +6,7 @@ from config import BadInput
 from inference.inputs import read_ahead, read_unlabelled
 from rounds.checkpoint import as_bytes, check_fits, load_whole, save
 from scoring.norm_statistics import choose_slices, statistics_like, statistics_of
+from sites.readers import slice_of, slices_of
 
 
 def choose(site, model, checkpoint, config):
@@ -50,11 +51,11 @@ def of_inputs(model, files, name, config, device):
     """Return the statistics of up to 64 slices of the inputs, chosen as eval.py does for a site of this name;
     raises BadInput if no file can be read."""
     slices = [(file, s) for file, sample in read_ahead(files, config) if not isinstance(sample, BadInput)
-              for s in range(len(sample.images))]
+              for s in slices_of(sample)]
     if not slices:
         raise BadInput(f"{files[0]}: no input can be read, so there is nothing to take statistics of")
     chosen, images = choose_slices(slices, name, config), {}
     for file in {file for file, _ in chosen}:
-        sample = read_unlabelled(file, config.task, config.image_size, config.window)
-        images |= {(file, s): sample.images[s].clone() for of, s in chosen if of == file}
+        sample = read_unlabelled(file, config.task, config.image_size, config.window, config.tiles)
+        images |= {(file, s): slice_of(sample, s)[0].clone() for of, s in chosen if of == file}
     return statistics_of(model, [images[place] for place in chosen], config, device)

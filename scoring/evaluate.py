@@ -3,7 +3,6 @@
 import time
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from torch.nn import functional
 
@@ -44,7 +43,12 @@ def pick_device(config):
 
 def logits_of(model, sample, config, device):
     """Yield the logits (s, C, H, W) of a sample's slices, resized (bilinear) to its file's own grid, at most
-    32 at a time. Nothing but this sample passes through the network, which is from `own_network`."""
+    32 at a time; with tiles strips (1, C, h, W) of the picture, from top to bottom. Nothing but this sample
+    passes through the network, which is from `own_network`."""
+    if config.tiles:
+        from scoring.tiled import in_strips
+        yield from in_strips(run_alone, model, sample, config, device)
+        return
     for part in sample.images.tensor_split(-(-len(sample.images) // AT_ONCE)):  # of nearly one length
         yield resized(run_alone(model, part, config, device), sample)
 
@@ -63,8 +67,12 @@ def resized(logits, sample):
 
 def predict(model, sample, config, device):
     """Return the classes of one sample on its file's own grid, (S, H, W) uint8: argmax."""
-    return np.concatenate([logits.argmax(1).to(torch.uint8).cpu().numpy()
-                           for logits in logits_of(model, sample, config, device)])
+    return classes_of(logits_of(model, sample, config, device), config).cpu().numpy()
+
+
+def classes_of(parts, config):
+    """Return the classes (S, H, W) uint8 of a sample, argmax of its logits, the parts of `logits_of`."""
+    return torch.cat([logits.argmax(1).to(torch.uint8) for logits in parts], 1 if config.tiles else 0)
 
 
 def predictions(model, site, split, config, device, statistics, local):
@@ -76,10 +84,9 @@ def predictions(model, site, split, config, device, statistics, local):
     if not samples:
         return
     network = own_network(model, statistics.get(site.name, {}), local.get(site.name, {}))
-    if config.task in VOLUMES:
+    if config.task in VOLUMES or config.tiles:
         for sample in samples:
-            found = [logits.argmax(1) for logits in logits_of(network, sample, config, device)]
-            yield sample, torch.cat(found).to(torch.uint8)
+            yield sample, classes_of(logits_of(network, sample, config, device), config)
         return
     network = one_by_one(network) if config.test_stats == "case" else network
     for i in range(0, len(samples), IMAGES):

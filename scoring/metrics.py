@@ -6,6 +6,7 @@ import numpy as np
 
 AVERAGED = ("dice", "hd95", "assd")
 MEASURES = (*AVERAGED, "misses", "cases")  # of a site
+BLOCK = 256  # lines that are looked at together, for a whole slide has many
 
 
 def border(mask):
@@ -23,11 +24,15 @@ def border(mask):
 
 def squared_along(mask, axis, step):
     """Return the squared distance to the nearest True on the same line of `axis`, else inf."""
-    mask = np.moveaxis(mask, axis, 0)
-    at = np.arange(len(mask), dtype=float).reshape(-1, *[1] * (mask.ndim - 1))
-    before = np.maximum.accumulate(np.where(mask, at, -np.inf))
-    after = np.minimum.accumulate(np.where(mask, at, np.inf)[::-1])[::-1]
-    return np.moveaxis((step * np.minimum(at - before, after - at)) ** 2, 0, axis)
+    lines = np.moveaxis(mask, axis, 0)
+    at = np.arange(len(lines), dtype=float).reshape(-1, *[1] * (mask.ndim - 1))
+    squared = np.empty(lines.shape)
+    for i in range(0, lines.shape[1], BLOCK):
+        some = lines[:, i:i + BLOCK]
+        before = np.maximum.accumulate(np.where(some, at, -np.inf))
+        after = np.minimum.accumulate(np.where(some, at, np.inf)[::-1])[::-1]
+        squared[:, i:i + BLOCK] = (step * np.minimum(at - before, after - at)) ** 2
+    return np.moveaxis(squared, 0, axis)
 
 
 def spread(squared, axis, step):

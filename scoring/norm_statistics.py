@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from datasets import samples_of, seeded
+from sites.readers import slice_of, slices_of
 from unet import mixed_precision
 
 AT_MOST = 64  # images of a site that its statistics are taken from
@@ -83,9 +84,9 @@ class EachAlone(nn.Module):
 def norm_statistics(model, site, config, device):
     """Return `collect_statistics` of up to 64 of the site's training images, not augmented; a site without
     any lends its own images, unlabelled."""
-    own = [(sample, s) for sample in samples_of(site) for s in range(len(sample.images))]
+    own = [(sample, s) for sample in samples_of(site) for s in slices_of(sample)]
     chosen = choose_slices(site.train_slices or own, site.name, config)
-    return statistics_of(model, [sample.images[s] for sample, s in chosen], config, device)
+    return statistics_of(model, [slice_of(sample, s)[0] for sample, s in chosen], config, device)
 
 
 def choose_slices(slices, name, config):

@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 TILE = 192  # pixels, side of a picture on a sheet
@@ -14,7 +15,8 @@ COLOURS = {"green": GREEN, "orange": (255, 150, 0), "blue": (60, 120, 255), "mag
 
 def image_tile(sample, s):
     """Return slice s of a sample, not its neighbours, as a tile (TILE, TILE, 3) uint8."""
-    image = (sample.images[s].cpu() * 255).round().byte()
+    image = sample.images[s].cpu()
+    image = image if image.dtype == torch.uint8 else (image * 255).round_().byte()
     image = image if len(sample.truth) == 1 else image[1:2].expand(3, -1, -1)
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     return np.asarray(picture.resize((TILE, TILE), Image.Resampling.BICUBIC))

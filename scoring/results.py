@@ -95,9 +95,11 @@ def definitions(config, normed=True, foreign_sites=()):
     image = "one volume, in 3-D" if config.task in VOLUMES else "one picture"
     if config.eval_slices == "foreground":
         image = "one slice with organ in its truth, in 2-D"
-    kind = {"site": "site: batch-norm mean and variance of up to 64 training images of the image's own site, "
+    unit, of_case = ("tiles", "up to 64 tiles that cover the image, cumulative over batches") if config.tiles \
+        else ("images", "the image alone, at most 32 slices at once")
+    kind = {"site": f"site: batch-norm mean and variance of up to 64 training {unit} of the image's own site, "
                     "cumulative over batches, never sent or averaged",
-            "case": "case: batch-norm mean and variance of the image alone, at most 32 slices at once"}
+            "case": f"case: batch-norm mean and variance of {of_case}"}
     words = {
         "dice": "foreground Dice 2|P and T|/(|P|+|T|) on the file's grid; both empty 1, one 0",
         "hd95": "larger of the two directed 95th percentiles (linear interpolation) of border "

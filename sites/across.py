@@ -53,6 +53,8 @@ def size_of(entry, config):
         S, C, H, W = reader_of(config.task).shape_of(entry.image)
     except Exception:  # noqa: BLE001 - the reader will name the file and say what is wrong
         return 0, 0
+    if config.tiles:
+        return (C + 1) * H * W, 3 * C * H * W  # bytes: the pixels and the truth; what decoding adds
     channels = 3 if S == 1 else 1  # of a volume neighbouring slices are views
     inputs = S * config.image_size**2 * (4 * channels + 1)
     return inputs + S * H * W, 2 * 4 * S * C * H * W  # the truth; the pixels, and the same scaled

@@ -24,36 +24,59 @@ class Sample(NamedTuple):
     spacing: tuple        # of a voxel (slice, row, column): mm for volumes, 1 pixel for images
     warnings: tuple = ()  # what is possible but suspicious, as texts that name the file
     facts: dict | None = None  # what its files hold before any preparation, for a report
+    tile: int = 0         # side of the tiles of an image whose images and masks are (H, W) too; 0: resized
 
 
-def read_sample(entry, site, task, size, classes=2, window=None):
-    """Return the Sample of one entry (case, image file, mask file), resized to size x size. Images are
-    resized with antialiasing, masks by nearest. Raises BadInput, naming the file."""
+def read_sample(entry, site, task, size, classes=2, window=None, tiles=False):
+    """Return the Sample of one entry (case, image file, mask file), resized to size x size, or to be cut into
+    tiles of that size. Images are resized with antialiasing, masks by nearest. Raises BadInput, naming the
+    file."""
     with enough_memory(entry.image):
         facts = {}
-        image, truth, spacing, found = read_pair(entry, task, classes, window, facts)
-        # nearest-exact takes the pixel at a block's centre; nearest would shift masks by half a block
-        masks = functional.interpolate(torch.from_numpy(truth)[:, None], (size, size),
-                                       mode="nearest-exact")[:, 0]
-        return Sample(site, entry.case, Path(entry.image).name, as_input(image, task, size), masks, truth,
-                      spacing, tuple(found), facts)
+        image, truth, spacing, found = read_pair(reader_of(task, tiles), entry, classes, window, facts)
+        masks = torch.from_numpy(truth)
+        if not tiles:  # nearest-exact takes the pixel at a block's centre; nearest would shift them by half
+            masks = functional.interpolate(masks[:, None], (size, size), mode="nearest-exact")[:, 0]
+        return Sample(site, entry.case, Path(entry.image).name, as_input(image, task, size, tiles), masks,
+                      truth, spacing, tuple(found), facts, size if tiles else 0)
 
 
-def read_pair(entry, task, *given):
+def read_pair(reader, entry, *given):
     """Return what `read_pair` of a task's reader does for an entry, whose mask may be several files."""
     if isinstance(entry.mask, tuple):
         from sites.united import read_united  # a run on single masks does not load it
-        return read_united(reader_of(task), entry, *given)
-    return reader_of(task).read_pair(entry.image, entry.mask, *given)
+        return read_united(reader, entry, *given)
+    return reader.read_pair(entry.image, entry.mask, *given)
 
 
-def reader_of(task):
+def slices_of(sample):
+    """Return what names the slices of a sample: their numbers, or the places of the tiles that cover it."""
+    if sample.tile:
+        from sites.tiles import places
+        return places(sample)
+    return range(len(sample.images))
+
+
+def slice_of(sample, s, generator=None):
+    """Return image (3, h, w) float32 and mask (h, w), None without masks, of slice s, or of the tile at place
+    s; with a generator the tile lies at random."""
+    if sample.tile:
+        from sites.tiles import crop
+        return crop(sample, s, generator)
+    return sample.images[s], None if sample.masks is None else sample.masks[s]
+
+
+def reader_of(task, tiles=False):
     """Return the module that reads a task's files: a run on images does not load what reads volumes."""
-    return importlib.import_module("sites.volumes" if task in VOLUMES else "sites.images")
+    name = "volumes" if task in VOLUMES else "tiles" if tiles else "images"
+    return importlib.import_module(f"sites.{name}")
 
 
-def as_input(image, task, size):
-    """Return an image (S, C, H, W) as the network takes it, (S, 3, size, size)."""
+def as_input(image, task, size, tiles=False):
+    """Return an image (S, C, H, W) as the network takes it, (S, 3, size, size); with tiles at its own size,
+    (1, 3, H, W), a grey one with one channel in memory."""
+    if tiles:
+        return torch.from_numpy(image).expand(-1, 3, -1, -1)
     image = functional.interpolate(torch.from_numpy(image), (size, size), mode="bilinear",
                                    align_corners=False, antialias=True).clamp_(0, 1)
     return three_slice_stacks(image[:, 0]) if task in VOLUMES else image

@@ -119,6 +119,15 @@ def a_table(draw, folder):
                         ("train", "--config", "c.yaml", "data=t.csv", f"task={task}")))
 
 
+def tiled(draw, folder):
+    """Spoil the data in one of these ways and train on pictures at their own size."""
+    shutil.rmtree(folder / "prostate")
+    (folder / "nuclei").rename(folder / "prostate")  # so that the spoilt one of the two tasks is this one
+    shutil.copytree(folder / "prostate", folder / "nuclei")
+    task = draw.choice((flipped, truncated, rearranged))(draw, folder)[1]
+    return "train", "--config", "c.yaml", "tiles=true", f"data={task}"
+
+
 def a_setting(draw, folder):
     """Give a key of the config a value that was not meant for it."""
     from config import KEYS
@@ -157,7 +166,7 @@ def a_run(draw, folder):
     return "train", "--config", "c.yaml", "resume=true", draw.choice(("rounds=1", "rounds=2"))
 
 
-KINDS = (flipped, truncated, rearranged, a_table, a_setting, a_config_file, a_run)
+KINDS = (flipped, truncated, rearranged, a_table, tiled, a_setting, a_config_file, a_run)
 PROGRAMS = {"check_data": check_data, "train": train, "eval": evaluation}
 
 

@@ -253,13 +253,15 @@ METHOD_SETTINGS = {"released": (), "fedprox": (), "harmofl": (), "fpl": (), "fed
                    "input_norm": ("hold_out=b",), "fedavg": (), "fedbcs": ("fsr=adaptive", "weights=equal"),
                    "fedbcs hold_out": ("hold_out=b", "eval_every=2"), "fedbcs case": ("test_stats=case",),
                    "fedbcs classes": ("task=images", "classes=3", "class_names=[disc,cup]"),
+                   "fedbcs tiles": ("tiles=true", "test_stats=case"),
                    "fedbcs early": ("lr=0.05",)}  # whose best round is the first
 
 
 @pytest.mark.parametrize("method", METHOD_SETTINGS)
 def test_every_method_equals_one_process(tmp_path, method, capsys):
     """Bit for bit, though the nodes are asked in another order than that of their names."""
-    data = (write_images if "classes" in method else write_nuclei)(tmp_path / "data", ("a", "b", "c"))
+    size = {"size": 40} if "tiles" in method else {}
+    data = (write_images if "classes" in method else write_nuclei)(tmp_path / "data", ("a", "b", "c"), **size)
     overrides = ("rounds=2", f"method={method.split()[0]}", *METHOD_SETTINGS[method])
     state, result = in_process(tmp_path / "one", data, *overrides)
     capsys.readouterr()
@@ -274,7 +276,7 @@ def test_every_method_equals_one_process(tmp_path, method, capsys):
         kept = load_checkpoint(tmp_path / "a" / f"{kind}.pt")
         assert_same(kept["weights"], load_checkpoint(tmp_path / "server" / f"{kind}.pt")["weights"])
         assert kept["round"] == result[kind]["round"]
-        assert set(kept["statistics"]) == ({"a"} if method != "fedbcs case" else set())
+        assert set(kept["statistics"]) == ({"a"} if method not in ("fedbcs case", "fedbcs tiles") else set())
     assert method != "fedbcs early" or result["best"]["round"] == 1
 
 

@@ -139,14 +139,17 @@ def test_averages_over_cases_sites_and_missing():
 
 
 def test_definitions_say_what_was_done():
-    volumes = SimpleNamespace(task="prostate", eval_slices="all", test_stats="site", classes=2)
-    slices = SimpleNamespace(task="prostate", eval_slices="foreground", test_stats="case", classes=2)
-    images = SimpleNamespace(task="nuclei", eval_slices="all", test_stats="site", classes=2)
+    volumes = SimpleNamespace(task="prostate", eval_slices="all", test_stats="site", classes=2, tiles=False)
+    slices = SimpleNamespace(task="prostate", eval_slices="foreground", test_stats="case", classes=2, tiles=False)
+    images = SimpleNamespace(task="nuclei", eval_slices="all", test_stats="site", classes=2, tiles=False)
     assert [results.units(c)["hd95"] for c in (volumes, slices, images)] == ["mm", "mm", "px"]
     found = [results.definitions(c)["image"] for c in (volumes, slices, images)]
     assert ["volume" in image for image in found] == [True, False, False]
     assert ["slice" in image for image in found] == [False, True, False]
     assert results.definitions(slices)["test_stats"].startswith("case")
+    images.tiles, images.test_stats = True, "case"
+    assert results.definitions(images)["test_stats"].startswith("case: batch-norm mean and variance of up to 64 tiles")
+    images.tiles, images.test_stats = False, "site"
     assert "foreign_sites" not in results.definitions(images)
     words = results.definitions(images, True, ["new_b", "new_a"])["foreign_sites"]
     assert "new_a" in words and "new_b" in words and "own unlabelled images" in words
