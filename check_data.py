@@ -4,6 +4,9 @@ Prints what every site holds, what is suspicious about its files (warnings) and 
 (problems), and draws one contact sheet. Exit code 1 if there are problems.
 """
 
+import settings  # noqa: F401 - it says how idle threads wait, before torch is imported
+
+# isort: split
 import sys
 from collections import Counter
 from pathlib import Path
@@ -24,17 +27,18 @@ SAMPLES = 4  # on a site, on the contact sheet
 def check(config, sheet):
     """Print the report on config.data, write the contact sheet, return the number of problems."""
     folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
-    entries, problems = list_files(folder, config.task, config.case_pattern)
-    problems += across.dead_links(folder)
+    entries, problems = list_files(folder, config.task, config.case_pattern, config.leave_out or ())
+    problems += across.dead_links(folder, config.leave_out or ())
     files = [entry for found in entries.values() for entry in found]
     across.check_memory(folder, files, config)
     splits = read_splits(config.splits) if config.splits else None
-    rows, warnings, sites = [], unread(folder, files), []
+    rows, warnings, sites = [], unread(folder, files, config.leave_out or ()), []
     for site in entries:
         samples = read_all(site, entries[site], config, problems)
         warnings += [text for sample in samples for text in sample.warnings]
         if samples and not any(sample.truth.any() for sample in samples):
-            problems.append(f"{folder / site}: all its masks are empty, foreground has to be > 0")
+            warnings.append(f"{folder / site}: all its masks are empty, foreground has to be > 0; if it has "
+                            "healthy cases alone it may train, or leave_out leaves it out")
         parts, cases = {}, {entry.case for entry in entries[site]}
         try:
             parts = split_of(site, cases, splits, config) if cases else {}

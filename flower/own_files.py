@@ -8,7 +8,8 @@ import torch
 
 from config import BadInput, as_yaml
 from datasets import SPLITS, Site, load_own_site
-from rounds.checkpoint import as_bytes, load_whole, save
+from rounds.checkpoint import as_bytes, save
+from rounds.reading import load_whole
 from sites.readers import Sample
 
 

@@ -23,20 +23,22 @@ class Entry(NamedTuple):
     mask: Path
 
 
-def list_files(folder, task, case_pattern=None):
-    """Return {site: [Entry]} and a list of everything wrong with the files found, as texts."""
+def list_files(folder, task, case_pattern=None, leave_out=()):
+    """Return {site: [Entry]} and a list of everything wrong with the files found, as texts; leave_out: names
+    of sites that are not looked at."""
     if not Path(folder).is_dir():
         raise BadInput(f"{folder}: there is no such data folder; set data to one, or to demo")
     entries, problems = {}, []
     for site in visible(folder):
-        if site.is_dir():
-            name = as_seen(site.name)
+        name = as_seen(site.name)
+        if site.is_dir() and name not in leave_out:
             if name in entries:
                 problems.append(f"{site}: is a second site of that name, rename one")
             entries[name], wrong = list_site(site, task, case_pattern, folder)
             problems += wrong
     if not entries:
-        problems.append(f"{folder}: has no site folders; give one folder a site")
+        problems.append(f"{folder}: has no site folders{' besides leave_out' * bool(leave_out)}; give one "
+                        "folder a site")
     return entries, problems
 
 
@@ -70,12 +72,13 @@ def as_seen(name):
     return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
-def unread(folder, entries):
+def unread(folder, entries, leave_out=()):
     """Return a warning for each folder in which files that could be data belong to no entry. folder: a
     site's, or that of all sites; entries: those found in it. Hidden names are not data."""
     read, warnings = {os.path.abspath(file) for entry in entries for file in entry[1:]}, []
     for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".")
+                            and (place != str(folder) or as_seen(name) not in leave_out))
         left = [name for name in sorted(names) if name.lower().endswith(DATA_KINDS)
                 and not name.startswith(".") and os.path.abspath(os.path.join(place, name)) not in read]
         if left:

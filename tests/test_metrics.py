@@ -139,9 +139,9 @@ def test_averages_over_cases_sites_and_missing():
 
 
 def test_definitions_say_what_was_done():
-    volumes = SimpleNamespace(task="prostate", eval_slices="all", test_stats="site", classes=2)
-    slices = SimpleNamespace(task="prostate", eval_slices="foreground", test_stats="case", classes=2)
-    images = SimpleNamespace(task="nuclei", eval_slices="all", test_stats="site", classes=2)
+    volumes = SimpleNamespace(task="prostate", eval_slices="all", test_stats="site", classes=2, init=None)
+    slices = SimpleNamespace(task="prostate", eval_slices="foreground", test_stats="case", classes=2, init=None)
+    images = SimpleNamespace(task="nuclei", eval_slices="all", test_stats="site", classes=2, init=None)
     assert [results.units(c)["hd95"] for c in (volumes, slices, images)] == ["mm", "mm", "px"]
     cases = [results.definitions(c)["case"] for c in (volumes, slices, images)]
     assert ["volume" in case for case in cases] == [True, False, False]
