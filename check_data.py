@@ -4,6 +4,9 @@ Prints what every site holds, what is suspicious about its files (warnings) and 
 (problems), and draws one contact sheet. Exit code 1 if there are problems.
 """
 
+import settings  # noqa: F401 - it says how idle threads wait, before torch is imported
+
+# isort: split
 import sys
 from collections import Counter
 from pathlib import Path
@@ -25,11 +28,11 @@ SAMPLES = 4  # on a site, on the contact sheet
 def check(config, sheet):
     """Print the report on config.data, write the contact sheet, return the number of problems."""
     folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
-    entries, problems = list_files(folder, config.task, config.case_pattern)
-    problems += across.dead_links(folder)
+    entries, problems = list_files(folder, config.task, config.case_pattern, config.leave_out or ())
+    problems += across.dead_links(folder, config.leave_out or ())
     files = [entry for found in entries.values() for entry in found]
     across.check_memory(folder, files, config)
-    rows, warnings, sites = [], unread(folder, files), []
+    rows, warnings, sites = [], unread(folder, files, config.leave_out or ()), []
     warnings += [f"{site}: {text}" for site, text in shared_names(entries).items()]
     splits, *wrong = [None] if problems else attempt(given_splits, config)
     problems += wrong
@@ -37,8 +40,8 @@ def check(config, sheet):
         samples = read_all(site, entries[site], config, problems)
         warnings += [text for sample in samples for text in sample.warnings]
         if samples and not any(sample.truth.any() for sample in samples):
-            problems.append(f"{entries[site][0].mask.parent}: all its masks are empty, foreground has to be "
-                            "> 0")
+            warnings.append(f"{entries[site][0].mask.parent}: all masks of site {site} are empty, foreground has "
+                            "to be > 0; if it has healthy cases alone it may train, or leave_out leaves it out")
         cases = {entry.case for entry in entries[site]}
         parts, *wrong = attempt(split_of, site, cases, splits, config) if cases else [{}]
         problems += wrong

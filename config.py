@@ -64,7 +64,9 @@ KEYS = {  # key: (kind, default, help)
     "deterministic": (kind.flag, False, "true: the same bits in every run on one GPU, more slowly"),
     "graph": (kind.flag, False, "true: a training step is one CUDA graph; for a GPU"),
     "amp": (kind.or_none(kind.choice("bf16")), None, "bf16: mixed precision; losses stay float32"),
-    "resume": (kind.flag, False, "true: go on from the run folder's last checkpoint"),
+    "resume": (kind.flag, False, "true: go on from the run folder's last.pt, or begin if there is none"),
+    "init": (kind.or_none(kind.path), None, "best.pt or last.pt of another run, to start from its weights"),
+    "leave_out": (kind.or_none(kind.names), None, "list of sites in data that take no part at all"),
     "splits": (kind.or_none(kind.path), None, "splits.json to use; none: split by cases with the seed"),
     "folds": (kind.or_none(kind.whole(3)), None, "K of K-fold cross-validation; none: one 60/20/20 split"),
     "fold": (kind.whole(0), 0, "with folds: this fold (from 0) tests, the next one validates"),
@@ -122,7 +124,7 @@ def read_override(argument):
     key, equals, value = argument.partition("=")
     if not equals:
         raise BadInput(f"{argument[:80]}: not of the form key=value, write for example rounds=10")
-    if key in ("data", "out", "splits", "case_pattern", "hold_out"):  # there [a-z] is not a list
+    if key in ("data", "out", "splits", "init", "case_pattern", "hold_out"):  # there [a-z] is not a list
         return key, value
     try:
         return key, yaml.load(value, PlainLoader)

@@ -2,7 +2,6 @@
 
 import json
 import random
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 
 from config import BadInput
 from sites import across, demo_data
-from sites.files import reading
+from sites.files import reading, say_left_out, warn
 from sites.layouts import as_seen, is_table, list_files, unread
 from sites.readers import read_sample, slice_of, slices_of
 
@@ -20,12 +19,14 @@ SPLITS = ("train", "val", "test")
 
 class Site:
     """One site's samples per split, and the slices it trains on (every image; of volumes those with
-    foreground): `train_slices`, pairs (sample, slice). `undrawn`: classes that no mask of any site has."""
+    foreground, all if none has): `train_slices`, pairs (sample, slice). `undrawn`: classes that no mask of any
+    site has."""
 
     def __init__(self, name, train, val, test, undrawn=frozenset()):
         self.name, self.train, self.val, self.test, self.undrawn = name, train, val, test, undrawn
         self.train_slices = [(sample, s) for sample in train for s in slices_of(sample)
-                             if len(sample.masks) == 1 or sample.masks[s].any()]
+                             if len(sample.masks) == 1 or sample.masks[s].any()] \
+            or [(sample, s) for sample in train for s in slices_of(sample)]
 
     def steps(self, config):
         """Return the number of batches of a local epoch."""
@@ -44,12 +45,15 @@ def load_sites(config, splits=None, strict=True):
     splits: {site: {split: [case]}}; None: the file in config.splits, or else made from the seed.
     strict=False is for other data than a run's own: a case unknown to splits counts as test."""
     folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
-    entries, problems = list_files(folder, config.task, config.case_pattern)
-    if problems := across.dead_links(folder) + problems:
+    left_out = config.leave_out or []
+    entries, problems = list_files(folder, config.task, config.case_pattern, left_out)
+    if problems := across.dead_links(folder, left_out) + problems:
         raise BadInput(problems[0])
     files = [entry for site in entries.values() for entry in site]
     across.check_memory(folder, files, config)
-    warn(folder, unread(folder, files))
+    warn(folder, unread(folder, files, left_out))
+    if left_out:
+        say_left_out(left_out, folder, strict)
     if strict and config.hold_out not in (None, *entries):
         raise BadInput(f"hold_out: {folder} has no site {config.hold_out}, name one of {', '.join(entries)}")
     splits = given_splits(config) if splits is None else splits
@@ -58,6 +62,8 @@ def load_sites(config, splits=None, strict=True):
     missing = (splits or {}).keys() - entries.keys()
     if strict and missing:
         raise BadInput(f"{folder}: lacks the site {min(missing)} of the splits, restore it")
+    if strict and not any(sample.truth.any() for site in sites for sample in samples_of(site)):
+        raise BadInput(f"{folder}: no mask of any site has foreground, which has to be > 0; mend the masks")
     texts, nobody = across.compare(sites, config)
     warn(folder, texts)
     for site in sites:
@@ -83,7 +89,7 @@ def keep_on(sites, device):
 
 
 def load_site(name, entries, splits, config, strict=True):
-    """Return one Site with its samples split and decoded; raises BadInput if its masks are empty."""
+    """Return one Site with its samples split and decoded, and warn of what is suspicious about them."""
     split = split_of(name, {entry.case for entry in entries}, splits, config, strict)
     given = config.task, config.image_size, config.classes, config.window, config.tiles
     at_once = 1 if config.tiles else torch.get_num_threads()  # a whole slide alone fills the memory
@@ -92,13 +98,11 @@ def load_site(name, entries, splits, config, strict=True):
                                           [entry for entry in entries if entry.case in split[part]]))
                    for part in SPLITS}
     site = Site(name, **samples)
-    if not any(sample.truth.any() for sample in samples_of(site)):
-        raise BadInput(f"{entries[0].mask.parent}: the masks of all of site {name} are empty, foreground "
-                       "has to be > 0")
-    warn(name, [text for sample in samples_of(site) for text in sample.warnings])
-    if site.train and not site.train_slices:
-        raise BadInput(f"{entries[0].mask.parent}: no slice of site {name}'s training cases has "
-                       "foreground, choose another seed or splits")
+    healthy = [f"{entries[0].mask.parent}: no mask {whose} has foreground (> 0), so this site trains on "
+               "background alone; mend the masks, or leave it out by the key leave_out"
+               for whose, those in (("of it", samples_of(site)), ("of its training cases", site.train))
+               if those and not any(sample.truth.any() for sample in those)]
+    warn(name, healthy[:1] + [text for sample in samples_of(site) for text in sample.warnings])
     return site
 
 
@@ -108,13 +112,6 @@ def warn_of_patients(entries, splits, config):
         from sites.patients import shared_names  # generated sites do not load it
         for name, text in shared_names(entries).items():
             warn(name, [text])
-
-
-def warn(name, warnings):
-    """Print what is suspicious about a site's files in one line on stderr."""
-    if warnings:
-        more = f" ({len(warnings)} warnings in all, check_data.py lists them)" * (len(warnings) > 1)
-        print(f"warning: {name}: {warnings[0]}{more}", file=sys.stderr, flush=True)
 
 
 def samples_of(site):
@@ -137,21 +134,21 @@ def split_of(site, cases, splits, config, strict=True):
 def split_cases(site, cases, config):
     """Return {train, val, test: [case]} of one site, after a shuffle seeded by seed and site.
 
-    Of n cases max(1, round(n / 5)) test and as many validate; of two one trains, one tests. With folds
-    fold k tests and fold k + 1 validates; some may be empty. Raises BadInput for too few cases."""
+    Of n cases max(1, round(n / 5)) test and as many validate; of two one trains, one tests; one trains. With
+    folds fold k tests and fold k + 1 validates; some may be empty."""
     cases = sorted(cases)
     random.Random(f"{config.seed}:{site}:split").shuffle(cases)
     n, K = len(cases), config.folds
-    least = 3 if K else 2
-    if n < least:
-        raise BadInput(f"{site}: has {n} case{'s' * (n != 1)}, needs at least {least} to train and to "
-                       f"test{' in every fold' if K else ''}, add cases")
+    if n < (3 if K else 2):
+        print(f"{site}: has {n} case{'s' * (n > 1)}, so it trains {'or tests by turns' if K else 'alone'}; "
+              "leave_out leaves a site out")
     if K:
         folds = [cases[k::K] for k in range(K)]
         test, val = folds.pop(config.fold), folds.pop(config.fold % (K - 1))
         return {"train": [case for fold in folds for case in fold], "val": val, "test": test}
     if n == 2:
         print(f"{site}: two cases, one trains and one tests; it has no validation")
+    if n <= 2:
         return {"train": cases[:1], "val": [], "test": cases[1:]}
     k = max(1, round(n / 5))
     return {"train": cases[2 * k:], "val": cases[k:2 * k], "test": cases[:k]}
@@ -175,7 +172,7 @@ def known_split(site, cases, splits, strict, folds=None):
     if missing:
         raise BadInput(f"splits: case {missing[0]} of site {site} is not in the data, "
                        "restore the file or mend the splits")
-    if not split["test"] and not folds:
+    if not split["test"] and not folds and len(listed) > 1:
         raise BadInput(f"splits: site {site} has no test case, add one")
     if unlisted:
         print(f"{site}: {len(unlisted)} cases in no split are not used: {', '.join(unlisted)}")

@@ -15,6 +15,7 @@ from rounds.checkpoint import save
 from rounds.finished import open_run
 from scoring.evaluate import pick_device, score_run
 from scoring.results import KINDS
+from scoring.trained import model_of
 from settings.program import Parser, run_program
 
 FREE_ON_EVAL = {"data", "device", "test_stats", "eval_slices", "case_pattern"}
@@ -28,11 +29,13 @@ def main():
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"of {allowed}, trust=true")
     given = parser.parse_intermixed_args()
     folder = Path(given.run).expanduser()
-    config, _ = open_run(folder, KINDS, given.overrides, FREE_ON_EVAL)
+    config, checkpoints = open_run(folder, KINDS, given.overrides, FREE_ON_EVAL)
+    found = dict(zip(KINDS, checkpoints))
     changed = {argument.partition("=")[0] for argument in given.overrides}
     splits, device = read_splits(folder / "splits.json"), pick_device(config)
     sites = load_sites(config, splits, strict="data" not in changed)
-    result, cases = score_run(folder, sites, config, device, time.perf_counter() - start)
+    models = [model_of(found[kind], folder / f"{kind}.pt", device) for kind in KINDS]
+    result, cases = score_run(folder, found, models[0], sites, config, device, time.perf_counter() - start)
     save(folder / ("cases_eval.csv" if changed - {"device", "trust"} else "cases.csv"), cases)
     print(json.dumps(result, allow_nan=False))
 

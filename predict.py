@@ -25,10 +25,11 @@ from inference.inputs import list_inputs, output_names, read_ahead
 from inference.statistics import choose, of_hospital
 from rounds.checkpoint import save
 from rounds.finished import open_run
-from scoring.evaluate import logits_of, model_of, pick_device
+from scoring.evaluate import logits_of, pick_device
 from scoring.norm_statistics import own_network
 from scoring.pictures import RED, outlined_tiles
 from scoring.results import as_table
+from scoring.trained import model_of
 from settings.program import Parser, run_program
 
 OWN_KEYS = {"out", "site", "probabilities", "export", "trust"}  # keys of this program

@@ -1,7 +1,6 @@
 """Train: python train.py --config config.yaml [key=value ...]"""
 
 import sys
-from pathlib import Path
 
 from config import BadInput, load_config
 from datasets import keep_on, load_sites, sites_of_round
@@ -12,7 +11,7 @@ from rounds.lock import locked
 from rounds.run_folder import RunFolder, check_run_folder
 from rounds.screen import RoundTable, show_step
 from scoring.evaluate import finish, pick_device, validate
-from settings.program import Parser, run_program
+from settings.program import ALL_KEYS, Parser, run_program
 
 
 def train(config):
@@ -23,21 +22,22 @@ def train(config):
     sites = keep_on(load_sites(config), device)
     training_sites = sites_that_train(sites, config)
     model.to(device)
-    run = RunFolder(config, model.state_dict(), sites, device)
     table = RoundTable(config.rounds, [site.name for site in sites])
-    w, G, kept, take_step = run.w, run.G, run.kept, step_of(config, device)
-    for t in run.rounds_left():
-        updates = [local_update(model, site, w, G, kept.get(site.name), t, config, method, show_step(t), take_step)
-                   for site in sites_of_round(training_sites, config, t)]
-        w = w | average_weights(updates, config.weights)                 # w = sum_m n_m / n w_m
-        G = method.aggregate([update.prototypes for update in updates])  # means of FINCH's clusters
-        kept |= {update.site: update.kept for update in updates}         # never leaves the site
-        scores, statistics = (validate(model, w, kept, sites, config, device)
-                              if run.is_due(t) else (None, {}))
-        run.save(t, w, G, updates, scores, statistics)
-        table.add(t, updates, run.seconds(), scores)
-        method.log(t, updates, scores)
-    finish(run.out, sites, config, device, run.state["seconds"])
+    with RunFolder(config, model.state_dict(), sites, device) as run:
+        w, G, kept, take_step = run.w, run.G, run.kept, step_of(config, device)
+        for t in run.rounds_left():
+            updates = [local_update(model, site, w, G, kept.get(site.name), t, config, method, show_step(t),
+                                    take_step)
+                       for site in sites_of_round(training_sites, config, t)]
+            w = w | average_weights(updates, config.weights)                 # w = sum_m n_m / n w_m
+            G = method.aggregate([update.prototypes for update in updates])  # means of FINCH's clusters
+            kept |= {update.site: update.kept for update in updates}         # never leaves the site
+            scores, statistics = (validate(model, w, kept, sites, config, device)
+                                  if run.is_due(t) else (None, {}))
+            run.save(t, w, G, updates, scores, statistics)
+            table.add(t, updates, run.seconds(), scores)
+            method.log(t, updates, scores)
+    finish(run.out, run.checkpoints(), model, sites, config, device, run.state["seconds"])
 
 
 def sites_that_train(sites, config):
@@ -45,24 +45,23 @@ def sites_that_train(sites, config):
     found = [site for site in sites if site.train_slices]
     if not found:
         raise BadInput("hold_out: no other site has a training case, set it to none" if config.hold_out else
-                       f"{config.splits}: no site has a training case, add some to the splits")
+                       f"{config.splits or config.data}: no site has a training case, add some")
     return found
 
 
 def main():
     """Train by a config file and its overrides."""
-    parser = Parser(description=__doc__, epilog="every key of the config can be overridden")
+    parser = Parser(description=__doc__, epilog=ALL_KEYS)
     parser.add_argument("--config", required=True, help="YAML file of settings")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any of the keys below")
     given = parser.parse_intermixed_args()
     config = load_config(given.config, given.overrides)
     try:
         with locked(config):
             train(config)
     except Diverged as problem:
-        print(f"error: {problem}; lower lr and start again in another out=FOLDER. "
-              f"{Path(config.out) / 'last.pt'} holds the last good round, if there was one",
-              file=sys.stderr)
+        print(f"error: {problem}; lower lr and start again in another out=FOLDER, for with resume=true the "
+              "same would happen again", file=sys.stderr)
         sys.exit(3)
 
 

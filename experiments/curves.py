@@ -4,11 +4,13 @@ Writes RUN/curves.png: the loss terms and the validation Dice of each site over 
 matplotlib (requirements-extra.txt).
 """
 
+import io
 import statistics
 from pathlib import Path
 
 from config import BadInput
 from experiments.run_grid import read_rows
+from rounds.checkpoint import save
 from settings.program import Parser, run_program
 
 LABELS = {"loss_dice": "L_dice", "loss_contrast": "mu L_contra", "loss_consistency": "mu L_consis"}
@@ -54,8 +56,15 @@ def draw_curves(file, losses, dice):
             ax.legend(fontsize=8)
     left.set(xlabel="round", ylabel="loss, mean of sites", title="loss terms")
     right.set(xlabel="round", ylabel="Dice", ylim=(0, 1), title="validation")
-    figure.savefig(file, dpi=110)
+    save_figure(figure, file, 110)
     return figure
+
+
+def save_figure(figure, file, dpi):
+    """Write a figure as a PNG file, whole or not at all; raises BadInput where the disk does not take it."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi)
+    save(Path(file), content.getvalue())
 
 
 def main():

@@ -23,9 +23,10 @@ from fused_features import PATHS, on_grid, squares_and_dots
 from methods.find import find_method
 from prototypes import contrastive_loss, cosines
 from rounds.finished import open_run
-from scoring.evaluate import load_run, logits_of
+from scoring.evaluate import logits_of
 from scoring.metrics import dice
 from scoring.norm_statistics import own_network
+from scoring.trained import load_run
 from settings.program import Parser, run_program
 from unet import UNet
 

@@ -9,13 +9,15 @@ from PIL import Image
 from config import load_config
 from datasets import load_sites, read_splits
 from experiments import paired
-from experiments.curves import axes, read_curves
+from experiments.curves import axes, read_curves, save_figure
 from experiments.run_grid import by_setting, result_of
 from experiments.style_bias import LEVELS, scene_batches, style_bias
 from experiments.tables import markdown
-from scoring.evaluate import load_run, pick_device, predict
+from rounds.checkpoint import save
+from scoring.evaluate import pick_device, predict
 from scoring.norm_statistics import own_network
-from scoring.pictures import TILE, contact_sheet, fullest_slice, image_tile
+from scoring.pictures import TILE, as_png, contact_sheet, fullest_slice, image_tile
+from scoring.trained import load_run
 
 # Okabe and Ito's colours, told apart by the colour-blind; the dashes and marks tell them in print
 LOOKS = [("#000000", "-", "o"), ("#D55E00", "-", "s"), ("#0072B2", "--", "^"), ("#009E73", "-.", "v"),
@@ -48,7 +50,7 @@ def draw_tau(file, runs, config):
     ax.set_xticks(list(curve), [f"{tau:g}" for tau in curve])
     ax.minorticks_off()
     ax.legend()
-    figure.savefig(file.with_suffix(".png"), dpi=200)
+    save_figure(figure, file.with_suffix(".png"), 200)
 
 
 def draw_convergence(file, runs, config):
@@ -60,7 +62,7 @@ def draw_convergence(file, runs, config):
     ax.set(xlabel="communication round", ylabel="validation Dice, mean of sites")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(ncols=2)
-    figure.savefig(file.with_suffix(".png"), dpi=200)
+    save_figure(figure, file.with_suffix(".png"), 200)
 
 
 def validation_curve(run):
@@ -86,7 +88,7 @@ def draw_dots(file, cases):
         ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel=f"Dice, {base}", title=name)
     panels[0].set_ylabel("Dice of the setting")
     panels[0].legend(fontsize=7)
-    figure.savefig(file.with_suffix(".png"), dpi=200)
+    save_figure(figure, file.with_suffix(".png"), 200)
 
 
 def draw_style(file, runs, config):
@@ -95,7 +97,8 @@ def draw_style(file, runs, config):
     figure, panels = axes(2, sharey=True)
     head, columns = ["level"], []
     for look, (name, seeds) in zip(LOOKS, by_setting(runs).items()):
-        models = [load_run(run.folder / "best.pt", [], config, torch.device("cpu"))[1] for (run,) in seeds]
+        models = [load_run(run.folder / "best.pt", [], config_of(run), torch.device("cpu"))[1]
+                  for (run,) in seeds]
         found = [style_bias(model, batches) for model in models]
         for side, when in enumerate(("before", "after")):
             curves = [[of_seed[level][side] for level in LEVELS] for of_seed in found]
@@ -107,29 +110,34 @@ def draw_style(file, runs, config):
                xticks=range(len(LEVELS)), xticklabels=LEVELS)
     panels[0].set_ylabel("between-site share of variance")
     panels[0].legend()
-    figure.savefig(file.with_suffix(".png"), dpi=200)
+    save_figure(figure, file.with_suffix(".png"), 200)
     text = markdown([head, *zip(LEVELS, *columns)])
-    file.with_suffix(".md").write_text(text, encoding="utf-8")
+    save(file.with_suffix(".md"), text.encode())
     print(f"\n{text}\nmean over seeds")
 
 
 def draw_pictures(file, runs, config):
     """Figure 5: a row a site, its first test case at the slice with most foreground: image, truth, and the
     prediction of every method's best round, errors coloured."""
-    device, own = pick_device(config), load_config(runs[0].folder / "config.yaml")
+    device, own = pick_device(config), config_of(runs[0])
     sites = load_sites(own, read_splits(runs[0].folder / "splits.json"))
     shown = {site.name: (site.test[0], fullest_slice(site.test[0].truth)) for site in sites if site.test}
     rows = {name: [image_tile(sample, s), coloured(sample, s, sample.truth[s])]
             for name, (sample, s) in shown.items()}
     for run in runs:
-        _, model, of_norms, local = load_run(run.folder / "best.pt", sites, own, device)
+        _, model, of_norms, local = load_run(run.folder / "best.pt", sites, config_of(run), device)
         for name, (sample, s) in shown.items():
             network = own_network(model, of_norms.get(name, {}), local.get(name, {}))
             rows[name].append(coloured(sample, s, predict(network, sample, own, device)[s]))
     labels = [f"{name}: {sample.case}" for name, (sample, _) in shown.items()]
     labels[0] += "   (white: found, orange: missed, blue: in excess, yellow: as another class)"
     titles = ["image", "truth", *(run.setting for run in runs)]
-    contact_sheet(list(zip(labels, rows.values())), titles).save(file.with_suffix(".png"))
+    save(file.with_suffix(".png"), as_png(contact_sheet(list(zip(labels, rows.values())), titles)))
+
+
+def config_of(run):
+    """Return the settings that a run was trained with."""
+    return load_config(run.folder / "config.yaml")
 
 
 def coloured(sample, s, found):

@@ -29,7 +29,7 @@ from config import METHODS, BadInput, as_yaml, load_config
 from experiments import figures
 from experiments.run_grid import Training, train_all
 from experiments.tables import write_paired, write_table
-from rounds.run_folder import check_same_config
+from rounds.reading import FREE_ON_RESUME, check_same_config
 from settings.program import Parser, run_program
 from sites import demo_data
 from sites.layouts import list_files
@@ -90,7 +90,7 @@ def check_run(run, base):
     file = run.folder / "config.yaml"
     if file.exists():
         saved = load_config(file)
-        check_same_config(file, vars(saved), vars(config))
+        check_same_config(file, vars(saved), vars(config), FREE_ON_RESUME - {"data", "splits"})
         if saved.rounds > config.rounds:
             raise BadInput(f"{file}: is a run of {saved.rounds} rounds, more than {config.rounds}; "
                            "choose another --out")

@@ -11,8 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from config import BadInput
-from rounds.checkpoint import load_checkpoint
+from config import BadInput, load_config
+from rounds.reading import checkpoint_of
 
 HERE = Path(__file__).parents[1]
 
@@ -111,7 +111,8 @@ def result_of(run):
     rows = [row for row in read_rows(run.folder / "metrics.csv") if row["split"] == "train"]
     weights, prototypes = (statistics.mean(int(row[name]) for row in rows)
                            for name in ("weight_bytes", "prototype_bytes"))
-    G, mean = load_checkpoint(run.folder / "last.pt")["prototypes"], best["test"]["mean"]
+    last = checkpoint_of(load_config(run.folder / "config.yaml"), run.folder / "last.pt")
+    G, mean = last["prototypes"], best["test"]["mean"]
     length = next((P.shape[1] for path in G.values() for P in path.values()), 1)
     return {"sites": best["test"]["sites"], "dice": mean["dice"], "classes": mean.get("classes"),
             "more": {"val": best["val"]["mean"]["dice"], "round": best["round"], "weight_bytes": weights,

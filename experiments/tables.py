@@ -1,6 +1,7 @@
 """The tables of a comparison: settings x sites, one site left out, and paired differences over folds."""
 
 import csv
+import io
 import itertools
 import statistics
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from experiments import paired
 from experiments.run_grid import by_setting, cases_of, result_of
+from rounds.checkpoint import save
 from scoring.metrics import MEASURES
 
 TABLE_WORDS = """
@@ -32,9 +34,10 @@ def markdown(lines):
 
 def publish(file, text, rows):
     """Write FILE.csv of rows {column: value}, and FILE.md; print the latter."""
-    file.with_suffix(".md").write_text(text, encoding="utf-8")
-    with open(file.with_suffix(".csv"), "w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream, lineterminator="\n").writerows([rows[0], *(row.values() for row in rows)])
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([rows[0], *(row.values() for row in rows)])
+    save(file.with_suffix(".md"), text.encode())
+    save(file.with_suffix(".csv"), table.getvalue().encode())
     print(f"\n{text}")
 
 

@@ -38,8 +38,9 @@ from flower.rollback import go_back, note_trained
 from flower.simulation import name_partition
 from flower.site_rules import check_bounds, check_images, check_server, own_overrides
 from methods.find import method_and_model
-from rounds.checkpoint import FORMAT, as_bytes, load_checkpoint, save
+from rounds.checkpoint import FORMAT, as_bytes, save
 from rounds.lock import locked
+from rounds.reading import checkpoint_of
 from rounds.run_folder import RunFolder, as_json, check_run_folder, prepare_run_folder
 from rounds.screen import RoundTable
 from scoring.evaluate import finish, pick_device, site_statistics, validate
@@ -145,15 +146,16 @@ def finish_site(content, context):
     config, site, method, model = own_site(context)
     out, device = Path(config.out), pick_device(config)
     prepare_run_folder(out, [site], config)
+    checkpoints = {}
     for kind in KINDS:
         t, w = content["round"][kind], received(content[kind], model, method, device)
         local = {site.name: read(out / "local.pt").get(t, {})}
         model.load_state_dict(w)
         statistics = site_statistics(model, {}, local, [site], config, device)
-        checkpoint = {"format": FORMAT, "config": vars(config), "round": t, "weights": w,
-                      "local": local, "statistics": statistics}
-        save(out / f"{kind}.pt", as_bytes(checkpoint))
-    result = finish(out, [site], config, device, 0.0)
+        checkpoints[kind] = {"format": FORMAT, "config": vars(config), "round": t, "weights": w,
+                             "local": local, "statistics": statistics}
+        save(out / f"{kind}.pt", as_bytes(checkpoints[kind]))
+    result = finish(out, checkpoints, model, [site], config, device, 0.0)
     return as_records({f"{kind}.{split}": result[kind][split] for kind in KINDS for split in SCORED})
 
 
@@ -282,7 +284,7 @@ def note_scores(run, answers, config, guards, beside=()):
 
 def ask_results(ask_sites, run, config, guards, method, normed):
     """Have every site score the best and the last round; write and print result.json."""
-    checkpoints = {kind: load_checkpoint(run.out / f"{kind}.pt") for kind in KINDS}
+    checkpoints = {kind: checkpoint_of(config, run.out / f"{kind}.pt") for kind in KINDS}
     rounds = {kind: checkpoints[kind]["round"] for kind in KINDS}
     answers = ask_sites("evaluate.finish", {"round": ConfigRecord(rounds)} | {
         kind: pack_weights(shared(checkpoints[kind]["weights"], method)) for kind in KINDS})

@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 
 from config import BadInput, as_yaml
-from datasets import SPLITS, Site, given_splits, load_site, warn, warn_of_patients
-from rounds.checkpoint import as_bytes, load_whole, save
+from datasets import SPLITS, Site, given_splits, load_site, warn_of_patients
+from rounds.checkpoint import as_bytes, save
+from rounds.reading import load_whole
 from sites import across
+from sites.files import warn
 from sites.layouts import files_of, is_table, list_files, list_site, unread
 from sites.readers import Sample
 

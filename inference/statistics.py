@@ -4,7 +4,8 @@ import hashlib
 
 from config import BadInput
 from inference.inputs import read_ahead, read_unlabelled
-from rounds.checkpoint import as_bytes, check_fits, load_whole, save
+from rounds.checkpoint import as_bytes, save
+from rounds.reading import check_fits, load_whole
 from scoring.norm_statistics import choose_slices, statistics_like, statistics_of
 from sites.readers import slice_of, slices_of
 

@@ -1,7 +1,7 @@
 """A run that is there already, opened by the programs that score it or use it."""
 
 from config import BadInput, load_config, read_yaml
-from rounds.checkpoint import check_same_config, load_checkpoint
+from rounds.reading import FREE_ON_RESUME, checkpoint_of
 
 
 def open_run(folder, kinds, overrides=(), free=()):
@@ -15,13 +15,9 @@ def open_run(folder, kinds, overrides=(), free=()):
     if ".py:" in method and "trust=true" not in overrides:
         raise BadInput(f"trust: this run would run the code of {method.rpartition(':')[0]}; read that file, "
                        "and give trust=true if you trust it")
-    files = [folder / f"{kind}.pt" for kind in kinds]
-    checkpoints = [load_checkpoint(file) for file in files]
-    config = load_config(settings, changes)
+    config, own = load_config(settings, changes), load_config(settings)
     for key in (text.partition("=")[0] for text in changes):
         if key not in free:
             raise BadInput(f"{key}: is fixed by the run, leave it out; only {', '.join(sorted(free))} can be "
                            "changed here")
-    for file, checkpoint in zip(files, checkpoints):
-        check_same_config(file, checkpoint["config"], vars(load_config(settings)))
-    return config, checkpoints
+    return config, [checkpoint_of(own, folder / f"{kind}.pt", FREE_ON_RESUME) for kind in kinds]

@@ -17,10 +17,13 @@ def locked(config):
     nothing was written. The lock is the system's own, so it is gone with the process, however that ends."""
     out = Path(config.out)
     check_apart(out, folder_of(config.task) if config.data == "demo" else Path(config.data))
+    lock = out / LOCK
+    if lock.is_symlink() or lock.exists() and not lock.is_file():  # it would empty a file, or wait for ever
+        raise BadInput(f"{lock}: is no regular file, remove it")
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        stream = open(out / LOCK, "w")  # noqa: SIM115 - it is closed with the lock
+        stream = open(lock, "a")  # noqa: SIM115 - it is closed with the lock
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(stream.fileno()).st_nlink == 0:  # its owner removed it since it was opened
             raise BlockingIOError
@@ -32,7 +35,7 @@ def locked(config):
         yield
     finally:
         with contextlib.suppress(OSError):
-            (out / LOCK).unlink()
+            lock.unlink()
             for folder in made:
                 folder.rmdir()  # which fails, as it should, for one that holds something
         stream.close()

@@ -11,39 +11,37 @@ from pathlib import Path
 
 import torch
 
-from config import BadInput, as_yaml
-from datasets import read_splits, splits_of
-from rounds.checkpoint import (
-    FORMAT,
-    as_bytes,
-    check_fits,
-    check_own,
-    check_same_config,
-    load_checkpoint,
-    save,
-)
+from config import METHODS, BadInput, as_yaml
+from datasets import SPLITS, splits_of
+from rounds.checkpoint import FORMAT, NEEDED, as_bytes, save
 from rounds.lock import LOCK
+from sites.files import check_regular
 
+SHARE = 0.05  # of a run's time that may go into writing checkpoints, its first and last round apart
 OF_THE_END = ("result.json", "cases.csv", "predictions.png", "curves.png")
 
 
 class RunFolder:
-    """A run folder on disk and the state in it, after the last saved round or before round 1."""
+    """A run folder on disk and the state in it, after the last saved round or before round 1.
+
+    Rounds are written as often as that takes less than SHARE of the time, and at the end of `with`, however
+    that comes: a kill loses the rounds since, which are then trained again to the same bits. Between
+    hospitals every round is written, for a site keeps what belongs to its last two alone."""
 
     def __init__(self, config, w, sites=(), device="cpu"):
         """Resume the run in config.out if it has a checkpoint, else begin it from the weights w. sites: those
         of one process; between hospitals the server knows none. Raises BadInput."""
-        self.out, self.config = Path(config.out), config
-        last = self.out / "last.pt"
-        if config.resume and last.exists():
-            self.state = load_to_resume(last, sites, config, device)
-            check_fits(last, "weights", self.state["weights"], w)
-            print(f"resuming after round {self.state['round']} of {last}")
-        else:
-            self.state = {"format": FORMAT, "round": 0, "prototypes": {}, "kept": {},
-                          "history": [], "seconds": 0.0, "best": {"round": 0, "dice": None},
-                          "weights": {name: value.clone() for name, value in w.items()}}
+        self.out, self.config, self.alone = Path(config.out), config, bool(sites)
+        self.state = {"format": FORMAT, "round": 0, "prototypes": {}, "kept": {}, "history": [],
+                      "seconds": 0.0, "best": {"round": 0, "dice": None}, "content": content_of(sites),
+                      "weights": {name: value.clone() for name, value in w.items()}}
+        self.best = None  # as in best.pt
+        if config.resume or config.init:
+            from rounds.resume import start_of  # which most runs do not need
+            found, self.best = start_of(config, self.out / "last.pt", self.state, sites, device)
+            self.state |= found
         self.state["config"] = vars(config)
+        self.began, self.writing, self.latest, self.unsaved = time.perf_counter(), 0.0, 0.0, {}
         prepare_run_folder(self.out, sites, config)
         for part in self.out.glob("*.part"):  # what a killed run left half written
             part.unlink()
@@ -56,6 +54,10 @@ class RunFolder:
     w = property(lambda self: self.state["weights"])     # global weights, a state dict
     G = property(lambda self: self.state["prototypes"])  # global prototypes, {path: {class: (K, D)}}
     kept = property(lambda self: self.state["kept"])     # {site: its `Update.kept`}, updated by the loop
+
+    def checkpoints(self):
+        """Return what best.pt and last.pt hold."""
+        return {"best": self.best, "last": self.state}
 
     def rounds_left(self):
         """Yield the numbers of the rounds to go, and take the time of each until it is saved."""
@@ -77,47 +79,51 @@ class RunFolder:
         scored = any(row[0] == t and row[1] == "val" for row in self.state["history"])
         return t > 0 and self.is_due(t) and not scored
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.write()
+
     def save(self, t, w, G, updates, scores=None, statistics=None):
         """Save round t: weights, prototypes, updates, and validation if it had one; raises as `check_own`."""
         state = self.state
         state |= {"round": t, "weights": w, "prototypes": G, "statistics": statistics or {}}
         state["local"] = {site: kept["local"] for site, kept in self.kept.items()}
         state["seconds"] += self.seconds()
-        state["history"] += train_rows(t, updates)
-        check_own(state)
+        state["history"] = state["history"] + train_rows(t, updates)
+        if self.config.method not in METHODS:
+            from rounds.reading import (
+                check_own,  # for what this project's own methods make can be read
+            )
+            check_own(state)
         self.score(scores)
 
     def score(self, scores):
-        """Save the run with the validation scores of its last round, None if it has none.
-
-        A run killed between two of the files goes on from last.pt, which holds all rows of metrics.csv."""
+        """Save the run with the validation scores of its last round, None if it has none."""
         state = self.state
-        state["history"] += val_rows(state["round"], scores)
+        state["history"] = state["history"] + val_rows(state["round"], scores)
         if note_best(state, scores):
-            names = ("format", "config", "round", "weights", "local", "statistics")
-            save(self.out / "best.pt", as_bytes({name: state[name] for name in names}))
-        save(self.out / "last.pt", as_bytes(state))
-        save(self.out / "metrics.csv", as_csv(state["history"]))
+            self.unsaved["best.pt"] = self.best = {name: state[name] for name in ("format", *NEEDED)}
+        self.unsaved["last.pt"] = state | {"kept": dict(self.kept)}  # which the next round changes
+        cheap = self.writing + self.latest <= SHARE * (time.perf_counter() - self.began)
+        if cheap or not self.alone or state["round"] == self.config.rounds:
+            self.write()
+
+    def write(self):
+        """Write what is not on disk yet, best.pt first: a run killed between two of the files goes on from
+        last.pt, which holds all rows of metrics.csv."""
+        start = time.perf_counter()
+        for name in ("best.pt", "last.pt"):
+            if name in self.unsaved:
+                save(self.out / name, as_bytes(self.unsaved[name]))
+        if "last.pt" in self.unsaved:
+            save(self.out / "metrics.csv", as_csv(self.unsaved["last.pt"]["history"]))
+        self.unsaved, self.latest = {}, time.perf_counter() - start
+        self.writing += self.latest
 
 
 # ---- Before the first round ----
-
-def load_to_resume(file, sites, config, device):
-    """Return the state in last.pt; raises BadInput if it is of other settings, data or weights alone."""
-    state = load_checkpoint(file, device)
-    if "kept" not in state:
-        raise BadInput(f"{file}: holds weights only and cannot be resumed, "
-                       "train into another folder with out=FOLDER")
-    check_same_config(file, state["config"], vars(config))
-    splits = file.with_name("splits.json")
-    if splits.exists() and read_splits(splits) != splits_of(sites):
-        raise BadInput(f"{splits}: differs from the splits of the data now, the data have changed; "
-                       "restore them, or train into another folder with out=FOLDER")
-    if state["round"] > config.rounds:
-        raise BadInput(f"rounds: {config.rounds} is less than the {state['round']} rounds that are done in "
-                       f"{file}, set rounds to at least that")
-    return state
-
 
 def check_run_folder(config, mark="splits.json"):
     """Raise BadInput if the run folder holds something already that is not to be resumed. mark: the file by
@@ -125,11 +131,13 @@ def check_run_folder(config, mark="splits.json"):
     out = Path(config.out)
     names = {path.name for path in (out.iterdir() if out.is_dir() else ())
              if path.name != LOCK and path.suffix != ".part"}
+    if names and mark not in names:
+        raise BadInput(f"{out}: is no run folder but holds files, choose another out=FOLDER")
     if names and not config.resume:
         raise BadInput(f"{out}: exists already; continue that run with resume=true, "
                        "or train into another folder with out=FOLDER")
-    if names and mark not in names:
-        raise BadInput(f"{out}: is no run folder but holds files, choose another out=FOLDER")
+    if config.init:
+        check_regular(config.init)
 
 
 def prepare_run_folder(out, sites, config):
@@ -169,6 +177,14 @@ def val_rows(t, scores):
         if score["cases"]:
             rows += [(t, split, site, part["dice"], {}, None, None, None) for split, part in parts.items()]
     return rows
+
+
+def content_of(sites):
+    """Return {site: {file: means}} of the images' channels and the masks, on a grid: by these a resumed run
+    sees images that were exchanged under the same names."""
+    return {site.name: {sample.name: [*sample.images[..., ::5, ::5].float().mean((0, 2, 3)).tolist(),
+                                      sample.masks[..., ::5, ::5].float().mean().item()]
+                        for split in SPLITS for sample in getattr(site, split)} for site in sites}
 
 
 def size_in_bytes(tensors):

@@ -3,7 +3,7 @@
 import sys
 from datetime import timedelta
 
-WIDE = 15  # of a loss term's column
+LINE = 79  # characters of a terminal that the progress in a round is written over
 
 
 class RoundTable:
@@ -17,22 +17,25 @@ class RoundTable:
         """Print the line of round t: mean loss terms, validation Dice of the sites, seconds, time left."""
         self.names = list(scores["sites"]) if scores else self.names or [u.site for u in updates]
         terms = list(dict.fromkeys(term for update in updates for term in update.losses))
-        self.show_titles("".join(f"{f'L_{term}'[:WIDE - 1]:>{WIDE}}" for term in terms))
         means = [sum(u.losses.get(term, 0.0) for u in updates) / len(updates) for term in terms]
         dice = [scores["sites"][name]["dice"] for name in self.names] if scores else [None] * len(self.names)
-        cells = [f"{t:5d}", *(f"{mean:{WIDE}.4f}" for mean in means), *(f"{digits(d):>13}" for d in dice),
-                 f"{digits(scores and scores['mean']['dice']):>7}{seconds:8.1f}",
-                 f"{timedelta(seconds=round((self.rounds - t) * seconds))!s:>17}"]
-        print(f"\r{''.join(cells)}\033[K" if sys.stdout.isatty() else "".join(cells), flush=True)
+        left = timedelta(seconds=round((self.rounds - t) * seconds))
+        losses = [(f"L_{term}", f"{mean:.4f}" if abs(mean) < 1e8 else f"{mean:.4e}", 15)
+                  for term, mean in zip(terms, means)]
+        rest = [*((name, digits(d), 13) for name, d in zip(self.names, dice)),
+                ("mean", digits(scores and scores["mean"]["dice"]), 7), ("s", f"{seconds:.1f}", 8),
+                ("left", str(left), 17)]
+        titles = (f"{'':{6 + len(in_columns(losses, 0))}}validation Dice",
+                  f"round{in_columns(losses, 0)}{in_columns(rest, 0)}")
+        shown = [] if titles == self.titles else titles
+        self.titles = titles
+        for line in (*shown, f"{t:5d}{in_columns(losses, 1)}{in_columns(rest, 1)}"):
+            print(f"\r{line:{LINE}}" if sys.stdout.isatty() else line, flush=True)
 
-    def show_titles(self, losses):
-        """Print the titles over the lines unless they are there; losses: those of the loss terms."""
-        sites = "".join(f"{name[:12]:>13}" for name in self.names)
-        titles = (f"{'':{6 + len(losses)}}validation Dice\n{'round':>5}{losses}{sites}{'mean':>7}{'s':>8}"
-                  f"{'left':>17}")
-        if titles != self.titles:
-            self.titles = titles
-            print(titles)
+
+def in_columns(columns, part):
+    """Return the titles (part 0) or the cells (part 1) of columns (title, cell, least width) as one line."""
+    return "".join(f"{column[part]:>{max(column[2], len(column[0]) + 1)}}" for column in columns)
 
 
 def digits(dice):
@@ -41,8 +44,9 @@ def digits(dice):
 
 
 def show_step(t):
-    """Return progress(site, step, steps), which shows on a terminal what is being worked on."""
+    """Return progress(site, step, steps), which draws on a terminal how far the round is at a site."""
     def progress(site, step, steps):
         if sys.stdout.isatty():
-            print(f"\r{t:5d}  {site} {step}/{steps}\033[K", end="", flush=True)
+            bar = f"{t:5d}  [{'#' * (20 * step // steps):20}] {step}/{steps}  {site}"
+            print(f"\r{bar[:LINE]:{LINE}}", end="", flush=True)
     return progress

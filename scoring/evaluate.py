@@ -1,25 +1,17 @@
 """Predictions, their scores, and the result of a run: what training, eval.py and predict.py share."""
 
 import time
-from types import SimpleNamespace
 
 import torch
 from torch.nn import functional
 
 from config import VOLUMES, BadInput, class_name
 from datasets import read_splits
-from methods.find import method_and_model
-from rounds.checkpoint import check_fits, load_checkpoint, save
+from rounds.checkpoint import save
 from rounds.run_folder import as_json
 from scoring import pictures
 from scoring.metrics import dice_alone, mean_scores, score, site_scores
-from scoring.norm_statistics import (
-    batch_norms,
-    norm_statistics,
-    one_by_one,
-    own_network,
-    statistics_like,
-)
+from scoring.norm_statistics import batch_norms, norm_statistics, one_by_one, own_network
 from scoring.results import KINDS, SCORED, as_table, case_rows, explained, print_result
 from unet import mixed_precision
 
@@ -173,65 +165,50 @@ def site_statistics(model, stored, local, sites, config, device):
 
 # ---- A run ----
 
-def model_of(checkpoint, file, device):
-    """Return the checkpoint's network; raises BadInput if what it holds does not fit its config."""
-    try:
-        config = SimpleNamespace(**checkpoint["config"])
-        model = method_and_model(config)[1]
-        model.load_state_dict(checkpoint["weights"])
-    except (AttributeError, KeyError, RuntimeError, TypeError) as problem:
-        reason = str(problem).splitlines()[0]
-        raise BadInput(f"{file}: has weights that do not fit its config ({reason}), train it again") from None
-    for weights in checkpoint["local"].values():
-        check_fits(file, "local weights", weights, {name: value for name, value in model.state_dict().items()
-                                                    if name in weights})
-    for of_site in checkpoint["statistics"].values():
-        check_fits(file, "statistics", of_site, statistics_like(model))
-    return model.to(device)
+def with_weights(model, checkpoint, sites, config, device):
+    """Load a checkpoint's weights into the network; return its sites' statistics and local weights."""
+    model.load_state_dict(checkpoint["weights"])
+    local = checkpoint["local"]
+    return site_statistics(model, checkpoint["statistics"], local, sites, config, device), local
 
 
-def load_run(file, sites, config, device):
-    """Return a checkpoint's round, its network, and its sites' statistics and local weights."""
-    checkpoint = load_checkpoint(file)
-    model, local = model_of(checkpoint, file, device), checkpoint["local"]
-    statistics = site_statistics(model, checkpoint["statistics"], local, sites, config, device)
-    return checkpoint["round"], model, statistics, local
-
-
-def score_run(folder, sites, config, device, seconds):
-    """Return result.json's content for the run in `folder`, and cases.csv's; print the tables. seconds: what
-    was spent before; that of scoring is added. Training and eval.py both end here."""
-    start, result, cases = time.perf_counter(), {}, []
+def score_run(folder, checkpoints, model, sites, config, device, seconds):
+    """Return result.json's content for the run in `folder`, and cases.csv's; print the tables. checkpoints:
+    {best: ..., last: ...}; model: its network, with any weights; seconds: what was spent before; that of
+    scoring is added. Training and eval.py both end here."""
+    start, result, cases, scored = time.perf_counter(), {}, [], {}
     splits = read_splits(folder / "splits.json")
     foreign = [site.name for site in sites if not splits.get(site.name, {}).get("train")]
     for kind in KINDS:
-        t, model, *own = load_run(folder / f"{kind}.pt", sites, config, device)
-        rows = []
-        result[kind] = {"round": t} | {split: evaluate(model, sites, split, config, device, *own, rows=rows)
-                                       for split in SCORED}
-        cases += [{"kind": kind} | row for row in rows]
+        t, rows = checkpoints[kind]["round"], []
+        if t not in scored:  # the last round may be the best one
+            own = with_weights(model, checkpoints[kind], sites, config, device)
+            scored[t] = rows, {split: evaluate(model, sites, split, config, device, *own, rows=rows)
+                               for split in SCORED}
+        result[kind] = {"round": t} | scored[t][1]
+        cases += [{"kind": kind} | row for row in scored[t][0]]
     normed = bool(batch_norms(model))
     print_result(result, config, normed)
     result = explained(result, config, normed, foreign, seconds + time.perf_counter() - start)
     return result, as_table(cases)
 
 
-def finish(folder, sites, config, device, seconds):
+def finish(folder, checkpoints, model, sites, config, device, seconds):
     """Score test data once, with best and last round; write result.json, cases.csv, predictions.png. Returns
     the result."""
-    result, cases = score_run(folder, sites, config, device, seconds)
+    result, cases = score_run(folder, checkpoints, model, sites, config, device, seconds)
     save(folder / "result.json", as_json(result))
     save(folder / "cases.csv", cases)
-    if picture := draw_predictions(folder, sites, config, device):
+    if picture := draw_predictions(checkpoints["best"], model, sites, config, device):
         save(folder / "predictions.png", pictures.as_png(picture))
     print(f"written to {folder}: result.json, cases.csv, metrics.csv, predictions.png, best.pt, last.pt")
     return result
 
 
-def draw_predictions(folder, sites, config, device):
-    """Return a picture of the best round, a row a site: two test cases' image, truth, prediction. Of a volume
+def draw_predictions(checkpoint, model, sites, config, device):
+    """Return a picture of a checkpoint, a row a site: two test cases' image, truth, prediction. Of a volume
     it shows the slice with most organ. None if no site has test cases."""
-    _, model, statistics, local = load_run(folder / "best.pt", sites, config, device)
+    statistics, local = with_weights(model, checkpoint, sites, config, device)
     rows = []
     for site in sites:
         network = own_network(model, statistics.get(site.name, {}), local.get(site.name, {}))

@@ -119,6 +119,8 @@ def definitions(config, normed=True, foreign_sites=()):
         words["classes"] = (f"foreground classes {names}: each is scored as a mask of its own, by the same "
                             "rules; a site's number is the mean over them, its misses are their total; a class "
                             "that no mask of any site has is not scored")
+    if config.init:
+        words["init"] = f"the weights before round 1 are those in {config.init}"
     if foreign_sites:
         own = (": they used statistics of their own unlabelled images"
                if normed and config.test_stats == "site" else "")

@@ -8,6 +8,7 @@ import torch
 
 from config import BadInput, class_name
 from sites.files import check_regular
+from sites.layouts import as_seen
 from sites.readers import reader_of
 
 GB, SPLITS = 2**30, ("train", "val", "test")
@@ -16,12 +17,13 @@ CGROUP = Path("/sys/fs/cgroup")  # of a container or a queue, where the system h
 
 # ---- Before a file is decoded ----
 
-def dead_links(folder):
-    """Return a text for each link to nowhere at or below a folder; hidden names are no data."""
+def dead_links(folder, leave_out=()):
+    """Return a text for each link to nowhere at or below a folder; hidden names, sites left out are no data."""
     found = []
     for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = [os.path.join(place, name) for name in sorted(names) if not name.startswith(".")]
+        folders[:], names = (sorted(name for name in here if not name.startswith(".") and (
+            place != str(folder) or as_seen(name) not in leave_out)) for here in (folders, names))
+        paths = [os.path.join(place, name) for name in names]
         found += [f"{path}: is a link to nowhere ({os.readlink(path)}), mend or remove it"
                   for path in paths if os.path.islink(path) and not os.path.exists(path)]
     return found

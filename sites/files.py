@@ -1,6 +1,8 @@
 """What goes wrong when a file is opened, in its own words."""
 
 import contextlib
+import os
+import sys
 from pathlib import Path
 
 from config import BadInput
@@ -40,3 +42,18 @@ def enough_memory(file):
             raise
         raise BadInput(f"{file}: there is not enough memory to read and resize it; close other programs, "
                        "or use smaller files") from None
+
+
+def say_left_out(names, folder, strict):
+    """Say which sites take no part; strict: raises BadInput for one that the folder does not have."""
+    there = [name for name in names if folder.is_file() or os.path.lexists(folder / name)]  # or a table
+    if strict and there != names:
+        raise BadInput(f"leave_out: {folder} has no site {min({*names} - {*there})}, take it out of that list")
+    print(f"left out: {', '.join(there) or 'none of these data'}")
+
+
+def warn(name, warnings):
+    """Print what is suspicious about a site's files in one line on stderr."""
+    if warnings:
+        more = f" ({len(warnings)} warnings in all, check_data.py lists them)" * (len(warnings) > 1)
+        print(f"warning: {name}: {warnings[0]}{more}", file=sys.stderr, flush=True)

@@ -37,26 +37,26 @@ class Masks(NamedTuple):
         return self.files[0].parent
 
 
-def list_files(data, task, case_pattern=None):
+def list_files(data, task, case_pattern=None, leave_out=()):
     """Return {site: [Entry]} of a data folder, or of a table FILE.csv, and a list of everything wrong with
-    the files found, as texts."""
+    the files found, as texts; leave_out: names of sites that are not looked at."""
     if is_table(data):
         from sites.table import list_table  # a run on folders does not load the reader of tables
-        return list_table(data, task, case_pattern)
+        entries, problems = list_table(data, task, case_pattern)
+        return {name: found for name, found in entries.items() if name not in leave_out}, problems
     if not Path(data).is_dir():
         raise BadInput(f"{data}: there is no such data folder; set data to one, to a table or to demo")
     entries, problems = {}, []
     for site in visible(data):
-        if site.is_symlink() and not site.exists():
-            problems.append(f"{site}: is a link to nowhere, mend or remove it")
-        if site.is_dir():
-            name = as_seen(site.name)
+        name = as_seen(site.name)
+        if site.is_dir() and name not in leave_out:
             if name in entries:
                 problems.append(f"{site}: is a second site of that name, rename one")
             entries[name], wrong = list_site(site, task, case_pattern, data)
             problems += wrong
     if not entries:
-        problems.append(f"{data}: has no site folders; give one folder a site")
+        problems.append(f"{data}: has no site folders{' besides leave_out' * bool(leave_out)}; give one "
+                        "folder a site")
     if problems:
         from sites.advice import wrong_level
         problems[:0] = wrong_level(data, entries)
@@ -110,14 +110,14 @@ def files_of(entry):
     return [entry.image, *(entry.mask.files if isinstance(entry.mask, Masks) else [entry.mask])]
 
 
-def unread(folder, entries):
+def unread(folder, entries, leave_out=()):
     """Return a warning for each folder in which files that could be data belong to no entry, one if masks are
     united, and a table's. folder: a site's, or that of all sites; entries: those found in it."""
     if is_table(folder):
         from sites.table import table_warnings
         return table_warnings(folder, entries)
     read, left = {os.path.abspath(file) for entry in entries for file in files_of(entry)}, {}
-    for path in files_below(folder):
+    for path in (path for path in files_below(folder) if path.relative_to(folder).parts[0] not in leave_out):
         if path.name.lower().endswith((*DATA_KINDS, "list.txt")) and os.path.abspath(path) not in read:
             left.setdefault(path.parent, []).append(path.name)
     if not left and len(read) == 2 * len(entries):

@@ -15,7 +15,7 @@ import federated
 from config import BadInput, load_config
 from flower import fit
 from flower.faults import SiteFailed
-from rounds.checkpoint import load_checkpoint, load_whole
+from rounds.reading import load_checkpoint, load_whole
 from test_fedbcs import tiny_config, write_nuclei
 from tests.helpers import assert_same
 

@@ -22,6 +22,7 @@ from experiments import reproduce
 from fused_features import PATHS
 from scoring import evaluate as evaluation
 from scoring import metrics, pictures, results
+from scoring.trained import load_run
 from sites import demo_data, images, scenes, volumes
 from test_fedbcs import literal_alignment, random_problem, tiny_config
 from tests.helpers import a_config, a_sample, finished, run_here, start_training
@@ -297,7 +298,7 @@ def test_predictions_of_three_classes(trained, tmp_path, monkeypatch, capsys):
                               f"out={tmp_path / 'p'}", "probabilities=true")
     assert code == 0, err
     sites = load_sites(config)
-    _, model, statistics, _ = evaluation.load_run(folder / "run" / "best.pt", sites, config, torch.device("cpu"))
+    _, model, statistics, _ = load_run(folder / "run" / "best.pt", sites, config, torch.device("cpu"))
     network = evaluation.own_network(model, statistics["a"])
     table = rows_in(tmp_path / "p" / "prediction.csv")
     samples = [sample for part in ("train", "val", "test") for sample in getattr(sites[0], part)]

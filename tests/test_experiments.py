@@ -20,7 +20,7 @@ from config import METHODS, BadInput, as_yaml, load_config
 from experiments import curves, diagnose, figures, reproduce, run_grid, style_bias, tables
 from fft_style import StyleRecalibration
 from methods.input_norm import AmplitudeNorm
-from rounds.checkpoint import load_checkpoint
+from rounds.reading import load_checkpoint
 from sites.layouts import list_files
 from test_fedbcs import HERE, tiny_config, write_nuclei
 from tests.helpers import run_here

@@ -31,7 +31,7 @@ from config import BadInput, load_config
 from federated import Diverged
 from flower.faults import SiteFailed
 from methods.find import find_method
-from rounds.checkpoint import load_checkpoint
+from rounds.reading import load_checkpoint
 from test_fedbcs import HERE, first_state, one_round, tiny_config, write_nuclei
 from tests.helpers import assert_same, write_prostate
 from tests.test_classes import write_images

@@ -16,10 +16,10 @@ import eval as evaluation
 import train
 from config import BadInput, load_config
 from datasets import load_sites
-from rounds.checkpoint import load_checkpoint
 from rounds.lock import LOCK, locked
+from rounds.reading import load_checkpoint
 from rounds.run_folder import RunFolder
-from scoring.evaluate import load_run
+from scoring.trained import load_run
 from settings import program as programs
 from sites import demo_data
 from test_fedbcs import HERE, tiny_config, write_nuclei
@@ -87,7 +87,7 @@ def test_what_went_wrong_is_what_is_said(capsys):
             (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "memory: "),
             (OSError(errno.EACCES, "Permission denied", "x/y"), "x/y: Permission denied; check its permissions"),
             (OSError(errno.ENOSPC, "No space left on device", "x/y"), "x/y: No space left on device; make room"),
-            (OSError(errno.ENOENT, "No such file", "x/y"), "x/y: No such file; it was there before"),
+            (OSError(errno.ENOENT, "No such file", "x/y"), "x/y: No such file; it or its folder was there before"),
             (BadInput("a" * 5000), "a" * 1000)):
         with pytest.raises(SystemExit) as end:
             programs.run_program(fails(problem))

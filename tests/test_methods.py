@@ -25,7 +25,7 @@ from methods.find import find_method, method_and_model
 from methods.input_norm import AmplitudeNorm
 from methods.shared import LAST
 from prototypes import finch
-from rounds.checkpoint import load_checkpoint
+from rounds.reading import load_checkpoint
 from scoring.evaluate import logits_of
 from scoring.norm_statistics import own_network
 from test_fedbcs import HERE, one_round, tiny_config, write_nuclei

@@ -139,9 +139,9 @@ def test_averages_over_cases_sites_and_missing():
 
 
 def test_definitions_say_what_was_done():
-    volumes = SimpleNamespace(task="prostate", eval_slices="all", test_stats="site", classes=2, tiles=False)
-    slices = SimpleNamespace(task="prostate", eval_slices="foreground", test_stats="case", classes=2, tiles=False)
-    images = SimpleNamespace(task="nuclei", eval_slices="all", test_stats="site", classes=2, tiles=False)
+    volumes = SimpleNamespace(task="prostate", eval_slices="all", test_stats="site", classes=2, tiles=False, init=None)
+    slices = SimpleNamespace(task="prostate", eval_slices="foreground", test_stats="case", classes=2, tiles=False, init=None)
+    images = SimpleNamespace(task="nuclei", eval_slices="all", test_stats="site", classes=2, tiles=False, init=None)
     assert [results.units(c)["hd95"] for c in (volumes, slices, images)] == ["mm", "mm", "px"]
     found = [results.definitions(c)["image"] for c in (volumes, slices, images)]
     assert ["volume" in image for image in found] == [True, False, False]

@@ -18,9 +18,10 @@ import train
 from datasets import load_sites
 from inference import statistics
 from inference.inputs import list_inputs, output_names, read_unlabelled
-from rounds.checkpoint import load_checkpoint
+from rounds.reading import load_checkpoint
 from scoring import evaluate as evaluation
 from scoring.norm_statistics import own_network
+from scoring.trained import load_run
 from test_fedbcs import tiny_config, write_nuclei
 from tests.helpers import CPU, run_here, write_prostate
 
@@ -81,7 +82,7 @@ def test_it_predicts_what_eval_predicts(trained, tmp_path, monkeypatch, capsys, 
     assert (code, err) == (0, "") and words[0].split("=")[1] in out
     config.test_stats = "case" if "case" in words[0] else "site"
     sites = load_sites(config)
-    _, model, own, local = evaluation.load_run(folder / "run" / "best.pt", sites, config, CPU)
+    _, model, own, local = load_run(folder / "run" / "best.pt", sites, config, CPU)
     network = own_network(model, own.get("a", {}), local.get("a", {}))
     samples = evaluation_samples(sites[0])
     rows = {row["file"]: row for row in rows_of(tmp_path / "p" / "prediction.csv")}
@@ -113,7 +114,7 @@ def test_a_hospital_that_took_no_part(trained, tmp_path, monkeypatch, capsys):
     assert code == 0 and out.startswith("collecting statistics of the input images themselves")
     config.data, config.test_stats = str(other), "site"
     sites = load_sites(config, {}, strict=False)
-    own = evaluation.load_run(folder / "run" / "best.pt", sites, config, CPU)[2]
+    own = load_run(folder / "run" / "best.pt", sites, config, CPU)[2]
     kept = torch.load(tmp_path / "p" / "statistics.pt")["statistics"]
     assert kept.keys() == own["new"].keys()
     assert all(torch.equal(kept[name], own["new"][name]) for name in kept)
@@ -213,7 +214,7 @@ def test_an_exported_network_needs_nothing_of_this_project(trained, tmp_path, mo
                             "export=net.pt2")
     assert code == 0 and "of the run's site a" in out
     config.test_stats = "site"
-    _, model, own, _ = evaluation.load_run(folder / "run" / "best.pt", load_sites(config), config, CPU)
+    _, model, own, _ = load_run(folder / "run" / "best.pt", load_sites(config), config, CPU)
     torch.manual_seed(0)
     for B in (1, 3):
         x = torch.rand(B, 3, 32, 32)

@@ -14,7 +14,7 @@ from datasets import batches, seeded, sites_of_round
 from federated import Diverged
 from fused_features import PATHS
 from methods.find import find_method
-from rounds.checkpoint import load_checkpoint
+from rounds.reading import load_checkpoint
 from test_fedbcs import first_state, one_round, tiny_config, write_nuclei
 from tests.helpers import assert_same
 from unet import UNet

@@ -25,9 +25,10 @@ from datasets import Site
 from federated import Diverged
 from methods.find import find_method
 from rounds import checkpoint, run_folder
-from rounds.checkpoint import load_checkpoint
+from rounds.reading import load_checkpoint
 from scoring import evaluate as evaluation
 from scoring import pictures, results
+from scoring.trained import model_of
 from test_fedbcs import HERE, tiny_config, write_nuclei
 from tests.helpers import (
     CPU,
@@ -53,7 +54,7 @@ def test_stored_statistics_are_used_and_others_collected(tmp_path, capsys):
     stored = write_run(tmp_path, config, sites)
     checkpoint = load_checkpoint(tmp_path / "best.pt")
     assert checkpoint["config"] == vars(config)
-    model = evaluation.model_of(checkpoint, "best.pt", CPU)
+    model = model_of(checkpoint, "best.pt", CPU)
     new = Site("new", train=[], val=[], test=sites[0].test)
     found = evaluation.site_statistics(model, checkpoint["statistics"], {}, [sites[1], new], config, CPU)
     assert list(found) == ["b", "new"]
@@ -64,7 +65,8 @@ def test_stored_statistics_are_used_and_others_collected(tmp_path, capsys):
     for value in changed["statistics"]["a"].values():
         value += .5
     torch.save(changed | {"round": 3}, tmp_path / "last.pt")
-    result, _ = evaluation.score_run(tmp_path, [*sites, new], config, CPU, 10.)
+    found = {kind: load_checkpoint(tmp_path / f"{kind}.pt") for kind in results.KINDS}
+    result, _ = evaluation.score_run(tmp_path, found, model, [*sites, new], config, CPU, 10.)
     best, last = result["best"]["test"]["sites"], result["last"]["test"]["sites"]
     assert best["a"] != last["a"] and best["b"] == last["b"]
     assert best["b"]["cases"] == 2 and result["best"]["val"]["sites"]["b"]["cases"] == 0
@@ -110,20 +112,21 @@ def test_weights_that_do_not_fit_their_config(tmp_path):
     for key, value in (("width", 8), ("prototype_weight", 0.), ("fsr", "none")):
         changed = checkpoint | {"config": checkpoint["config"] | {key: value}}
         with pytest.raises(BadInput, match=r"^best\.pt: .*do not fit"):
-            evaluation.model_of(changed, "best.pt", CPU)
+            model_of(changed, "best.pt", CPU)
     with pytest.raises(BadInput, match="do not fit"):
-        evaluation.model_of(checkpoint | {"config": {}}, "best.pt", CPU)
+        model_of(checkpoint | {"config": {}}, "best.pt", CPU)
 
 
 def test_picture_shows_two_cases_a_site_with_their_errors(tmp_path, monkeypatch):
     config, sites = a_config(), some_sites()
     write_run(tmp_path, config, sites)
-    shown = []
+    best = load_checkpoint(tmp_path / "best.pt")
+    model, shown = model_of(best, "best.pt", CPU), []
     sheet = pictures.contact_sheet
     monkeypatch.setattr(pictures, "contact_sheet",
                         lambda rows, titles: shown.extend(rows) or sheet(rows, titles))
     sites[0].test.append(a_sample("a", "c9"))
-    assert evaluation.draw_predictions(tmp_path, sites, config, CPU).width > 6 * 192
+    assert evaluation.draw_predictions(best, model, sites, config, CPU).width > 6 * 192
     assert [label for label, _ in shown] == ["a: c4, c5", "b: c4, c5"]
     for _, tiles in shown:
         assert len(tiles) == 6 and all(t.dtype == np.uint8 and t.shape == (192, 192, 3) for t in tiles)
@@ -132,9 +135,9 @@ def test_picture_shows_two_cases_a_site_with_their_errors(tmp_path, monkeypatch)
         assert (truth == (0, 255, 0)).all(2).any() and (both == (255, 0, 0)).all(2).any()
     volume = a_sample("v", "c", slices=5)
     volume.truth[2, 2:38, 2:48] = 1
-    evaluation.draw_predictions(tmp_path, [Site("a", train=[], val=[], test=[volume])], config, CPU)
+    evaluation.draw_predictions(best, model, [Site("a", train=[], val=[], test=[volume])], config, CPU)
     assert (shown[-1][1][0] == pictures.image_tile(volume, 2)).all()
-    assert evaluation.draw_predictions(tmp_path, [], config, CPU) is None
+    assert evaluation.draw_predictions(best, model, [], config, CPU) is None
 
 
 @pytest.fixture(scope="module")

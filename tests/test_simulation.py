@@ -8,7 +8,7 @@ import pytest
 
 from config import load_config
 from flower.faults import SiteFailed
-from rounds.checkpoint import load_checkpoint
+from rounds.reading import load_checkpoint
 from test_fedbcs import HERE, write_nuclei
 from tests.helpers import assert_same
 
