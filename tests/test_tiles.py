@@ -12,7 +12,7 @@ import train
 from config import BadInput, load_config
 from datasets import Site, load_sites, seeded
 from methods.find import method_and_model
-from rounds.checkpoint import load_checkpoint
+from rounds.reading import load_checkpoint
 from scoring import tiled
 from scoring.evaluate import logits_of, run_alone
 from scoring.evaluate import predict as classes
