@@ -47,8 +47,6 @@ def list_files(data, task, case_pattern=None):
         raise BadInput(f"{data}: there is no such data folder; set data to one, to a table or to demo")
     entries, problems = {}, []
     for site in visible(data):
-        if site.is_symlink() and not site.exists():
-            problems.append(f"{site}: is a link to nowhere, mend or remove it")
         if site.is_dir():
             name = as_seen(site.name)
             if name in entries:
