@@ -106,12 +106,11 @@ def test_what_could_be_read_two_ways_or_not_at_all_names_file_and_remedy(tmp_pat
     assert any("--write" in text for text in problems) == (" of that name; " in problems[0])
 
 
-def test_a_folder_at_the_wrong_level_and_links_to_nowhere(tmp_path):
+def test_a_folder_at_the_wrong_level_and_links_to_folders(tmp_path):
     touch(tmp_path / "b", "__MACOSX/x.png", ".hidden/x.png")
     touch(tmp_path / "d", "images/1.png", "masks/1.png")
     assert "is the folder of one site" in list_files(tmp_path / "d", "images")[1][0]
-    (tmp_path / "b" / "site").symlink_to("nowhere")
-    assert "site: is a link to nowhere, mend" in list_files(tmp_path / "b", "images")[1][0]
+    assert "has no site folders" in list_files(tmp_path / "b", "images")[1][0]
     (tmp_path / "c" / "a").mkdir(parents=True)
     (tmp_path / "c" / "a" / "images").symlink_to(tmp_path / "d" / "images")
     (tmp_path / "c" / "a" / "masks").symlink_to(tmp_path / "d" / "masks")
@@ -271,16 +270,20 @@ def test_a_table_splits_and_names_what_contradicts(tmp_path, capsys):
     capsys.readouterr()
     assert len(load_sites(nuclei_config(file))[0].train) == 2
     assert "its column age is not read" in capsys.readouterr().err
+    file.write_text(PLAIN.replace("masks/1", "masks/0"))
+    entries, _ = list_files(file, "nuclei")
+    assert ["masks/0.png is the mask of 2 images" in text for text in unread(file, entries["a"])] == [True]
 
 
 def test_masks_of_a_table_are_united_or_are_classes(tmp_path):
     file = table(tmp_path, "image,mask,site\nd/a/images/0.png,d/a/masks/0.png;d/a/masks/1.png,a\n")
     masks = [np.asarray(Image.open(tmp_path / "d" / "a" / "masks" / f"{k}.png")) > 0 for k in (0, 1, 2)]
 
-    def truth(classes=2, task="nuclei"):
-        entries, problems = list_files(file, task)
-        assert problems == []
-        return read_sample(entries["a"][0], "a", task, 32, classes).truth[0]
+    def truth(classes=2):
+        entries, problems = list_files(file, "nuclei")
+        sample = read_sample(entries["a"][0], "a", "nuclei", 32, classes)
+        assert problems == [] and sample.facts["labels"] | {0} == set(range(classes))
+        return sample.truth[0]
 
     assert (truth() == (masks[0] | masks[1])).all()
     other = np.uint8(255) * ~(masks[0] | masks[1])
