@@ -16,7 +16,8 @@ REQUIRED = object()
 # Every method: where its function stands. Beside it a file may have SETTINGS, keys of its own in the
 # form of KEYS, and FIXED, the switches that the method sets.
 METHODS = {name: f"methods/{name}.py:{name}" for name in (
-    "fedavg", "fedprox", "fedbn", "harmofl", "fpl", "fedplvm", "feduv", "input_norm", "released")}
+    "fedavg", "fedprox", "fedbn", "harmofl", "fpl", "fedplvm", "feduv", "input_norm", "released",
+    "local", "pooled")}
 METHODS["fedbcs"] = "federated.py:fedbcs"
 
 

@@ -41,11 +41,17 @@ def train(config):
 
 
 def sites_that_train(sites, config):
-    """Return the sites that have training images; raises BadInput if none has."""
+    """Return the sites that have training images, with method: pooled as one; raises BadInput if none has."""
     found = [site for site in sites if site.train_slices]
     if not found:
         raise BadInput("hold_out: no other site has a training case, set it to none" if config.hold_out else
                        f"{config.splits}: no site has a training case, add some to the splits")
+    if config.method == "local":
+        from methods.local import check_trained
+        check_trained([site.name for site in found], [site.name for site in sites])
+    if config.method == "pooled":
+        from methods.pooled import one_place
+        return one_place(found)
     return found
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import yaml
 
-from config import METHODS, BadInput, as_yaml, load_config
+from config import KEYS, METHODS, BadInput, as_yaml, load_config
 from experiments import figures
 from experiments.run_grid import Training, train_all
 from experiments.tables import write_paired, write_table
@@ -138,7 +138,8 @@ def main():
     given = command_line()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the trainings end with it
     out = Path(given.out).expanduser()
-    own = [text for text in given.overrides if text.startswith(tuple(f"{m}_" for m in METHODS))]
+    own = [text for text in given.overrides if text.partition("=")[0] not in KEYS
+           and text.startswith(tuple(f"{m}_" for m in METHODS))]
     config = base_config(given.config, [text for text in given.overrides if text not in own], out)
     folder = demo_data.ensure(config.task) if config.data == "demo" else config.data
     sites, problems = list_files(folder, config.task, config.case_pattern)

@@ -15,6 +15,9 @@ def choose(site, model, checkpoint, config):
     if site is not None and site not in known:
         raise BadInput(f"site: the run has no {site} to take the statistics of, "
                        + (f"name one of {', '.join(sorted(known))}" if known else "leave it out"))
+    if config.method == "local":
+        from methods.local import check_trained
+        check_trained(checkpoint["local"], [site])
     if not statistics_like(model):
         return {}, "none: the network has no batch norm"
     if config.test_stats == "case":

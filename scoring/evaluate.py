@@ -187,6 +187,9 @@ def load_run(file, sites, config, device):
     """Return a checkpoint's round, its network, and its sites' statistics and local weights."""
     checkpoint = load_checkpoint(file)
     model, local = model_of(checkpoint, file, device), checkpoint["local"]
+    if config.method == "local":
+        from methods.local import check_trained
+        check_trained(local, [site.name for site in sites])
     statistics = site_statistics(model, checkpoint["statistics"], local, sites, config, device)
     return checkpoint["round"], model, statistics, local
 
