@@ -14,6 +14,7 @@ import pytest
 
 import train
 from config import load_config
+from experiments import check_numbers
 from test_fedbcs import HERE
 from tests.helpers import rows_of
 
@@ -42,6 +43,25 @@ def test_the_numbers_of_a_short_run(tmp_path, method):
     changed = [f"{name}: {found[name]:.4f}, was {row['value']}" for name, row in expected.items()
                if abs(found[name] - float(row["value"])) > float(row["bound"])]
     assert not changed, f"numbers of {method} have changed: {'; '.join(changed)}"
+
+
+def test_numbers_of_pages_are_compared(tmp_path, program, monkeypatch):
+    """Those of the list stand in their pages; one that does not come out is named, and one that no page has."""
+    assert check_numbers.rows_of(HERE / "docs" / "commands.csv")
+    monkeypatch.setattr(check_numbers, "HERE", tmp_path)
+    head = "file,text,command,found,number,within\n"
+    for number, within, code, words in (("10", 0.5, 0, "same: docs/checks.md"), ("10", 0.1, 1, "DIFFERENT: docs/checks.md"),
+                                        ("11", 0.5, 2, "docs/checks.md has no '# 11' with 11 in it")):
+        (tmp_path / "l.csv").write_text(
+            f'{head}docs/checks.md,# {number},"-c print(1,10.2)",1 (.*),{number},{within}\n')
+        (tmp_path / "docs").mkdir(exist_ok=True)
+        (tmp_path / "docs" / "checks.md").write_text("# 10\n")
+        ended, out, err = program(check_numbers, tmp_path, "l.csv")
+        assert ended == code and words in out + err
+
+
+def test_the_page_of_results_is_one_page():
+    assert len((HERE / "docs" / "results.md").read_text(encoding="utf-8").split()) <= 1200
 
 
 def main():
