@@ -17,8 +17,7 @@ REQUIRED = object()
 # form of KEYS, and FIXED, the switches that the method sets.
 METHODS = {name: f"methods/{name}.py:{name}" for name in (
     "fedavg", "fedprox", "fedbn", "harmofl", "fpl", "fedplvm", "feduv", "input_norm", "released",
-    "local", "pooled")}
-METHODS["fedbcs"] = "federated.py:fedbcs"
+    "local", "pooled")} | {"fedbcs": "federated.py:fedbcs"}
 
 
 def method_name(value):

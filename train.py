@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from config import BadInput, load_config
+from config import BadInput, load_config, method_module
 from datasets import keep_on, load_sites, sites_of_round
 from federated import Diverged, average_weights, local_update
 from methods.find import method_and_model
@@ -42,17 +42,11 @@ def train(config):
 
 def sites_that_train(sites, config):
     """Return the sites that have training images, with method: pooled as one; raises BadInput if none has."""
-    found = [site for site in sites if site.train_slices]
-    if not found:
+    if not (found := [site for site in sites if site.train_slices]):
         raise BadInput("hold_out: no other site has a training case, set it to none" if config.hold_out else
                        f"{config.splits}: no site has a training case, add some to the splits")
-    if config.method == "local":
-        from methods.local import check_trained
-        check_trained([site.name for site in found], [site.name for site in sites])
-    if config.method == "pooled":
-        from methods.pooled import one_place
-        return one_place(found)
-    return found
+    bound = config.method in ("local", "pooled")
+    return method_module(config.method)[0].training_sites(found, sites) if bound else found
 
 
 def main():

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from config import BadInput
+from config import BadInput, method_module
 from inference.inputs import read_ahead, read_unlabelled
 from rounds.checkpoint import as_bytes, check_fits, load_whole, save
 from scoring.norm_statistics import choose_slices, statistics_like, statistics_of
@@ -16,8 +16,7 @@ def choose(site, model, checkpoint, config):
         raise BadInput(f"site: the run has no {site} to take the statistics of, "
                        + (f"name one of {', '.join(sorted(known))}" if known else "leave it out"))
     if config.method == "local":
-        from methods.local import check_trained
-        check_trained(checkpoint["local"], [site])
+        method_module("local")[0].check_trained(checkpoint["local"], [site])
     if not statistics_like(model):
         return {}, "none: the network has no batch norm"
     if config.test_stats == "case":

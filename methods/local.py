@@ -17,6 +17,12 @@ def local(config):
     return fedbcs(config)._replace(local=lambda name: True)
 
 
+def training_sites(found, sites):
+    """Return the sites that have training images, found among `sites`; raises BadInput unless all have."""
+    check_trained([site.name for site in found], [site.name for site in sites])
+    return found
+
+
 def check_trained(trained, sites):
     """Raise BadInput for one of the sites that has no network, for it did not train; None: no site is named."""
     if missing := [site for site in sites if site not in trained]:

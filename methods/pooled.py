@@ -17,6 +17,6 @@ def pooled(config):
     return fedbcs(config)
 
 
-def one_place(sites):
-    """Return the one Site that has the training images of all these, in a list."""
-    return [Site("pooled", [sample for site in sites for sample in site.train], [], [])]
+def training_sites(found, sites):
+    """Return, in a list, the one Site that has the training images of all sites; found: those that have any."""
+    return [Site("pooled", [sample for site in found for sample in site.train], [], [])]

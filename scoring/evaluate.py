@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from config import VOLUMES, BadInput, class_name
+from config import VOLUMES, BadInput, class_name, method_module
 from datasets import read_splits
 from methods.find import method_and_model
 from rounds.checkpoint import check_fits, load_checkpoint, save
@@ -188,8 +188,7 @@ def load_run(file, sites, config, device):
     checkpoint = load_checkpoint(file)
     model, local = model_of(checkpoint, file, device), checkpoint["local"]
     if config.method == "local":
-        from methods.local import check_trained
-        check_trained(local, [site.name for site in sites])
+        method_module("local")[0].check_trained(local, [site.name for site in sites])
     statistics = site_statistics(model, checkpoint["statistics"], local, sites, config, device)
     return checkpoint["round"], model, statistics, local
 

@@ -11,7 +11,7 @@ import predict
 import train
 from config import BadInput
 from datasets import load_sites
-from methods.pooled import one_place
+from methods.pooled import training_sites
 from rounds.checkpoint import load_checkpoint
 from test_fedbcs import tiny_config, write_nuclei
 from tests.helpers import assert_same, rows_of
@@ -85,7 +85,7 @@ def test_one_place_is_a_run_of_one_site_that_has_all_images(tmp_path):
 def test_batches_of_one_place_are_mixed_over_sites(tmp_path):
     config = tiny_config(write_nuclei(tmp_path / "data"), "unused", "batch_size=4")
     sites = load_sites(config)
-    place = one_place(sites)[0]
+    place = training_sites(sites, sites)[0]
     own = [{sample.images.sum().item() for sample in site.train} for site in sites]
     assert len(place.train_slices) == sum(len(site.train_slices) for site in sites)
     batches = [{x_i.sum().item() for x_i in x} for x, _ in place.batches(config, 1, 1, torch.device("cpu"))]
