@@ -16,8 +16,8 @@ REQUIRED = object()
 # Every method: where its function stands. Beside it a file may have SETTINGS, keys of its own in the
 # form of KEYS, and FIXED, the switches that the method sets.
 METHODS = {name: f"methods/{name}.py:{name}" for name in (
-    "fedavg", "fedprox", "fedbn", "harmofl", "fpl", "fedplvm", "feduv", "input_norm", "released")}
-METHODS["fedbcs"] = "federated.py:fedbcs"
+    "fedavg", "fedprox", "fedbn", "harmofl", "fpl", "fedplvm", "feduv", "input_norm", "released",
+    "local", "pooled")} | {"fedbcs": "federated.py:fedbcs"}
 
 
 def method_name(value):

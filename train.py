@@ -2,7 +2,7 @@
 
 import sys
 
-from config import BadInput, load_config
+from config import BadInput, load_config, method_module
 from datasets import keep_on, load_sites, sites_of_round
 from federated import Diverged, average_weights, local_update
 from methods.find import method_and_model
@@ -41,12 +41,12 @@ def train(config):
 
 
 def sites_that_train(sites, config):
-    """Return the sites that have training images; raises BadInput if none has."""
-    found = [site for site in sites if site.train_slices]
-    if not found:
+    """Return the sites that have training images, with method: pooled as one; raises BadInput if none has."""
+    if not (found := [site for site in sites if site.train_slices]):
         raise BadInput("hold_out: no other site has a training case, set it to none" if config.hold_out else
                        f"{config.splits or config.data}: no site has a training case, add some")
-    return found
+    bound = config.method in ("local", "pooled")
+    return method_module(config.method)[0].training_sites(found, sites) if bound else found
 
 
 def main():

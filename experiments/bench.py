@@ -40,18 +40,22 @@ def blobs(batch, size, foreground, generator):
     return torch.rand(batch, 3, size, size, generator=generator), (height > cut).long()
 
 
-def training_step(method, amp="none"):
-    """Return step(), a method's training step: batch 6, 3x256x256, width 32, 20 % foreground.
+def setting(method, amp="none"):
+    """Return the config of a row of the table: batch 6, 256 pixels, width 32."""
+    return load_config(SETTING, [f"method={method}", f"amp={amp}"])
+
+
+def training_step(config):
+    """Return step(), a training step of a config on generated images, 20 % foreground.
 
     It is a step of a last local epoch in a later round: with prototypes, 2 a class, and gathering.
     """
-    config = load_config(SETTING, [f"method={method}", f"amp={amp}"])
     device = pick_device(config)
     (rules, model), generator = method_and_model(config), torch.Generator().manual_seed(0)
     model.to(device)
     optimizer = make_optimizer(model, config)
     w = {name: value.clone() for name, value in model.state_dict().items()}
-    x, y = blobs(config.batch_size, 256, 0.2, generator)
+    x, y = blobs(config.batch_size, config.image_size, 0.2, generator)
     x, y = x.to(device), y.to(device)
     context = Context("bench", 2, w, {}, {}, {})
     with torch.no_grad():  # one image, so that this leaves little behind in the peak of memory
@@ -93,10 +97,10 @@ def whole_round(file, overrides, method, amp="none"):
             "saving": time.perf_counter() - validated}
 
 
-def median_seconds(calls):
+def median_seconds(calls, repeats=REPEATS):
     """Return {name: median seconds} of {name: call}, called in turn after one warm-up."""
     seconds = {name: [] for name in calls}
-    for repeat in range(REPEATS + 1):
+    for repeat in range(repeats + 1):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
@@ -121,7 +125,7 @@ def launches_and_waits(step):
 
 def peak_of_steps(method, amp="none"):
     """Return the peak MB of three steps, less what was before; for a fresh process. On a GPU its own."""
-    step = training_step(method, amp)
+    step = training_step(setting(method, amp))
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
         for _ in range(3):
@@ -144,7 +148,7 @@ def main():
         f"{name} bf16": (name, "bf16") for name in ("fedavg", "fedbcs")}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         peak = {name: pool.apply(peak_of_steps, words) for name, words in rows.items()}
-    steps = {name: training_step(*words) for name, words in rows.items()}
+    steps = {name: training_step(setting(*words)) for name, words in rows.items()}
     counts, step = {name: launches_and_waits(steps[name]) for name in rows}, median_seconds(steps)
     fsr = median_seconds(fsr_passes())
     result, base = {"threads": torch.get_num_threads()}, "fedavg"

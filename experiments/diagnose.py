@@ -147,19 +147,19 @@ def main():
     config, (checkpoint,) = open_run(folder, ["last"], given.overrides)
     sites = load_sites(config, read_splits(folder / "splits.json"))
     t, model, statistics, local = load_run(folder / "last.pt", sites, config, torch.device("cpu"))
-    model.train()
     G, method, B = checkpoint["prototypes"], find_method(config), config.batch_size
     for site in (site for site in sites if site.train_slices):
         slices = site.train_slices[:IMAGES]
         batches = [stack(slices[i:i + B]) for i in range(0, len(slices), B)
                    if len(slices[i:i + B]) > 1 or len(slices) == 1]
         print(f"\n{site.name}")
-        context = Context(site.name, t, checkpoint["weights"], G, checkpoint["kept"][site.name]["memory"])
-        print_gradients(model, batches, context, method)
+        network = own_network(model, {}, local.get(site.name, {})).train()
+        memory = checkpoint["kept"].get(site.name, {"memory": {}})["memory"]  # method: pooled has no site's own
+        print_gradients(network, batches, Context(site.name, t, checkpoint["weights"], G, memory), method)
         if model.fusion:
-            print_cosines(model, batches, G)
+            print_cosines(network, batches, G)
         if isinstance(model, UNet) and model.fsr:
-            print_recalibration(model, batches)
+            print_recalibration(network, batches)
     print_thresholds(model, statistics, local, sites, config)
 
 

@@ -103,8 +103,10 @@ def summary(cases, base=None):
     result["sites"] = {site: float(values.mean()) for site, values in dice.items()}
     if base is not None:
         other = by_site(base, DICE)
-        if {site: other[site].shape for site in other} != {site: dice[site].shape for site in dice}:
-            raise BadInput("cases.csv: the settings were not tested on the same patients, train them anew")
+        tested, of_base = ([of_patients(folds, DICE).keys() for folds in of] for of in (cases, base))
+        if tested != of_base:
+            raise BadInput("cases.csv: the settings were not tested on the same patients and seeds, give all of "
+                           "them the same data, splits, folds and seeds")
         differences = {site: dice[site] - other[site] for site in other}
         each = np.concatenate([of_site.mean(0) for of_site in differences.values()])
         low, high = interval(differences)

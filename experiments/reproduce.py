@@ -13,9 +13,14 @@ are skipped, broken ones resumed. Then it is drawn, as --out/COMPARISON.md, .csv
 
 With --folds K, table and ablation test every patient once a seed and compare patient by patient:
 --out/COMPARISON_paired.md, .csv, and .png, a dot a patient (needs matplotlib).
+
+It can be ended at any moment. The same command goes on with what --out has, also elsewhere if that folder
+was moved there and data is a path that is right in both places. --collect FILE.tar.gz packs what the tables
+need, without weights: unpacked as --out, the same command draws them again, without the data.
 """
 
 import argparse
+import json
 import re
 import shlex
 import signal
@@ -25,10 +30,10 @@ from pathlib import Path
 
 import yaml
 
-from config import METHODS, BadInput, as_yaml, load_config
+from config import KEYS, METHODS, BadInput, as_yaml, load_config
 from experiments import figures
-from experiments.run_grid import Training, train_all
-from experiments.tables import write_paired, write_table
+from experiments.run_grid import Training, collect, score_all, train_all
+from experiments.tables import kinds_of, write_paired, write_table
 from rounds.reading import FREE_ON_RESUME, check_same_config
 from settings.program import Parser, run_program
 from sites import demo_data
@@ -109,6 +114,19 @@ def base_config(file, overrides, out):
     return config
 
 
+def site_names(config, out):
+    """Return the names of the sites: of the data, or of runs in `out` that came here without them. Raises
+    BadInput."""
+    results = sorted(out.glob("*/result.json"))
+    if results and config.data != "demo" and not Path(config.data).exists():
+        return sorted(json.loads(results[0].read_text())["last"]["test"]["sites"])
+    folder = demo_data.ensure(config.task) if config.data == "demo" else config.data
+    sites, problems = list_files(folder, config.task, config.case_pattern)
+    if problems:
+        raise BadInput(problems[0])
+    return list(sites)
+
+
 def command_line():
     """Return what the command line says; raises BadInput."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -121,11 +139,15 @@ def command_line():
     parser.add_argument("--folds", type=int, metavar="K", help="of table, ablation: test every patient once")
     parser.add_argument("--also", action="append", default=[], type=setting, metavar="'NAME: key=value ...'",
                         help="of table and ablation: another setting; may be given several times")
+    parser.add_argument("--name", help="of the files written to --out, default COMPARISON")
+    parser.add_argument("--collect", metavar="FILE.tar.gz", help="train and draw nothing: pack the runs so far")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, default 1; they share "
                         "the cores, and the number of threads can change last digits")
     parser.add_argument("overrides", nargs="*", metavar="key=value",
                         help="for all runs; a method's own key, such as fpl_tau, for its runs")
     given = parser.parse_intermixed_args()
+    if given.collect and not given.collect.endswith(".tar.gz"):
+        raise BadInput(f"collect: {given.collect} does not end with .tar.gz, name the file to write so")
     if given.jobs < 1 or not re.fullmatch(r"\d+(,\d+)*", given.seeds):
         raise BadInput("command line: write for example --seeds 0,1,2 --jobs 2")
     if (given.folds or given.also) and given.comparison not in ("table", "ablation"):
@@ -138,14 +160,11 @@ def main():
     given = command_line()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the trainings end with it
     out = Path(given.out).expanduser()
-    own = [text for text in given.overrides if text.startswith(tuple(f"{m}_" for m in METHODS))]
+    own = [text for text in given.overrides if text.partition("=")[0] not in KEYS
+           and text.startswith(tuple(f"{m}_" for m in METHODS))]
     config = base_config(given.config, [text for text in given.overrides if text not in own], out)
-    folder = demo_data.ensure(config.task) if config.data == "demo" else config.data
-    sites, problems = list_files(folder, config.task, config.case_pattern)
-    if problems:
-        raise BadInput(problems[0])
     settings = settings_of(given.comparison, config, given.methods.split(","),
-                           [] if given.folds else list(sites), own) | dict(given.also)
+                           [] if given.folds else site_names(config, out), own) | dict(given.also)
     seeds = sorted({int(seed) for seed in given.seeds.split(",")})
     runs = runs_of(settings, seeds[:1] if given.comparison == "pictures" else seeds, out, given.folds)
     for run in runs:
@@ -154,13 +173,17 @@ def main():
         figures.axes()  # it says if there is no matplotlib, before hours of training
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(as_yaml(config))
+    if given.collect:
+        collect(runs, out / "config.yaml", Path(given.collect).expanduser())
+        return
     train_all(runs, out / "config.yaml", config.rounds, given.jobs)
+    name = given.name or given.comparison
     if given.folds:
-        file = out / f"{given.comparison}_paired"
-        figures.draw_dots(file, write_paired(file, runs, config))
+        score_all(runs, kinds_of(config), given.jobs)
+        figures.draw_dots(out / f"{name}_paired", write_paired(out / f"{name}_paired", runs, config))
     else:
         for write in DRAW[given.comparison]:
-            write(out / given.comparison, runs, config)
+            write(out / name, runs, config)
     print(f"written to {out}")
 
 

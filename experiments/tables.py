@@ -8,7 +8,7 @@ import statistics
 import numpy as np
 
 from experiments import paired
-from experiments.run_grid import by_setting, cases_of, result_of
+from experiments.run_grid import by_setting, find_cases, result_of
 from rounds.checkpoint import save
 from scoring.metrics import MEASURES
 
@@ -22,7 +22,7 @@ Test Dice per site: mean over a patient's files, the site's patients, and seeds 
 tested once a seed ({folds} folds). Difference to {base}: mean over sites of the paired differences, with a
 95 % interval by a bootstrap of patients within sites and of seeds; better: patients whose mean over seeds is
 higher; p: Wilcoxon's signed rank. marked: marked over true area. HD95 in the unit of the files. val: the
-validation Dice of the same round.
+validation Dice of the same round. FedBN fixes the statistics `site` and is shown with them everywhere.
 """
 
 
@@ -118,30 +118,44 @@ def mean_and_sd(values):
 
 # ---- Paired differences over folds ----
 
+def kinds_of(config):
+    """Return the kinds of statistics that a paired table shows, the config's own first."""
+    return ["none"] if config.norm == "group" else [config.test_stats, *({"site", "case"} - {config.test_stats})]
+
+
 def write_paired(file, runs, config):
     """Write FILE.md, a table for each kind of round and statistics, and FILE.csv, a row a patient. Returns
     {setting: [[rows of each fold] of each seed]} that the first table was made of."""
-    texts, rows, tested, settings = [], [], [], by_setting(runs)
-    base, seeds = next(iter(settings.items()))
-    kinds = [config.test_stats, *({"site", "case"} - {config.test_stats})]
-    for stats, kind in itertools.product(["none"] if config.norm == "group" else kinds, ("last", "best")):
-        test, val = (cases_of_all(settings, kind, split, stats) for split in ("test", "val"))
-        texts.append(f"**{kind} round, statistics: {stats}**\n\n{paired_table(test, val)}")
-        tested.append(test)
-        rows += [{"setting": name, "seed": of_seed[0].seed, "statistics": stats, "kind": kind, "site": site,
-                  "patient": patient, "dice": f"{dice:.6f}"}
-                 for name, cases in test.items() for of_seed, folds in zip(seeds, cases)
-                 for (site, patient), dice in sorted(paired.of_patients(folds, paired.DICE).items())]
-    words = PAIRED_WORDS.format(base=base, folds=len(seeds[0]),
-                                seeds=", ".join(str(of_seed[0].seed) for of_seed in seeds))
+    settings, found = by_setting(runs), {}
+    for stats, kind in itertools.product(kinds_of(config), ("last", "best")):
+        found[kind, stats] = {name: [[[
+            row for row in find_cases(run, stats) if row["kind"] == kind] for run in folds]
+            for folds in seeds] for name, seeds in settings.items()}
+    publish_paired(file, found, {name: [folds[0].seed for folds in seeds] for name, seeds in settings.items()})
+    return of_split(next(iter(found.values())), "test")
+
+
+def publish_paired(file, found, seeds):
+    """Write FILE.md, a table for each kind of round and statistics, and FILE.csv, a row a patient; print the
+    former. found: {(round, statistics): {setting: [[rows of each fold] of each seed]}}; seeds: {setting: the
+    numbers of its seeds}."""
+    texts, rows, base = [], [], next(iter(seeds))
+    for (kind, stats), cases in found.items():
+        test = of_split(cases, "test")
+        texts.append(f"**{kind} round, statistics: {stats}**\n\n{paired_table(test, of_split(cases, 'val'))}")
+        for name, of_setting in test.items():
+            rows += [{"setting": name, "seed": seed, "statistics": stats, "kind": kind, "site": site,
+                      "patient": patient, "dice": f"{dice:.6f}"} for seed, folds in zip(seeds[name], of_setting)
+                     for (site, patient), dice in sorted(paired.of_patients(folds, paired.DICE).items())]
+    words = PAIRED_WORDS.format(base=base, folds=len(next(iter(cases.values()))[0]),
+                                seeds=", ".join(map(str, seeds[base])))
     publish(file, "\n".join(texts) + words, rows)
-    return tested[0]
 
 
-def cases_of_all(settings, kind, split, stats):
-    """Return {setting: [[rows of each fold] of each seed]} of the cases of one kind of round and split."""
-    return {name: [[[row for row in cases_of(run, stats) if (row["kind"], row["split"]) == (kind, split)]
-                    for run in folds] for folds in seeds] for name, seeds in settings.items()}
+def of_split(cases, split):
+    """Return {setting: [[rows of each fold] of each seed]} of one split, `val` or `test`."""
+    return {name: [[[row for row in rows if row["split"] == split] for rows in folds] for folds in seeds]
+            for name, seeds in cases.items()}
 
 
 def paired_table(test, val):
@@ -151,7 +165,7 @@ def paired_table(test, val):
         row = paired.summary(cases, None if name == base else test[base])
         against = ["", "", ""] if name == base else [
             f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
-            f"{row['better']} of {row['patients']}", f"{row['p']:.3f}"]
+            f"{row['better']} of {row['patients']}", "< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"]
         val_dice = paired.mean_of_sites(paired.by_site(val[name], paired.DICE))
         lines.append([name, *(f"{dice:.3f}" for dice in row["sites"].values()), f"**{row['dice']:.3f}**",
                       *against, *(f"{row[what]:.2f}" for what in ("precision", "recall", "marked")),

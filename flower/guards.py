@@ -3,7 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-from config import load_config, read_override, read_value, read_yaml
+from config import BadInput, load_config, read_override, read_value, read_yaml
 from settings.kinds import choice, number, or_none, whole
 
 GUARDS = {  # in the form of config.KEYS
@@ -24,5 +24,7 @@ def load_settings(file, overrides):
     guards = {key: default for key, (_, default, _) in GUARDS.items()}
     guards |= {key: read_value(key, value, GUARDS, None) for key, value in found.items()}
     given = {"out": f"runs/{name}"} | {key: value for key, value in given.items() if key not in GUARDS}
-    return (load_config(given, [text for text in overrides if text not in changed]),
-            SimpleNamespace(**guards))
+    config = load_config(given, [text for text in overrides if text not in changed])
+    if config.method in ("local", "pooled"):
+        raise BadInput(f"method: {config.method} is no federation, nothing would travel; run it with train.py")
+    return config, SimpleNamespace(**guards)

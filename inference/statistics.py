@@ -2,7 +2,7 @@
 
 import hashlib
 
-from config import BadInput
+from config import BadInput, method_module
 from inference.inputs import read_ahead, read_unlabelled
 from rounds.checkpoint import as_bytes, save
 from rounds.reading import check_fits, load_whole
@@ -17,6 +17,8 @@ def choose(site, model, checkpoint, config):
     if site is not None and site not in known:
         raise BadInput(f"site: the run has no {site} to take the statistics of, "
                        + (f"name one of {', '.join(sorted(known))}" if known else "leave it out"))
+    if config.method == "local":
+        method_module("local")[0].check_trained(checkpoint["local"], [site])
     if not statistics_like(model):
         return {}, "none: the network has no batch norm"
     if config.test_stats == "case":

@@ -5,7 +5,7 @@ import time
 import torch
 from torch.nn import functional
 
-from config import VOLUMES, BadInput, class_name
+from config import VOLUMES, BadInput, class_name, method_module
 from datasets import read_splits
 from rounds.checkpoint import save
 from rounds.run_folder import as_json
@@ -169,6 +169,8 @@ def with_weights(model, checkpoint, sites, config, device):
     """Load a checkpoint's weights into the network; return its sites' statistics and local weights."""
     model.load_state_dict(checkpoint["weights"])
     local = checkpoint["local"]
+    if config.method == "local":
+        method_module("local")[0].check_trained(local, [site.name for site in sites])
     return site_statistics(model, checkpoint["statistics"], local, sites, config, device), local
 
 

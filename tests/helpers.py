@@ -1,9 +1,12 @@
 """What several test files use: small data, small runs, and comparisons."""
 
+import contextlib
 import csv
+import importlib
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 
 from config import load_config
 from datasets import Site
+from experiments import run_grid
 from methods.find import find_method
 from rounds import checkpoint
 from scoring.norm_statistics import norm_statistics
@@ -110,6 +114,17 @@ def run_here(monkeypatch, capsys, module, folder, *arguments):
     except SystemExit as end:
         code = end.code
     return code, *capsys.readouterr()
+
+
+def start_here(monkeypatch):
+    """Have `reproduce` train and score in this process, one after the other, for a process takes seconds to start."""
+    def start(command, jobs, log):
+        with monkeypatch.context() as patch, open(log, "a") as stream, contextlib.redirect_stdout(stream):
+            patch.setattr(sys, "argv", list(map(str, command)))
+            importlib.import_module(command[0].removesuffix(".py")).main()
+        return SimpleNamespace(poll=lambda: 0, returncode=0)
+    monkeypatch.setattr(run_grid, "start", start)
+    monkeypatch.setattr(run_grid.time, "sleep", lambda _: None)
 
 
 def run_eval(*arguments, folder):

@@ -2,14 +2,16 @@
 
 import csv
 import itertools
+import re
+import tarfile
 
 import numpy as np
 import pytest
 
 from config import BadInput, as_yaml
-from experiments import paired, reproduce, run_grid
+from experiments import compare, paired, reproduce, run_grid
 from test_fedbcs import tiny_config, write_nuclei
-from tests.helpers import run_here
+from tests.helpers import run_here, start_here
 
 
 def rows_of(site, values, **more):
@@ -129,6 +131,7 @@ def test_wilcoxon_counts_all_signs():
 def test_every_patient_is_tested_once_and_compared(tmp_path, monkeypatch, capsys):
     """reproduce --folds: all runs, both kinds of statistics, both rounds; the table follows from cases.csv."""
     pytest.importorskip("matplotlib")
+    start_here(monkeypatch)
     data = write_nuclei(tmp_path / "data", ("a", "b"), cases=4)
     (tmp_path / "c.yaml").write_text(as_yaml(tiny_config(data, tmp_path / "unused", "rounds=2")))
     words = ("table", "--config", "c.yaml", "--out", "o", "--seeds", "0", "--folds", "3", "--methods", "fedavg",
@@ -166,3 +169,63 @@ def test_every_patient_is_tested_once_and_compared(tmp_path, monkeypatch, capsys
                          ((*words, "--also", "x"), "also: expected 'NAME: key=value ...'")):
         code, _, err = run_here(monkeypatch, capsys, reproduce, tmp_path, *wrong)
         assert code == 2 and err.startswith(f"error: {start}")
+
+
+def test_a_table_is_drawn_elsewhere_from_what_was_collected(tmp_path, monkeypatch, capsys):
+    """Without weights and data; FedBN, whose statistics are fixed, and methods of which nothing is sent, among
+    the rows; no weights are in the archive."""
+    pytest.importorskip("matplotlib")
+    start_here(monkeypatch)
+    data = write_nuclei(tmp_path / "data", ("a", "b"), cases=4)
+    (tmp_path / "c.yaml").write_text(as_yaml(tiny_config(data, tmp_path / "unused", "rounds=1")))
+    words = ("--config", "c.yaml", "--seeds", "0", "--methods", "fedavg,fedbn,local,pooled", "local_epochs=1")
+    paired_words = ("table", "--out", "o", "--folds", "3", "--name", "bounds", *words)
+    code, out, err = run_here(monkeypatch, capsys, reproduce, tmp_path, *paired_words)
+    assert code == 0, err
+    assert "12 runs, 0 of them finished" in out and re.search(r"about \d+ minutes of training steps", out)
+    assert "0 of 9 scorings with statistics of the case to go" in out  # FedBN has those of the site alone
+    text = (tmp_path / "o" / "bounds_paired.md").read_text()
+    line = {name: [row for row in text.splitlines() if row.startswith(f"| {name} ")] for name in ("fedbn", "local")}
+    assert len({line["fedbn"][i].split("|")[2] for i in (0, 2)}) == 1 and len(line["local"]) == 4
+    plain = ("table", "--out", "o", *words)
+    assert run_here(monkeypatch, capsys, reproduce, tmp_path, *plain)[0] == 0
+    code, out, _ = run_here(monkeypatch, capsys, reproduce, tmp_path, *paired_words, "--collect", "o.tar.gz")
+    assert code == 0 and "12 finished of 12 runs" in out
+    with tarfile.open(tmp_path / "o.tar.gz") as archive:
+        assert not [name for name in archive.getnames() if name.endswith((".pt", ".png"))]
+        archive.extractall(tmp_path / "o2", filter="data")
+    data.rename(tmp_path / "away")
+    code, _, err = run_here(monkeypatch, capsys, reproduce, tmp_path, *("o2" if w == "o" else w for w in paired_words))
+    assert code == 0, err
+    assert (tmp_path / "o2" / "bounds_paired.md").read_text() == text
+    code, _, err = run_here(monkeypatch, capsys, reproduce, tmp_path, *plain, "--collect", "o.zip")
+    assert code == 2 and err.startswith("error: collect: o.zip does not end with .tar.gz")
+
+
+def test_runs_that_are_there_are_compared(tmp_path, monkeypatch, capsys):
+    """Their seeds and folds are joined, the first is the base; runs that do not belong together are refused."""
+    random = np.random.default_rng(0)
+    for name, seed, fold in itertools.product(("plain", "other"), (0, 3), (0, 1, 2)):
+        run = tmp_path / f"{name}_seed{seed}_fold{fold}"
+        run.mkdir()
+        method = "fedavg" if name == "plain" else "fedbcs"
+        run.joinpath("config.yaml").write_text(as_yaml(tiny_config(
+            "d", "o", f"method={method}", f"seed={seed}", "folds=3", f"fold={fold}")))
+        rows = [f"{kind},{split},s,p{fold}{i},{random.random() / 2 + (name == 'other') / 2},0.5,0.5,1.0,case"
+                for kind, split, i in itertools.product(("best", "last"), ("val", "test"), range(4))]
+        (run / "cases.csv").write_text("\n".join(["kind,split,site,case,dice,precision,recall,hd95,statistics", *rows]))
+    runs = sorted(map(str, tmp_path.glob("plain*"))) + sorted(map(str, tmp_path.glob("other*")))
+    code, out, err = run_here(monkeypatch, capsys, compare, tmp_path, *runs, "--out", "t")
+    assert code == 0, err
+    line = next(line for line in out.splitlines() if line.startswith("| other"))
+    assert "| 12 of 12 | < 0.001 |" in line and (tmp_path / "t.md").read_text() in out
+    assert "| seeds 0, 3;" not in out and "seeds 0, 3" in out and "difference to plain" in out
+    assert len((tmp_path / "t.csv").read_text().splitlines()) == 1 + 2 * 2 * 2 * 12
+    for some, start in ((runs[:1], "command line: "), ((runs[0], runs[7]), "cases.csv: the settings were not"),
+                        ((runs[0], "nowhere"), "nowhere/config.yaml: cannot be read")):
+        code, _, err = run_here(monkeypatch, capsys, compare, tmp_path, *some)
+        assert code == 2 and err.startswith(f"error: {start}") and err.count("\n") == 1
+    file = tmp_path / "plain_seed3_fold0" / "config.yaml"
+    file.write_text(file.read_text().replace("lr: 0.01", "lr: 0.5"))
+    code, _, err = run_here(monkeypatch, capsys, compare, tmp_path, *runs)
+    assert code == 2 and "differing in lr (0.5, now 0.01)" in err
