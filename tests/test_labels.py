@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -214,10 +215,11 @@ def test_the_same_picture_twice(tmp_path, capsys):
     assert "b/7.bmp: is the same picture as a/2.png" in line and "in all" not in line
     parts = {site.name: [(part, sample) for part in ("train", "test") for sample in getattr(site, part)]
              for site in sites}
-    parts = {"x": [("train", parts["b"][0][1]), ("train", parts["b"][1][1])],
-             "y": [("train", parts["b"][1][1]), ("test", parts["b"][0][1])]}
-    apart, alike = across.same_pictures(parts)
-    assert "one is in train and one in test" in apart and "one is in" not in alike
+    one, two, three = (sample for _, sample in parts["b"][:3])
+    texts = across.same_pictures({"x": [("train", one), ("train", two), ("train", three)],
+                                  "y": [("train", one), ("val", two), ("test", three)]})
+    assert [re.findall("one is in .* and one in .*;", text) for text in texts] == [
+        ["one is in train and one in test;"], ["one is in train and one in val;"], []]
 
 
 def test_pictures_that_only_look_alike_are_not_the_same(tmp_path):
