@@ -94,9 +94,8 @@ def load_site(name, entries, splits, config, strict=True):
     given = config.task, config.image_size, config.classes, config.window, config.tiles
     at_once = 1 if config.tiles else torch.get_num_threads()  # a whole slide alone fills the memory
     with ThreadPoolExecutor(at_once) as threads:  # most of the time is decoding
-        samples = {part: list(threads.map(lambda entry: read_sample(entry, name, *given),
-                                          [entry for entry in entries if entry.case in split[part]]))
-                   for part in SPLITS}
+        samples = {part: list(threads.map(lambda entry: read_sample(entry, name, *given), [
+            entry for entry in entries if entry.case in split[part]])) for part in SPLITS}
     site = Site(name, **samples)
     healthy = [f"{entries[0].mask.parent}: no mask {whose} has foreground (> 0), so this site trains on "
                "background alone; mend the masks, or leave it out by the key leave_out"

@@ -39,8 +39,8 @@ def check_memory(folder, entries, config):
     kept, largest = sum(kept for kept, _ in sizes), max((decoding for _, decoding in sizes), default=0)
     if largest > free:
         file = entries[[decoding for _, decoding in sizes].index(largest)].image
-        raise BadInput(f"{file}: there is not enough memory to decode it: it takes {largest / GB:.1f} GB, "
-                       f"{free / GB:.1f} GB are free; close other programs, or cut it into smaller files")
+        raise BadInput(f"{file}: there is not enough memory to decode it: it takes {largest / GB:.2f} GB, "
+                       f"{free / GB:.2f} GB are free; close other programs, or cut it into smaller files")
     if kept + largest > free:
         raise BadInput(f"{folder}: there is not enough memory for its {len(entries)} images: they take "
                        f"{(kept + largest) / GB:.1f} GB together, {free / GB:.1f} GB are free; close other "
@@ -94,7 +94,7 @@ def same_pictures(sites):
     """Return a text for each picture that is there twice, first those that train and test. Pictures are the
     same if their pixels are, as the network takes them; blank ones are not compared. sites: {name: [(part of
     the split, Sample)]}, also below."""
-    known, texts = {}, {True: [], False: []}
+    known, found = {}, []
     for site, samples in sites.items():
         for part, sample in samples:
             few = sample.images[:, 1, ::4, ::4].numpy().tobytes()  # of all, a sixteenth tells most apart
@@ -103,14 +103,14 @@ def same_pictures(sites):
                 continue
             for other_site, other_part, other in alike:
                 if torch.equal(sample.images, other.images):
-                    apart = part != other_part
-                    texts[apart].append(
-                        f"{site}/{sample.name}: is the same picture as {other_site}/{other.name}"
-                        + f", one is in {other_part} and one in {part}" * apart + "; keep one of them")
+                    places = f", one is in {other_part} and one in {part}" * (part != other_part)
+                    worst = {part, other_part} == {"train", "test"}
+                    text = f"{site}/{sample.name}: is the same picture as {other_site}/{other.name}{places}"
+                    found.append((not worst, not places, f"{text}; keep one of them"))
                     break
             else:
                 alike.append((site, part, sample))
-    return texts[True] + texts[False]
+    return [text for _, _, text in sorted(found, key=lambda row: row[:2])]
 
 
 def missing_classes(sites, config):

@@ -56,7 +56,7 @@ def note(facts, pixels):
     """Put what an image's pixels are into `facts`, a dict or None."""
     if facts is not None:
         facts |= {"size": sides(pixels.shape), "channels": pixels.shape[2], "spacing": "1 pixel",
-                  "low": pixels.min(), "high": pixels.max()}
+                  "low": float(pixels.min()), "high": float(pixels.max())}
 
 
 def blank(file, pixels):
@@ -118,7 +118,7 @@ def read_labels(file, classes=2, facts=None):
                        "plain grey with background 0")
     labels, values = from_lossy(labels, file, found) if lossy else look_at(labels, file, classes, found)
     if facts is not None:
-        facts["labels"] = set(values.tolist())
+        facts["labels"] = values.tolist()
     return labels, found
 
 

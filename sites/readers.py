@@ -23,7 +23,7 @@ class Sample(NamedTuple):
     truth: np.ndarray     # (S, H, W) uint8, classes on the file's own grid
     spacing: tuple        # of a voxel (slice, row, column): mm for volumes, 1 pixel for images
     warnings: tuple = ()  # what is possible but suspicious, as texts that name the file
-    facts: dict | None = None  # what its files hold before any preparation, for a report
+    facts: dict | None = None  # what its files hold before any preparation, plain values for a report
     tile: int = 0         # side of the tiles of an image whose images and masks are (H, W) too; 0: resized
 
 

@@ -25,5 +25,5 @@ def read_united(reader, entry, classes, window=None, facts=None):
                            f"draws class {truth[both][0]}; mend them, so that no pixel has two classes")
         truth = np.maximum(truth, labels)
     if facts is not None:
-        facts["labels"] = set(np.unique(truth).tolist())
+        facts["labels"] = np.unique(truth).tolist()
     return image, truth, spacing, warnings

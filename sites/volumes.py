@@ -38,7 +38,8 @@ def read_pair(image_file, mask_file, classes=2, window=None, facts=None):
     if facts is not None:
         S, H, W = (voxels.shape[axis] for axis in order)
         facts |= {"size": f"{W} x {H} x {S} {PLANES[order[0]]}slices", "channels": 1,
-                  "spacing": f"{listed(spacing[::-1])} mm", "low": voxels.min(), "high": voxels.max()}
+                  "spacing": f"{listed(spacing[::-1])} mm",
+                  "low": float(voxels.min()), "high": float(voxels.max())}
     truth = np.ascontiguousarray(as_classes(labels, mask_file, classes).transpose(order))
     return prepared(voxels, image_file, found, order, window), truth, spacing, found + more
 
@@ -116,7 +117,7 @@ def read_labels(file, classes=2, facts=None):
     if not labels.any():
         found.append(f"{file}: has no foreground at all; if the organ was not drawn, remove the case")
     if facts is not None:
-        facts["labels"] = set(values.tolist())
+        facts["labels"] = values.tolist()
     return labels, affine, spacing, found
 
 

@@ -1,6 +1,8 @@
-"""Labels are looked at as labels, all files together, and volumes of any organ are cut and shown as they are."""
+"""Labels are looked at as labels, all files together, and volumes of any organ as they were scanned."""
 
+import json
 import os
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -58,6 +60,7 @@ def palette(index, *colours):
 
 # ---- One mask ----
 
+DUST = np.random.default_rng(0).integers(0, 3, DISC.shape)
 OBJECTS = np.uint8(1) * DISC + np.uint8(5) * (Y > 30) + np.uint8(9) * (X > 33)  # with a number each, touching
 READ = {  # name: (mask, what is foreground, words of its only warning or None)
     "plain": (np.uint8(255) * DISC, DISC, None),
@@ -68,13 +71,12 @@ READ = {  # name: (mask, what is foreground, words of its only warning or None)
     "tiny objects": (np.uint8((Y // 4 * 10 + X // 4) * (Y % 4 < 2) * (X % 4 < 2)),
                      (Y // 4 * 10 + X // 4 > 0) & (Y % 4 < 2) & (X % 4 < 2), "99 labels above 0"),
     "uncertain rim": (np.where(SMALL, 1, 255 * DISC).astype(np.uint8), DISC, "255 mostly means uncertain"),
-    "uncertain, 16 bits": (np.where(SMALL, 20, 65535 * DISC).astype(np.uint16), DISC, "65535 mostly means unc"),
+    "uncertain, 16 bits": (np.where(SMALL, 20, 65535 * DISC).astype(np.uint16), DISC, "65535 mostly means"),
     "smoothed": (smoothed(DISC), smoothed(DISC) > 127, "fades from 0 to 255"),
     "smoothed small": (smoothed(SMALL), smoothed(SMALL) > smoothed(SMALL).max() / 2, "fades from 0 to"),
     "layers": ((Y % 9 * (X > 5)).astype(np.uint8), (Y % 9 > 0) & (X > 5), "8 labels above 0"),
-    "noise of a JPEG": (np.where(DISC, 255, np.random.default_rng(0).integers(0, 3, DISC.shape)).astype(np.uint8),
-                        DISC, "fades from 0 to 255"),
-    "shares of raters": (np.uint8(51) * sum((Y - 14 - r) ** 2 + (X - 18) ** 2 < 60 for r in range(5)).astype(np.uint8),
+    "noise of a JPEG": (np.where(DISC, 255, DUST).astype(np.uint8), DISC, "fades from 0 to 255"),
+    "shares of raters": (np.uint8(51) * np.uint8(sum((Y - 14 - r) ** 2 + (X - 18) ** 2 < 60 for r in range(5))),
                          (Y - 16) ** 2 + (X - 18) ** 2 < 60, "fades from 0 to 255"),
     "exchanged": (np.uint8(255) * ~DISC, ~DISC, "foreground fills 100 % of its border"),
     "cup is 0": (np.where(CUP, 0, np.where(DISC, 128, 255)).astype(np.uint8), ~CUP, None),
@@ -97,7 +99,8 @@ def test_a_smoothed_mask_is_read_above_half(tmp_path):
     """Of small objects much more lies above 0 than above half; the warning says both."""
     found, (text,) = images.read_labels(saved(tmp_path / "m.png", smoothed(DISC)))
     assert 0.95 < found.mean() / DISC.mean() < 1.05
-    assert f"{100 * found.mean():.1f} % of it, while {100 * (smoothed(DISC) > 0).mean():.1f} % is above 0" in text
+    above = 100 * (smoothed(DISC) > 0).mean()
+    assert f"{100 * found.mean():.1f} % of it, while {above:.1f} % is above 0" in text
 
 
 RAMP = range(255, -1, -1)
@@ -144,7 +147,7 @@ def test_labels_that_nibabel_scaled(tmp_path):
 
 def test_uncertain_pixels_beside_classes_are_named(tmp_path):
     file = saved(tmp_path / "m.png", np.where(SMALL, 1, 255 * DISC).astype(np.uint8))
-    with pytest.raises(BadInput, match="has the label 255 .which mostly means uncertain: save it as 0., but classes"):
+    with pytest.raises(BadInput, match="label 255 .which mostly means uncertain: save it as 0., but classes"):
         labels.as_classes(images.read_labels(file, 3)[0], file, 3)
 
 
@@ -164,7 +167,7 @@ PICTURES = {  # name: (pixels, whether they are blank)
     "a speck": (SPECK, False), "stripes": (np.uint8(255) * (Y % 4 == 0), False),
     "one colour differs": (PAPER - np.uint8([0, 60, 0]) * DISC[..., None], False),
     "dim": (np.uint8(12) * DISC + noise(0, 3, (40, 40)), False),
-    "an offset of 16 bits": ((32768 + 600 * DISC).astype(np.uint16) + noise(0, 40, (40, 40), np.uint16), False),
+    "an offset of 16 bits": (np.uint16(32768 + 600 * DISC) + noise(0, 40, (40, 40), np.uint16), False),
 }
 
 
@@ -188,8 +191,8 @@ def test_a_blank_tile_trains_and_its_prediction_is_empty(tmp_path, monkeypatch, 
     saved(folder / "a" / "masks" / "1.png", np.zeros((32, 32), np.uint8))
     train.train(tiny_config(folder, tmp_path / "run", "rounds=1"))
     assert "warning: a: " in (err := capsys.readouterr().err) and "1.png: is blank" in err
-    code, out, err = run_here(monkeypatch, capsys, predict, tmp_path, "--run", tmp_path / "run", folder / "a" / "images",
-                              "out=p", "test_stats=case", "probabilities=true")
+    code, out, err = run_here(monkeypatch, capsys, predict, tmp_path, "--run", "run",
+                              folder / "a" / "images", "out=p", "test_stats=case", "probabilities=true")
     assert code == 0 and f"note: {folder}/a/images/1.png: nothing is looked for" in out and "is blank" in err
     assert not np.asarray(Image.open(tmp_path / "p" / "1.png")).any()
     assert np.load(tmp_path / "p" / "1.png.npz")["foreground"].max() == 0
@@ -198,7 +201,7 @@ def test_a_blank_tile_trains_and_its_prediction_is_empty(tmp_path, monkeypatch, 
 # ---- All files together ----
 
 def test_the_same_picture_twice(tmp_path, capsys):
-    """Those that train and test come first; another file name or format does not hide it, blank ones may repeat."""
+    """Those that train and test come first; another name or format hides nothing, blank ones may repeat."""
     folder = write_nuclei(tmp_path / "d")
     a, b = folder / "a", folder / "b"
     for kind, source, target in (("images", a, b), ("masks", a, b)):
@@ -209,19 +212,21 @@ def test_the_same_picture_twice(tmp_path, capsys):
         saved(a / "images" / f"{number}.png", PAPER)
         saved(a / "masks" / f"{number}.png", 0 * DISC.astype(np.uint8))
     sites = load_sites(nuclei_config(folder))
-    assert "b/7.bmp: is the same picture as a/2.png" in capsys.readouterr().err
+    line, = (line for line in capsys.readouterr().err.splitlines() if "the same picture" in line)
+    assert "b/7.bmp: is the same picture as a/2.png" in line and "in all" not in line
     parts = {site.name: [(part, sample) for part in ("train", "test") for sample in getattr(site, part)]
              for site in sites}
-    parts = {"x": [("train", parts["b"][0][1]), ("train", parts["b"][1][1])],
-             "y": [("train", parts["b"][1][1]), ("test", parts["b"][0][1])]}
-    apart, alike = across.same_pictures(parts)
-    assert "one is in train and one in test" in apart and "one is in" not in alike
+    one, two, three = (sample for _, sample in parts["b"][:3])
+    texts = across.same_pictures({"x": [("train", one), ("train", two), ("train", three)],
+                                  "y": [("train", one), ("val", two), ("test", three)]})
+    assert [re.findall("one is in .* and one in .*;", text) for text in texts] == [
+        ["one is in train and one in test;"], ["one is in train and one in val;"], []]
 
 
 def test_pictures_that_only_look_alike_are_not_the_same(tmp_path):
     folder = write_nuclei(tmp_path / "d", ("a",), cases=2)
     pixels = np.asarray(Image.open(folder / "a" / "images" / "0.png")).copy()
-    pixels[1, 1] = 255 - pixels[1, 1]
+    pixels[1, 1], pixels[2, 2] = pixels[2, 2], pixels[1, 1]
     saved(folder / "a" / "images" / "1.png", pixels)
     sites = load_sites(nuclei_config(folder))
     assert across.compare(sites, nuclei_config(folder)) == ([], set())
@@ -242,7 +247,7 @@ def test_memory_is_asked_for_before_anything_is_decoded(tmp_path, monkeypatch):
     """The sum of many small files is blamed, not one of them; a file that alone is too large is named."""
     folder = write_nuclei(tmp_path / "d")
     monkeypatch.setattr(readers, "reader_of", lambda _: pytest.fail("nothing may be decoded"))
-    for free, words in ((100_000, r"d: there is not enough memory for its 10 images: they take 0.0 GB together"),
+    for free, words in ((100_000, r"d: there is not enough memory for its 10 images: they take 0.0 GB to"),
                         (20_000, r"a/images/0.png: there is not enough memory to decode it")):
         monkeypatch.setattr(across, "free_memory", lambda free=free: free)
         with pytest.raises(BadInput, match=words):
@@ -307,7 +312,8 @@ def test_a_class_that_no_mask_has_is_not_scored(tmp_path, monkeypatch, capsys):
 def test_a_run_with_a_class_that_nobody_has(tmp_path):
     folder = write_classes(tmp_path / "d", {"b": (2,), "a": (2,)})
     train.train(tiny_config(folder, tmp_path / "run", "task=images", "classes=3", "rounds=1"))
-    assert '"1": {\n' in (text := (tmp_path / "run" / "result.json").read_text()) and "NaN" not in text
+    a = json.loads((tmp_path / "run" / "result.json").read_text())["last"]["test"]["sites"]["a"]
+    assert a["cases"] == 1 and a["classes"]["1"]["dice"] is None and a["dice"] == a["classes"]["2"]["dice"]
 
 
 def test_a_hospital_alone_hears_of_a_class_that_it_never_draws(tmp_path, capsys):
@@ -350,7 +356,8 @@ def test_the_report_names_the_plane(tmp_path, monkeypatch, capsys):
     folder = write_prostate(tmp_path / "d")
     for file in folder.rglob("*.nii.gz"):
         image = nibabel.load(file)
-        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj).transpose(2, 0, 1), np.diag((4, .5, .5, 1))), file)
+        turned = np.asarray(image.dataobj).transpose(2, 0, 1)
+        nibabel.save(nibabel.Nifti1Image(turned, np.diag((4, .5, .5, 1))), file)
     code, out, _ = run_here(monkeypatch, capsys, check_data, tmp_path, folder, "--task", "volumes")
     assert code == 0 and "32 x 32 x 4 sagittal slices (3)" in out and "0.5 x 0.5 x 4 mm (3)" in out
 
@@ -378,6 +385,7 @@ def test_a_window_shows_what_padding_hides():
 
 @pytest.mark.parametrize("spoil, warned", [
     (lambda v: v, False), (lambda v: np.where(np.arange(v.size).reshape(v.shape) == 5, -30000, v), True),
+    (lambda v: np.where(np.arange(v.size).reshape(v.shape) % 9, v, -1500), True),
     (lambda v: np.where(v < 200, 0, v), False), (lambda v: np.maximum(v, 500), False)])
 def test_a_darkest_value_far_below_the_others(spoil, warned):
     found = []
@@ -391,7 +399,7 @@ def test_window_is_a_key_of_volumes(tmp_path):
     assert load_config(given, ["window=[-160, 240]"]).window == [-160, 240]
     assert load_config(given, ["window=none"]).window is None is load_config(given).window
     for wrong in ("[240, -160]", "[1]", "[1, 1]", "5", "[a, b]", "true"):
-        with pytest.raises(BadInput, match="window: expected two numbers, the lower one first, such as .* or none"):
+        with pytest.raises(BadInput, match="window: expected two numbers, the lower one first, such .* or none"):
             load_config(given, [f"window={wrong}"])
     with pytest.raises(BadInput, match="window: .* is for volumes, set it to none"):
         load_config(given | {"task": "images"}, ["window=[0, 1]"])
@@ -406,6 +414,7 @@ def test_predict_uses_the_runs_window(tmp_path, monkeypatch, capsys):
     train.train(tiny_config(folder, tmp_path / "run", "task=prostate", "rounds=1", "window=[20, 60]"))
     seen, read = [], volumes.read_alone
     monkeypatch.setattr(volumes, "read_alone", lambda file, window: seen.append(window) or read(file, window))
-    code, _, err = run_here(monkeypatch, capsys, predict, tmp_path, "--run", "run", folder / "a" / "Case0.nii.gz")
+    code, _, err = run_here(monkeypatch, capsys, predict, tmp_path, "--run", "run",
+                            folder / "a" / "Case0.nii.gz")
     assert (code, err) == (0, "") and seen and all(window == [20, 60] for window in seen)
     assert os.listdir(tmp_path / "run" / "predictions")
