@@ -6,7 +6,7 @@ import numpy as np
 
 AVERAGED = ("dice", "hd95", "assd")
 MEASURES = (*AVERAGED, "misses", "cases")  # of a site
-BLOCK = 256  # lines that are looked at together, for a whole slide has many
+BLOCK, AT_ONCE = 256, 2**20  # lines, and points, that are looked at together: a whole slide has many
 
 
 def border(mask):
@@ -75,12 +75,14 @@ def nearest_distance(at, to, spacing):
     if not len(points[0]):
         return np.zeros(0)
     box = tuple(slice(index.min(), index.max() + 1) for index in points)
-    at, to = at[box], to[box]
+    at, to, points = at[box], to[box], None
     *between, last, first = sorted(range(at.ndim), key=lambda axis: at.shape[axis])
     squared = squared_along(to, first, spacing[first])
     for axis in between:
         squared = spread(squared, axis, spacing[axis])
-    return np.sqrt(spread_to(np.nonzero(at), squared, last, spacing[last]))
+    points = np.nonzero(at)
+    parts = zip(*(np.array_split(index, -(-len(index) // AT_ONCE) or 1) for index in points))
+    return np.sqrt(np.concatenate([spread_to(part, squared, last, spacing[last]) for part in parts]))
 
 
 def dice(prediction, truth):
