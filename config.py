@@ -75,6 +75,7 @@ KEYS = {  # key: (kind, default, help)
     "eval_slices": (kind.choice("all", "foreground"), "all", "score volumes, or slices with organ"),
     "test_stats": (kind.or_none(kind.choice("site", "case")), "case",
                    "whose batch-norm statistics a prediction uses; norm: group has none"),
+    "keep_largest": (kind.flag, False, "true: of each class found, its largest connected part (organs)"),
 }
 
 DEFAULTS = {key: default for key, (_, default, _) in KEYS.items()}

@@ -1,38 +1,105 @@
 """A trained network as one file that runs without this project."""
 
+import glob
 import io
 import json
 import warnings
 
 import torch
+from torch import nn
+from torch.nn import functional
 
-from config import VOLUMES, class_name
+from config import VOLUMES, BadInput, class_name
 from rounds.checkpoint import save
+from scoring.norm_statistics import batch_norms
+
+OF_CASE = "of each case itself"  # what `inference.statistics.choose` calls them
+IMAGES = ("float32 (B, 3, H, W), images of any size and range of values, grey ones three times; each is "
+          "scaled to [0, 1] by its minimum and maximum here")
+SLICES = ("float32 (B, 3, H, W), slices of any size, each with the one below and above as channels, at an "
+          "end the last one twice; the volume clipped at its 99 % quantile and scaled to [0, 1] by its "
+          "minimum and maximum")
+
+TILES = ("float32 (B, 3, H, W), H and W multiples of 16, cut out of pictures at their own size that were "
+         "scaled to [0, 1] by their minimum and maximum; predict.py averages overlapping tiles of S x S")
+
+
+class AsPredicted(nn.Module):
+    """A network with what predict.py does around it: x (B, 3, H, W) -> logits (B, C, H, W).
+
+    Images are scaled to [0, 1] one by one, volumes before they are cut into slices. Both are resized to
+    S x S, S = `size`, and the logits to the size that x had."""
+
+    def __init__(self, network, size, scaled):
+        super().__init__()
+        self.network, self.size, self.scaled = network, size, scaled
+
+    def forward(self, x):
+        z = x
+        if self.scaled:
+            low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+            z = (x - low) / (high - low).clamp_min(1e-30)
+        z = functional.interpolate(z, (self.size, self.size), mode="bilinear", antialias=True).clamp(0, 1)
+        return functional.interpolate(self.network(z), x.shape[2:], mode="bilinear")
+
+
+class NormOfEach(nn.Module):
+    """A batch norm without kept statistics as it acts on one image, for any number of images at once."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x):
+        return functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+
+
+def each_alone(network):
+    """Return the network with every batch norm in it replaced by a NormOfEach."""
+    for name, norm in batch_norms(network).items():
+        place, _, child = name.rpartition(".")
+        setattr(network.get_submodule(place), child, NormOfEach(norm))
+    return network
 
 
 def export_network(network, target, config, statistics):
-    """Write a network, its statistics baked in, as a file of `torch.export`.
+    """Write a network, its statistics and the scaling of its inputs baked in, as a file of `torch.export`.
 
-    torch.export.load(FILE).module()(x) gives logits (B, C, S, S) of x (B, 3, S, S), S = `image_size`, for
-    any B. With statistics of each case a batch is one case, an image or the slices of one volume, for the
-    statistics of several would be mixed. `about.json` in the file says so."""
-    batch = "any"
-    if statistics == "of each case itself":
-        batch = "the slices of one volume, at most 32 at a time" if config.task in VOLUMES \
-            else "1: one image at a time"
-    one, S = batch.startswith("1"), config.image_size
-    x = torch.zeros(1 if one else 2, 3, S, S, device=next(network.parameters()).device)
-    program = torch.export.export(network, (x,),
-                                  dynamic_shapes=None if one else ({0: torch.export.Dim("batch")},))
-    about = {"input": "float32 (B, 3, S, S), scaled to [0, 1] and " + (
-                 "cut out at its own size; predict.py averages overlapping tiles" if config.tiles else
-                 "resized as the run's images were"),
-             "S": S, "B": batch, "task": config.task,
-             "output": f"logits (B, {config.classes}, S, S), class 0 is background",
-             "classes": [class_name(config, j) for j in range(config.classes)], "statistics": statistics}
+    torch.export.load(FILE).module() is `AsPredicted`, for any B, H and W. Only slices of a volume that are
+    normalised by themselves have to be those of one volume. `about.json` in the file says so. Raises
+    BadInput for a network that torch cannot export."""
+    volumes, of_case, C, S = config.task in VOLUMES, statistics == OF_CASE, config.classes, config.image_size
+    if config.tiles and of_case:
+        raise BadInput("site: with tiles the statistics of a case are those of many tiles, which an exported "
+                       "network does not see; name a site of a run with test_stats: site")
+    network = each_alone(network) if of_case and not volumes else network
+    whole = network if config.tiles else AsPredicted(network, S, not volumes)
+    about = {"input": TILES if config.tiles else SLICES if volumes else IMAGES,
+             "B": "the slices of one volume, at most 32 at a time" if of_case and volumes else "any",
+             "S": S, "task": config.task,
+             "output": f"logits (B, {C}, H, W), class 0 is background",
+             "classes": [class_name(config, j) for j in range(C)], "statistics": statistics}
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch's own, on how it packs weights
-        torch.export.save(program, content, extra_files={"about.json": json.dumps(about, indent=1)})
+        torch.export.save(as_program(whole.eval(), S, 16 if config.tiles else 1), content,
+                          extra_files={"about.json": json.dumps(about, indent=1)})
     target.parent.mkdir(parents=True, exist_ok=True)
+    for part in target.parent.glob(f"{glob.escape(target.name)}.*.part"):  # of an export that was killed
+        part.unlink(missing_ok=True)
     save(target, content.getvalue())
+
+
+def as_program(whole, size, step):
+    """Return torch's program of a network for any batch and any sides that are multiples of `step`; raises
+    BadInput if there is none."""
+    x = torch.zeros(2, 3, size, size + 16, device=next(whole.parameters()).device)
+    sides = [torch.export.Dim("height"), torch.export.Dim("width")]
+    sizes = {0: torch.export.Dim("batch"), 2: step * sides[0], 3: step * sides[1]} if step > 1 else \
+        {0: torch.export.Dim("batch"), 2: sides[0], 3: sides[1]}
+    try:
+        return torch.export.export(whole, (x,), dynamic_shapes=(sizes,))
+    except (RuntimeError, TypeError, ValueError) as problem:
+        reason = " ".join(str(problem).split())[:200]
+        raise BadInput(f"export: torch cannot export the network of this run ({reason}), "
+                       "change the network") from None

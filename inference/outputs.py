@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,21 +11,20 @@ from nibabel import orientations
 from PIL import Image
 
 from config import VOLUMES, class_name
-from rounds.checkpoint import save
+from inference.output_names import picture_of
+from scoring.evaluate import classes_of
 from scoring.pictures import as_png, contact_sheet, legend
 from sites.volumes import load, lps_sizes, slice_order
 
-ROWS = 8  # inputs on a sheet of pictures
-PREDICTION_COLUMNS = ("file", "class", "size", "unit", "share", "statistics")
+PREDICTION_COLUMNS = ("file", "class", "size", "unit", "share", "threshold", "statistics")
 
 
-def write_mask(target, labels, source, config):
-    """Write classes (S, H, W) as PNG, of two classes as 0 and 255, or as NIfTI with the input's header."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+def as_mask(labels, source, config):
+    """Return a file's content: classes (S, H, W) as PNG, of two classes as 0 and 255, or as NIfTI with the
+    input's header."""
     if config.task in VOLUMES:
-        save(target, gzip.compress(as_labels_of(source, labels).to_bytes(), 1, mtime=0))
-    else:
-        save(target, as_png(Image.fromarray(labels[0] * np.uint8(255 if config.classes == 2 else 1))))
+        return gzip.compress(as_labels_of(source, labels).to_bytes(), 1, mtime=0)
+    return as_png(Image.fromarray(labels[0] * np.uint8(255 if config.classes == 2 else 1)))
 
 
 def as_labels_of(file, found):
@@ -40,42 +41,62 @@ def as_labels_of(file, found):
     return labels
 
 
-def labels_and_probabilities(parts, config, wanted):
-    """Return the classes (S, H, W) uint8 of a sample whose logits come in parts, and the probabilities that
-    `write_probabilities` takes, None unless wanted. No part is kept longer than it is needed."""
-    labels, maps, axis = [], [], 1 if config.tiles else 0  # tiles: parts are strips, else slices
-    for logits in parts:
-        labels.append(logits.argmax(1).to(torch.uint8).cpu().numpy())
-        if wanted:
-            p = logits.softmax(1)
-            p = 1 - p[:, :1] if config.classes == 2 else p
-            maps.append(p.swapaxes(0, 1).cpu().numpy().astype(np.float16))
-    return np.concatenate(labels, axis), np.concatenate(maps, axis + 1) if wanted else None
+def labels_and_probabilities(parts, config, threshold, wanted):
+    """Return the classes (S, H, W) uint8 of a sample whose logits come in parts, and the probabilities
+    (C, S, H, W) float16, of two classes of foreground alone (C = 1), None unless wanted. threshold: as for
+    `at_threshold`. No part is kept longer than it is needed."""
+    maps = []
+
+    def passing():
+        for logits in parts:
+            if wanted:
+                p = logits.softmax(1)
+                p = 1 - p[:, :1] if config.classes == 2 else p
+                maps.append(p.swapaxes(0, 1).cpu().numpy().astype(np.float16))
+            yield at_threshold(logits, threshold)
+
+    labels = classes_of(passing(), config).cpu().numpy()
+    return labels, np.concatenate(maps, 2 if config.tiles else 1) if wanted else None
 
 
-def write_probabilities(target, p):
-    """Write probabilities (C, S, H, W) float16: of two classes `foreground` (S, H, W), of more `classes`
-    (C, S, H, W), background first."""
+def as_files(p, mask, config):
+    """Return {path: content} of probabilities (C, S, H, W), to be written beside a mask: in NAME.npz, of two
+    classes `foreground` (S, H, W), of more `classes` (C, S, H, W), background first; and of images of two
+    classes as a grey PNG, in which 255 is 1."""
     content = io.BytesIO()
-    np.savez_compressed(content, **({"foreground": p[0]} if len(p) == 1 else {"classes": p}))
-    save(target, content.getvalue())
+    np.savez_compressed(content, **({"foreground": p[0]} if config.classes == 2 else {"classes": p}))
+    files = {Path(f"{mask}.npz"): content.getvalue()}
+    if config.classes == 2 and config.task not in VOLUMES:
+        grey = (255 * p[0, 0].astype(np.float32)).round().astype(np.uint8)
+        files[picture_of(mask)] = as_png(Image.fromarray(grey))
+    return files
 
 
-def table_rows(file, labels, spacing, config, statistics):
-    """Return the rows of prediction.csv on a file, one a foreground class, in pixels or mm^3."""
+def at_threshold(logits, threshold):
+    """Return logits of two classes (S, 2, H, W) moved so that class 1 is the larger one where its probability
+    is above the threshold; None: as they are, which is a threshold of 0.5."""
+    if threshold is None:
+        return logits
+    shift = torch.tensor([0.0, -math.log(threshold / (1 - threshold))], device=logits.device)
+    return logits + shift.view(1, 2, 1, 1)
+
+
+def table_rows(file, labels, spacing, config, threshold, statistics):
+    """Return the rows of prediction.csv on a file, one a foreground class, in pixels or mm^3. threshold: as
+    for `at_threshold`; with more than two classes there is none."""
     voxel, unit = (float(np.prod(spacing)), "mm^3") if config.task in VOLUMES else (1, "pixels")
     rows = []
     for j in range(1, config.classes):
         number = int((labels == j).sum())
         values = (file, class_name(config, j), round(number * voxel, 3), unit, f"{number / labels.size:.6f}",
-                  statistics)
+                  (threshold or 0.5) if config.classes == 2 else "none", statistics)
         rows.append(dict(zip(PREDICTION_COLUMNS, values)))
     return rows
 
 
-def write_sheet(target, rows, config):
-    """Write a sheet of pictures of rows (label, tiles)."""
+def as_sheet(rows, config):
+    """Return the PNG content of a sheet of pictures of rows (label, tiles)."""
     (label, images), *rest = rows
     rows = [(label + legend([class_name(config, j) for j in range(config.classes)]), images), *rest]
     title = "prediction: red" if config.classes == 2 else "prediction"
-    save(target, as_png(contact_sheet(rows, ("image", title))))
+    return as_png(contact_sheet(rows, ("image", title)))

@@ -6,7 +6,6 @@ import torch
 from torch.nn import functional
 
 from config import VOLUMES, BadInput, class_name, method_module
-from datasets import read_splits
 from rounds.checkpoint import save
 from rounds.run_folder import as_json
 from scoring import pictures
@@ -58,13 +57,18 @@ def resized(logits, sample):
 
 
 def predict(model, sample, config, device):
-    """Return the classes of one sample on its file's own grid, (S, H, W) uint8: argmax."""
+    """Return the classes of one sample on its file's own grid, (S, H, W) uint8."""
     return classes_of(logits_of(model, sample, config, device), config).cpu().numpy()
 
 
 def classes_of(parts, config):
-    """Return the classes (S, H, W) uint8 of a sample, argmax of its logits, the parts of `logits_of`."""
-    return torch.cat([logits.argmax(1).to(torch.uint8) for logits in parts], 1 if config.tiles else 0)
+    """Return the classes (S, H, W) uint8 of a sample's logits, the parts of `logits_of`: argmax, and with
+    keep_largest the largest connected part of each class."""
+    found = torch.cat([logits.argmax(1).to(torch.uint8) for logits in parts], 1 if config.tiles else 0)
+    if not config.keep_largest:
+        return found
+    from scoring.components import largest_parts
+    return largest_parts(found, config.classes)
 
 
 def predictions(model, site, split, config, device, statistics, local):
@@ -85,7 +89,7 @@ def predictions(model, site, split, config, device, statistics, local):
         part = samples[i:i + IMAGES]
         logits = run_alone(network, torch.cat([sample.images for sample in part]), config, device)
         for sample, own in zip(part, logits.split(1)):
-            yield sample, resized(own, sample).argmax(1).to(torch.uint8)
+            yield sample, classes_of([resized(own, sample)], config)
 
 
 def score_sample(prediction, sample, config):
@@ -174,13 +178,11 @@ def with_weights(model, checkpoint, sites, config, device):
     return site_statistics(model, checkpoint["statistics"], local, sites, config, device), local
 
 
-def score_run(folder, checkpoints, model, sites, config, device, seconds):
-    """Return result.json's content for the run in `folder`, and cases.csv's; print the tables. checkpoints:
-    {best: ..., last: ...}; model: its network, with any weights; seconds: what was spent before; that of
-    scoring is added. Training and eval.py both end here."""
+def score_run(checkpoints, model, sites, config, device, seconds, foreign):
+    """Return result.json's content for a run, and cases.csv's; print the tables. checkpoints: {best: ...,
+    last: ...}; model: its network, with any weights; seconds: what was spent before; that of scoring is
+    added. foreign: sites that took no part."""
     start, result, cases, scored = time.perf_counter(), {}, [], {}
-    splits = read_splits(folder / "splits.json")
-    foreign = [site.name for site in sites if not splits.get(site.name, {}).get("train")]
     for kind in KINDS:
         t, rows = checkpoints[kind]["round"], []
         if t not in scored:  # the last round may be the best one
@@ -198,7 +200,8 @@ def score_run(folder, checkpoints, model, sites, config, device, seconds):
 def finish(folder, checkpoints, model, sites, config, device, seconds):
     """Score test data once, with best and last round; write result.json, cases.csv, predictions.png. Returns
     the result."""
-    result, cases = score_run(folder, checkpoints, model, sites, config, device, seconds)
+    foreign = [site.name for site in sites if not site.train]
+    result, cases = score_run(checkpoints, model, sites, config, device, seconds, foreign)
     save(folder / "result.json", as_json(result))
     save(folder / "cases.csv", cases)
     if picture := draw_predictions(checkpoints["best"], model, sites, config, device):

@@ -38,16 +38,17 @@ def explained(result, config, normed, foreign, seconds):
 
 def format_table(scores, unit):
     """Return `evaluate`'s result as aligned lines: every site, the mean, the site of lowest Dice, each with
-    its foreground classes below if there are several; unit: of the distances."""
+    its foreground classes below if there are several; unit: of the distances. Without cases: one line."""
     sites, mean = scores["sites"], scores["mean"]
     scored = [name for name in sites if sites[name]["cases"]]
+    if not scored:
+        return "no site has a case"
     cases = sum(sites[name]["cases"] for name in scored)
     of_classes = {j: row | {"cases": cases} for j, row in mean.get("classes", {}).items()}
     rows = [row for name in sites for row in with_classes(name, sites[name])]
     rows += with_classes("mean of sites", mean | {"cases": cases, "classes": of_classes})
-    if scored:
-        worst = min(scored, key=lambda name: sites[name]["dice"])
-        rows.append((f"worst: {worst}", sites[worst]))
+    worst = min(scored, key=lambda name: sites[name]["dice"])
+    rows.append((f"worst: {worst}", sites[worst]))
     wide = max(len(label) for label, _ in rows)
     lines = [f"{'site':{wide}}  images    Dice  HD95 {unit}  ASSD {unit}  misses"]
     for label, row in rows:
@@ -121,6 +122,8 @@ def definitions(config, normed=True, foreign_sites=()):
                             "that no mask of any site has is not scored")
     if config.init:
         words["init"] = f"the weights before round 1 are those in {config.init}"
+    if config.keep_largest:
+        words["keep_largest"] = "of every class found in an image, only the largest connected part counts"
     if foreign_sites:
         own = (": they used statistics of their own unlabelled images"
                if normed and config.test_stats == "site" else "")

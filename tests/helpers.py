@@ -133,6 +133,13 @@ def run_eval(*arguments, folder):
                           capture_output=True, text=True, check=False)
 
 
+def eval_result(folder, *overrides):
+    """Score the run named run in `folder` by eval.py; return the content of result_eval.json."""
+    done = run_eval("--run", "run", *overrides, folder=folder)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "run" / "result_eval.json").read_text())
+
+
 def rows_of(run):
     """The rows of a run's metrics.csv."""
     with open(run / "metrics.csv", newline="") as file:

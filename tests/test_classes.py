@@ -266,7 +266,7 @@ def test_a_run_carries_its_classes(trained, monkeypatch, capsys):
     code, out, _ = run_here(monkeypatch, capsys, scoring, folder, "--run", "run")
     assert code == 0 and out.count("\n  cup ") == 2 * 3 * (1 if result["best"]["round"] == 2 else 2)
     assert (folder / "run" / "cases.csv").read_bytes() == before
-    again = json.loads(out.splitlines()[-1])
+    again = json.loads((folder / "run" / "result_eval.json").read_text())
     assert all(again[kind] == result[kind] for kind in ("best", "last"))
 
 

@@ -31,6 +31,7 @@ from scoring.norm_statistics import own_network
 from test_fedbcs import HERE, one_round, tiny_config, write_nuclei
 from tests.helpers import (
     assert_same,
+    eval_result,
     finished,
     rows_of,
     run_eval,
@@ -438,11 +439,11 @@ def test_local_weights_stay_at_their_site_and_score_it(tmp_path):
     sent = sum(value.numel() for name, value in initial.items() if not name.startswith("head."))
     assert {row["weight_bytes"] for row in rows} == {str(4 * sent)}
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    again = json.loads(run_eval("--run", "run", "trust=true", folder=tmp_path).stdout.splitlines()[-1])
+    again = eval_result(tmp_path, "trust=true")
     assert again["last"] == result["last"] and again["best"] == result["best"]
     state["local"]["a"]["head.bias"][1] -= 9  # everything is background
     torch.save(state, tmp_path / "run" / "last.pt")
-    other = json.loads(run_eval("--run", "run", "trust=true", folder=tmp_path).stdout.splitlines()[-1])["last"]["test"]["sites"]
+    other = eval_result(tmp_path, "trust=true")["last"]["test"]["sites"]
     assert other["a"] != result["last"]["test"]["sites"]["a"]
     assert other["b"] == result["last"]["test"]["sites"]["b"]
 
@@ -711,11 +712,11 @@ def test_fedbn_keeps_norm_layers_at_their_site(tmp_path):
     assert not any("running" in name for name in state["weights"])
     best = load_checkpoint(tmp_path / "run" / "best.pt")
     result = json.loads((tmp_path / "run" / "result.json").read_text())["best"]["test"]["sites"]
-    again = json.loads(run_eval("--run", "run", folder=tmp_path).stdout.splitlines()[-1])["best"]["test"]["sites"]
+    again = eval_result(tmp_path)["best"]["test"]["sites"]
     assert again == result and result["a"]["dice"] > 0.3
     best["local"]["a"]["decoder.0.4.weight"] *= -1  # the last map of site a is another
     torch.save(best, tmp_path / "run" / "best.pt")
-    other = json.loads(run_eval("--run", "run", folder=tmp_path).stdout.splitlines()[-1])["best"]["test"]["sites"]
+    other = eval_result(tmp_path)["best"]["test"]["sites"]
     assert other["a"] != result["a"] and other["b"] == result["b"]
 
 
@@ -890,7 +891,7 @@ def test_hold_out(tmp_path, monkeypatch):
     assert result["best"]["test"]["sites"]["b"]["cases"] == 5
     assert result["best"]["val"]["sites"]["b"]["cases"] == 0
     assert "unlabelled" in json.dumps(result["definitions"])
-    again = json.loads(run_eval("--run", "run", "trust=true", folder=tmp_path).stdout.splitlines()[-1])
+    again = eval_result(tmp_path, "trust=true")
     assert again["best"] == result["best"] and again["last"] == result["last"]
     train.train(tiny_config(tmp_path / "d", tmp_path / "run", "hold_out=b", "rounds=3", "resume=true"))
 

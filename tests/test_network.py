@@ -88,7 +88,7 @@ def test_group_norm_has_no_test_stats(workplace, monkeypatch, capsys):
     assert cases.splitlines()[1].endswith(b",none")
     code, out, _ = run_here(monkeypatch, capsys, scoring, workplace, "--run", "run")
     assert code == 0 and (workplace / "run" / "cases.csv").read_bytes() == cases
-    result = json.loads(out.splitlines()[-1])
+    result = json.loads((workplace / "run" / "result_eval.json").read_text())
     assert result["definitions"]["test_stats"] == "none: the network has no batch norm"
     code, _, err = run_here(monkeypatch, capsys, scoring, workplace, "--run", "run", "test_stats=case")
     assert code == 2 and err.startswith("error: test_stats: means nothing with norm: group")

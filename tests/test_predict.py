@@ -17,7 +17,8 @@ import predict
 import train
 from datasets import load_sites
 from inference import statistics
-from inference.inputs import list_inputs, output_names, read_unlabelled
+from inference.inputs import list_inputs, read_unlabelled
+from inference.output_names import output_names
 from rounds.reading import load_checkpoint
 from scoring import evaluate as evaluation
 from scoring.norm_statistics import own_network
@@ -111,7 +112,7 @@ def test_a_hospital_that_took_no_part(trained, tmp_path, monkeypatch, capsys):
     other = write(tmp_path / "o", ("new",), cases=6)
     arguments = ["--run", folder / "run", other / "new", f"out={tmp_path / 'p'}"]
     code, out, _ = run_here(monkeypatch, capsys, predict, tmp_path, *arguments)
-    assert code == 0 and out.startswith("collecting statistics of the input images themselves")
+    assert code == 0 and "\ncollecting statistics of the input images themselves" in out
     config.data, config.test_stats = str(other), "site"
     sites = load_sites(config, {}, strict=False)
     own = load_run(folder / "run" / "best.pt", sites, config, CPU)[2]
@@ -121,7 +122,7 @@ def test_a_hospital_that_took_no_part(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(statistics, "statistics_of", lambda *_: pytest.fail("they are kept"))
     first = next((tmp_path / "p").rglob("0.png" if config.task == "nuclei" else "Case0.nii.gz")).read_bytes()
     code, out, _ = run_here(monkeypatch, capsys, predict, tmp_path, *arguments)
-    assert code == 0 and "collecting" not in out and "of an earlier call, kept in" in out.splitlines()[0]
+    assert code == 0 and "collecting" not in out and "of an earlier call, kept in" in out
     assert next((tmp_path / "p").rglob("0.png" if config.task == "nuclei" else "Case0.nii.gz")).read_bytes() == first
 
 
@@ -156,12 +157,12 @@ def test_a_file_that_cannot_be_read_is_named_and_skipped(trained, tmp_path, monk
     folder, config = trained
     data = tmp_path / "in"
     shutil.copytree(folder / "d" / "a", data)
-    first = list_inputs(data, config.task)[0]
+    first = list_inputs(data, config.task).files[0]
     first.write_bytes(b"no image")
     code, out, err = run_here(monkeypatch, capsys, predict, tmp_path, "--run", folder / "run", data, "site=a",
                               f"out={tmp_path / 'p'}", "probabilities=true")
     assert code == 1 and err.startswith(f"skipped: {first}: cannot be read") and err.count("\n") == 1
-    number = len(list_inputs(data, config.task))
+    number = len(list_inputs(data, config.task).files)
     assert f"{number - 1} of {number} files predicted" in out
     probabilities = sorted((tmp_path / "p").rglob("*.npz"))
     assert len(probabilities) == number - 1
@@ -207,22 +208,35 @@ def test_names_of_outputs(tmp_path):
     assert names == {"A.tif": "A.tif.x", "a.png": "a.png.x", "b.png": "b.x", "sub/b.png": "sub/b.x", "c.nii.gz": "c.x"}
 
 
+def scaled(x):
+    """Images (B, 3, H, W) in [0, 1], each from 0 to 1."""
+    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+    return (x - low) / (high - low)
+
+
 def test_an_exported_network_needs_nothing_of_this_project(trained, tmp_path, monkeypatch, capsys):
-    """Logits in a process that cannot import the project, for several batch sizes."""
+    """Logits in a process that cannot import the project, for several batches and sizes. Images come as they are
+    in their files, in any range of values; slices of volumes scaled."""
     folder, config = trained
     code, out, _ = run_here(monkeypatch, capsys, predict, tmp_path, "--run", folder / "run", "site=a",
                             "export=net.pt2")
     assert code == 0 and "of the run's site a" in out
-    config.test_stats = "site"
+    config.test_stats, volumes = "site", config.task == "prostate"
     _, model, own, _ = load_run(folder / "run" / "best.pt", load_sites(config), config, CPU)
     torch.manual_seed(0)
-    for B in (1, 3):
-        x = torch.rand(B, 3, 32, 32)
-        torch.save((x, own_network(model, own["a"])(x)), tmp_path / f"{B}.pt")
+
+    def example(network, shape):
+        x = scaled(torch.rand(shape))
+        small = torch.nn.functional.interpolate(x, (32, 32), mode="bilinear", antialias=True)
+        y = torch.nn.functional.interpolate(network(small), shape[2:], mode="bilinear")
+        return (x if volumes else 200 * x - 50), y.detach()
+
+    torch.save([example(own_network(model, own["a"]), (B, 3, *size))
+                for B, size in ((1, (32, 32)), (3, (32, 32)), (2, (45, 70)))], tmp_path / "examples.pt")
     code = ("import sys, torch\nassert not any('unet' in name for name in sys.modules)\n"
             "net = torch.export.load('net.pt2').module()\n"
-            "for B in (1, 3):\n    x, y = torch.load(f'{B}.pt')\n"
-            "    assert (net(x) - y).abs().max() < 1e-5, B\n"
+            "for x, y in torch.load('examples.pt'):\n"
+            "    assert (net(x) - y).abs().max() < 1e-5, x.shape\n"
             "try:\n    import unet\nexcept ImportError:\n    print('alone')\n")
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
                            env={"PATH": "", "OMP_NUM_THREADS": "1"})
@@ -231,11 +245,12 @@ def test_an_exported_network_needs_nothing_of_this_project(trained, tmp_path, mo
                     "export=case.pt2")[0] == 0
     extra = {"about.json": ""}
     of_case = torch.export.load(tmp_path / "case.pt2", extra_files=extra).module()
-    volumes = config.task == "prostate"
-    assert json.loads(extra["about.json"])["B"].startswith("the slices of one volume" if volumes else "1: one image")
-    for B in (1, 3, 5) if volumes else (1,):  # a batch is a case
-        x = torch.rand(B, 3, 32, 32)
-        assert (of_case(x) - own_network(model, {})(x)).abs().max() < 1e-5
+    about = json.loads(extra["about.json"])
+    assert about["B"].startswith("the slices of one volume") if volumes else about["B"] == "any"
+    for B in (1, 3, 5):  # of volumes a batch is a case, of images each is one
+        x, y = example(own_network(model, {}) if volumes else
+                       lambda x: torch.cat([own_network(model, {})(one) for one in x.split(1)]), (B, 3, 40, 32))
+        assert (of_case(x) - y).abs().max() < 1e-4
 
 
 def test_memory_does_not_grow_with_the_number_of_files(trained_on_images, tmp_path, monkeypatch, capsys):

@@ -66,7 +66,7 @@ def test_stored_statistics_are_used_and_others_collected(tmp_path, capsys):
         value += .5
     torch.save(changed | {"round": 3}, tmp_path / "last.pt")
     found = {kind: load_checkpoint(tmp_path / f"{kind}.pt") for kind in results.KINDS}
-    result, _ = evaluation.score_run(tmp_path, found, model, [*sites, new], config, CPU, 10.)
+    result, _ = evaluation.score_run(found, model, [*sites, new], config, CPU, 10., ["new"])
     best, last = result["best"]["test"]["sites"], result["last"]["test"]["sites"]
     assert best["a"] != last["a"] and best["b"] == last["b"]
     assert best["b"]["cases"] == 2 and result["best"]["val"]["sites"]["b"]["cases"] == 0
@@ -155,13 +155,13 @@ def small_run(tmp_path_factory):
 def test_eval_repeats_trains_numbers(small_run):
     done = run_eval("--run", "run", folder=small_run)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1], parse_constant=pytest.fail)
+    told = json.loads((small_run / "run" / "result_eval.json").read_text(), parse_constant=pytest.fail)
     saved = json.loads((small_run / "run" / "result.json").read_text())
     assert list(told) == list(saved)
     for key in ("best", "last", "units", "definitions", "commit", "versions"):
         assert told[key] == saved[key]
-    case = run_eval("--run", "run", "test_stats=case", folder=small_run)
-    case = json.loads(case.stdout.splitlines()[-1])
+    assert run_eval("--run", "run", "test_stats=case", folder=small_run).returncode == 0
+    case = json.loads((small_run / "run" / "result_eval.json").read_text())
     assert case["definitions"]["test_stats"].startswith("case")
     assert case["last"]["test"] != saved["last"]["test"]
 
@@ -242,7 +242,7 @@ def test_a_round_without_validation_keeps_no_older_statistics(tmp_path):
 
 @pytest.mark.parametrize("overrides", [(), ("task=prostate",), ("task=prostate", "eval_slices=foreground")])
 def test_site_means_follow_from_the_cases(tmp_path, monkeypatch, capsys, overrides):
-    """Exactly, of best and last round and both splits; eval.py writes the same file again."""
+    """Exactly, of best and last round and both splits; eval.py writes the same again, beside it."""
     write = write_prostate if overrides else write_nuclei
     config = tiny_config(write(tmp_path / "d"), tmp_path / "run", "lr=0.2", *overrides)
     train.train(config)
@@ -263,9 +263,8 @@ def test_site_means_follow_from_the_cases(tmp_path, monkeypatch, capsys, overrid
                     assert float(row["dice"]) == pytest.approx(2 * p * r / (p + r) if p + r else 0)
                 assert {row["class"] for row in own} == {"1"} and {row["statistics"] for row in own} == {"site"}
     assert ("slice" in rows[0]["file"]) == (len(overrides) == 2)
-    (tmp_path / "run" / "cases.csv").unlink()
     assert run_here(monkeypatch, capsys, scoring, tmp_path, "--run", "run")[0] == 0
-    assert (tmp_path / "run" / "cases.csv").read_bytes() == content
+    assert (tmp_path / "run" / "cases_eval.csv").read_bytes() == content
     assert run_here(monkeypatch, capsys, scoring, tmp_path, "--run", "run", "test_stats=case")[0] == 0
     assert (tmp_path / "run" / "cases.csv").read_bytes() == content
     assert b",case\n" in (tmp_path / "run" / "cases_eval.csv").read_bytes()
