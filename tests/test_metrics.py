@@ -135,13 +135,16 @@ def test_averages_over_cases_sites_and_missing():
     lines = results.format_table(scores, "mm").split("\n")
     assert len({len(line) for line in lines}) == 1
     assert "HD95 mm" in lines[0] and lines[-1].startswith("worst: b") and "0.6250" in lines[-2]
-    assert results.format_table({"sites": {}, "mean": nothing}, "px").count("-") == 4
+    assert results.format_table({"sites": {}, "mean": nothing}, "px") == "no site has a case"
 
 
 def test_definitions_say_what_was_done():
-    volumes = SimpleNamespace(task="prostate", eval_slices="all", test_stats="site", classes=2, tiles=False, init=None)
-    slices = SimpleNamespace(task="prostate", eval_slices="foreground", test_stats="case", classes=2, tiles=False, init=None)
-    images = SimpleNamespace(task="nuclei", eval_slices="all", test_stats="site", classes=2, tiles=False, init=None)
+    volumes = SimpleNamespace(task="prostate", eval_slices="all", test_stats="site", classes=2, tiles=False, init=None,
+                              keep_largest=False)
+    slices = SimpleNamespace(task="prostate", eval_slices="foreground", test_stats="case", classes=2, tiles=False, init=None,
+                              keep_largest=False)
+    images = SimpleNamespace(task="nuclei", eval_slices="all", test_stats="site", classes=2, tiles=False, init=None,
+                              keep_largest=False)
     assert [results.units(c)["hd95"] for c in (volumes, slices, images)] == ["mm", "mm", "px"]
     found = [results.definitions(c)["image"] for c in (volumes, slices, images)]
     assert ["volume" in image for image in found] == [True, False, False]
