@@ -40,8 +40,8 @@ def check(config, sheet):
         samples = read_all(site, entries[site], config, problems)
         warnings += [text for sample in samples for text in sample.warnings]
         if samples and not any(sample.truth.any() for sample in samples):
-            warnings.append(f"{entries[site][0].mask.parent}: all masks of site {site} are empty, foreground has "
-                            "to be > 0; if it has healthy cases alone it may train, or leave_out leaves it out")
+            warnings.append(f"{entries[site][0].mask.parent}: all masks of site {site} are empty, foreground "
+                            "has to be > 0; if its cases are healthy it may train, or set leave_out")
         cases = {entry.case for entry in entries[site]}
         parts, *wrong = attempt(split_of, site, cases, splits, config) if cases else [{}]
         problems += wrong

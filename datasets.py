@@ -18,9 +18,8 @@ SPLITS = ("train", "val", "test")
 
 
 class Site:
-    """One site's samples per split, and the slices it trains on (every image; of volumes those with
-    foreground, all if none has): `train_slices`, pairs (sample, slice). `undrawn`: classes that no mask of any
-    site has."""
+    """One site's samples per split, and the slices it trains on (every image; of volumes those with foreground,
+    all if none has): `train_slices`, pairs (sample, slice). `undrawn`: classes that no site's masks have."""
 
     def __init__(self, name, train, val, test, undrawn=frozenset()):
         self.name, self.train, self.val, self.test, self.undrawn = name, train, val, test, undrawn
@@ -34,9 +33,9 @@ class Site:
 
     def batches(self, config, t, epoch, device):
         """Yield x (B, 3, h, w) and y (B, h, w) of a local epoch of round t, augmented, on a device."""
-        order = seeded(config.seed, self.name, t, epoch)
         torch.manual_seed(seeded(config.seed, self.name, t, epoch, "draws").initial_seed())  # as of dropout
-        yield from (on_device(x, y, device) for x, y in batches(self.train_slices, config.batch_size, order))
+        for x, y in batches(self.train_slices, config.batch_size, seeded(config.seed, self.name, t, epoch)):
+            yield on_device(x, y, device)
 
 
 def load_sites(config, splits=None, strict=True):
@@ -78,8 +77,8 @@ def load_sites(config, splits=None, strict=True):
 
 
 def keep_on(sites, device):
-    """Return the sites with their images and masks on the device, as they are if it is the CPU or if they would
-    take more than half of its free memory."""
+    """Return the sites with their images and masks on the device, unless that is the CPU or more than half of
+    its free memory would be taken."""
     size = sum(part.nbytes for site in sites for sample in samples_of(site) for part in sample[3:5])
     if device.type == "cpu" or 2 * size > torch.cuda.mem_get_info(device)[0]:
         return sites
@@ -223,9 +222,8 @@ def sites_of_round(sites, config, t):
 
 
 def seeded(*words):
-    """Return a torch.Generator for these words (seed, site, round, ...), the same in every process.
-
-    A generator for each purpose needs no state in a checkpoint, so a resumed run repeats exactly."""
+    """Return a torch.Generator for these words (seed, site, round, ...), the same in every process. With one for
+    each purpose no state is needed in a checkpoint, so a resumed run repeats exactly."""
     bits = random.Random(":".join(str(word) for word in words)).getrandbits(63)
     return torch.Generator().manual_seed(bits)
 

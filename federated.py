@@ -89,7 +89,7 @@ class Method(NamedTuple):
 
 
 def take_step(method, model, optimizer, x, y, context):
-    """Take a training step on one batch and return {name: term} of its loss, at the weights before the step."""
+    """Take a training step on one batch; return {name: term} of its loss, at the weights before the step."""
     found = {}
 
     def closure():

@@ -4,9 +4,8 @@ import sys
 
 from config import BadInput, load_config, method_module
 from datasets import keep_on, load_sites, sites_of_round
-from federated import Diverged, average_weights, local_update
+from federated import Diverged, average_weights, local_update, take_step
 from methods.find import method_and_model
-from rounds.graph import step_of
 from rounds.lock import locked
 from rounds.run_folder import RunFolder, check_run_folder
 from rounds.screen import RoundTable, show_step
@@ -22,12 +21,12 @@ def train(config):
     sites = keep_on(load_sites(config), device)
     training_sites = sites_that_train(sites, config)
     model.to(device)
+    step = find_step(config, device)
     table = RoundTable(config.rounds, [site.name for site in sites])
     with RunFolder(config, model.state_dict(), sites, device) as run:
-        w, G, kept, take_step = run.w, run.G, run.kept, step_of(config, device)
+        w, G, kept = run.w, run.G, run.kept
         for t in run.rounds_left():
-            updates = [local_update(model, site, w, G, kept.get(site.name), t, config, method, show_step(t),
-                                    take_step)
+            updates = [local_update(model, site, w, G, kept.get(site.name), t, config, method, show_step(t), step)
                        for site in sites_of_round(training_sites, config, t)]
             w = w | average_weights(updates, config.weights)                 # w = sum_m n_m / n w_m
             G = method.aggregate([update.prototypes for update in updates])  # means of FINCH's clusters
@@ -38,6 +37,14 @@ def train(config):
             table.add(t, updates, run.seconds(), scores)
             method.log(t, updates, scores)
     finish(run.out, run.checkpoints(), model, sites, config, device, run.state["seconds"])
+
+
+def find_step(config, device):
+    """Return the function that takes a training step; raises BadInput for a graph without a GPU."""
+    if not config.graph:
+        return take_step
+    from rounds.graph import graph_steps  # an eager run does not load it
+    return graph_steps(device)
 
 
 def sites_that_train(sites, config):

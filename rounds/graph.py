@@ -7,10 +7,8 @@ from config import BadInput
 from federated import take_step
 
 
-def step_of(config, device):
-    """Return the function with which `local_update` takes a step; raises BadInput for a graph without a GPU."""
-    if not config.graph:
-        return take_step
+def graph_steps(device):
+    """Return GraphSteps; raises BadInput if the device is no GPU."""
     if device.type != "cuda":
         raise BadInput(f"graph: true needs a GPU, but device is {device.type}; set graph to false")
     return GraphSteps()

@@ -45,7 +45,7 @@ def test_a_site_by_itself_is_a_run_of_that_site_alone(alone, tmp_path):
 def test_a_site_without_a_network_of_its_own_is_refused(alone, program, tmp_path):
     run, image = alone / "run", next((alone / "data" / "a" / "images").iterdir())
     result = result_of(run)
-    code, out, _ = program(eval_program, tmp_path, "--run", run)
+    code, *_ = program(eval_program, tmp_path, "--run", run)
     again = json.loads((run / "result_eval.json").read_text()) if code == 0 else None
     assert again and again["last"]["test"]["sites"] == result
     assert program(predict, tmp_path, "--run", run, image, "site=a", f"out={tmp_path / 'o'}")[0] == 0

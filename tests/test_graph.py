@@ -8,9 +8,10 @@ from torch.utils._pytree import tree_leaves
 import federated
 from config import METHODS
 from methods.find import method_and_model
-from rounds.graph import GraphSteps, step_of
+from rounds.graph import GraphSteps
 from settings.kinds import BadInput
 from test_fedbcs import tiny_config
+from train import find_step
 
 
 class Tape(TorchDispatchMode):
@@ -106,5 +107,5 @@ def test_replayed_steps_are_the_eager_ones(method, overrides):
 def test_a_graph_needs_a_gpu():
     config = tiny_config("unused", "unused", "graph=true")
     with pytest.raises(BadInput, match="graph: true needs a GPU"):
-        step_of(config, torch.device("cpu"))
-    assert step_of(tiny_config("unused", "unused"), torch.device("cpu")) is federated.take_step
+        find_step(config, torch.device("cpu"))
+    assert find_step(tiny_config("unused", "unused"), torch.device("cpu")) is federated.take_step
