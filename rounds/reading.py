@@ -34,7 +34,7 @@ def load_checkpoint(file, device="cpu", needed=NEEDED):
                        "train it again")
     checkpoint = load_whole(file, device)
     version = checkpoint.get("format") if isinstance(checkpoint, dict) else None
-    if version in OLD:
+    if isinstance(version, str) and version in OLD:
         raise BadInput(f"{file}: was written by an earlier version of this program; score or resume it with "
                        f"that version (git checkout {OLD[version]}), or train it again")
     if version != FORMAT:

@@ -128,7 +128,7 @@ def test_more_rounds_go_on(finished, tmp_path):
     (("table", "--out", "out/fedavg_seed0"), "out/fedavg_seed0: is the folder of one run"),
     (("table", "--methods", "fpl", "fpl_tau=-1"), "fpl_tau: expected a number above 0"),
     (("nothing",), "command line: argument comparison: invalid choice"),
-    (("table", "data=nowhere"), "nowhere: there is no such data folder"),
+    (("table", "data=nowhere", "--out", "new"), "nowhere: there is no such data folder"),
 ])
 def test_bad_arguments(finished, monkeypatch, capsys, arguments, words):
     comparison, *rest = arguments

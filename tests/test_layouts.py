@@ -282,7 +282,7 @@ def test_masks_of_a_table_are_united_or_are_classes(tmp_path):
     def truth(classes=2):
         entries, problems = list_files(file, "nuclei")
         sample = read_sample(entries["a"][0], "a", "nuclei", 32, classes)
-        assert problems == [] and sample.facts["labels"] | {0} == set(range(classes))
+        assert problems == [] and {*sample.facts["labels"], 0} == set(range(classes))
         return sample.truth[0]
 
     assert (truth() == (masks[0] | masks[1])).all()
