@@ -4,8 +4,8 @@ import sys
 
 from config import BadInput, load_config, method_module
 from datasets import keep_on, load_sites, sites_of_round
-from federated import Diverged, average_weights, local_update, take_step
-from methods.find import method_and_model
+from federated import Diverged, average_weights, local_update
+from methods.find import find_step, method_and_model
 from rounds.lock import locked
 from rounds.run_folder import RunFolder, check_run_folder
 from rounds.screen import RoundTable, show_step
@@ -37,14 +37,6 @@ def train(config):
             table.add(t, updates, run.seconds(), scores)
             method.log(t, updates, scores)
     finish(run.out, run.checkpoints(), model, sites, config, device, run.state["seconds"])
-
-
-def find_step(config, device):
-    """Return the function that takes a training step; raises BadInput for a graph without a GPU."""
-    if not config.graph:
-        return take_step
-    from rounds.graph import graph_steps  # an eager run does not load it
-    return graph_steps(device)
 
 
 def sites_that_train(sites, config):

@@ -1,7 +1,7 @@
-"""From a name in the config to the method, and to the network that it trains."""
+"""From the config to the method, to the network that it trains, and to what takes a step."""
 
 from config import BadInput, method_module
-from federated import Method
+from federated import Method, take_step
 from unet import build_model
 
 
@@ -26,3 +26,11 @@ def method_and_model(config):
         return method, build_model(config, method)
     except ValueError as problem:
         raise BadInput(str(problem)) from None
+
+
+def find_step(config, device):
+    """Return the function that takes a training step; raises BadInput for a graph without a GPU."""
+    if not config.graph:
+        return take_step
+    from rounds.graph import graph_steps  # an eager run does not load it
+    return graph_steps(device)

@@ -7,11 +7,10 @@ from torch.utils._pytree import tree_leaves
 
 import federated
 from config import METHODS
-from methods.find import method_and_model
+from methods.find import find_step, method_and_model
 from rounds.graph import GraphSteps
 from settings.kinds import BadInput
 from test_fedbcs import tiny_config
-from train import find_step
 
 
 class Tape(TorchDispatchMode):
