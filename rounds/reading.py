@@ -69,7 +69,7 @@ def is_whole(name, part):
     """Return whether a part of a checkpoint is what this program writes."""
     try:
         return bool(PARTS[name](part))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # it is of another type
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):  # of another type
         return False
 
 
