@@ -7,7 +7,6 @@ out="FOLDER". flower/README.md has the commands.
 """
 
 import shlex
-from functools import partial
 from pathlib import Path
 
 from flwr.app import ConfigRecord, MetricRecord
@@ -25,7 +24,6 @@ from flower.messages import (
     answering,
     as_records,
     as_update,
-    ask,
     pack,
     pack_weights,
     scores_of,
@@ -33,11 +31,12 @@ from flower.messages import (
     unpack_weights,
     with_scores,
 )
+from flower.nodes import Nodes
 from flower.own_files import load_decoded, read
 from flower.rollback import go_back, note_trained
 from flower.simulation import name_partition
 from flower.site_rules import check_bounds, check_images, check_server, own_overrides
-from methods.find import method_and_model
+from methods.find import find_step, method_and_model
 from rounds.checkpoint import FORMAT, as_bytes, save
 from rounds.lock import locked
 from rounds.reading import checkpoint_of
@@ -90,7 +89,7 @@ def train_site(content, context):
     validation scores if the server wants them."""
     config, site, method, model = own_site(context)
     check_images(site, context.node_config)
-    t, last = content["round"]["t"], content["last"].get(site.name, 0)
+    t, last = content["round"]["t"], content["turn"]["last"]
     file, device = Path(config.out) / "kept.pt", pick_device(config)
     # {round: kept}: the server says which round's update it took last, a later one does not count
     before = read(file).get(last)  # None before the first
@@ -99,7 +98,7 @@ def train_site(content, context):
     if not (site.train_slices and content["turn"]["train"]):  # nothing to train on, or not its turn
         return scores | {"scalars": MetricRecord({"n": 0})}
     G = unpack(content["prototypes"], device)
-    update = local_update(model, site, w, G, before, t, config, method)
+    update = local_update(model, site, w, G, before, t, config, method, take_step=find_step(config, device))
     check_declared(update.prototypes, method.vectors(model))
     file.parent.mkdir(parents=True, exist_ok=True)
     save(file, as_bytes({last: before, t: update.kept}))
@@ -136,7 +135,7 @@ def count_site(content, context):
 def validate_site(content, context):
     """Answer with the site's validation scores of the last round's weights."""
     config, site, method, model = own_site(context)
-    kept = read(Path(config.out) / "kept.pt").get(content["last"].get(site.name, 0))
+    kept = read(Path(config.out) / "kept.pt").get(content["turn"]["last"])
     w = received(content["weights"], model, method, pick_device(config))
     return scored(content, content["round"]["t"], w, kept, config, site, model)
 
@@ -172,10 +171,10 @@ def run_server(grid, context):
     """Run all rounds, then have every site score the best and the last weights on its test data."""
     config, guards = settings(context)
     with locked(config):
-        run_rounds(partial(ask, grid, guards, context.run_config, {}), config, guards)
+        run_rounds(Nodes(grid, guards, context.run_config, config.hold_out), config, guards)
 
 
-def run_rounds(ask_sites, config, guards):
+def run_rounds(nodes, config, guards):
     """The rounds of train.py, with every update and score asked for.
 
     The weights travel once a round: with its update of round t a site sends the scores of round t - 1.
@@ -184,7 +183,8 @@ def run_rounds(ask_sites, config, guards):
     method, model = method_and_model(config)
     run, table = RunFolder(config, model.state_dict()), RoundTable(config.rounds)
     fields = expected_fields(model, config, method)
-    w, G, kept, line = run.w, run.G, run.kept, None
+    w, G, kept, line, ask_sites = run.w, run.G, run.kept, None, nodes.ask
+    nodes.goes_on_from(kept)
     for t in run.rounds_left():
         chosen = draw_sites(ask_sites, t, config)
         w, G, updates, scores = train_round(ask_sites, t, w, G, chosen, run, config, guards, method, fields)
@@ -228,7 +228,7 @@ def train_round(ask_sites, t, w, G, chosen, run, config, guards, method, fields)
         first = first or answers
         beside = ("val",) if score else ()
         updates = {site: as_update(site, answer, t, fields, beside) for site, answer in answers.items()}
-        results = {site: of_the_chosen(site, update, chosen) for site, update in updates.items()
+        results = {site: of_the_chosen(site, update, chosen, config) for site, update in updates.items()
                    if update is not None}
         try:
             updates = accept(results, w, fields, t, guards, counts)
@@ -240,9 +240,9 @@ def train_round(ask_sites, t, w, G, chosen, run, config, guards, method, fields)
     return w, G, updates, note_scores(run, first, config, guards, UPDATE) if wanted else None
 
 
-def of_the_chosen(site, update, chosen):
+def of_the_chosen(site, update, chosen, config):
     """Return a site's update, or what is wrong with it: it was not the site's turn."""
-    if chosen is None or site in chosen or isinstance(update, Exception):
+    if isinstance(update, Exception) or site != config.hold_out and (chosen is None or site in chosen):
         return update
     return Misfit("it sent an update in a round that it was not drawn for")
 
@@ -250,22 +250,17 @@ def of_the_chosen(site, update, chosen):
 def ask_updates(ask_sites, t, w, G, chosen, run, config, guards, method, score):
     """Return {site: its answer in round t, or what is wrong}, with the scores of w if `score`."""
     answers = ask_sites("train", {
-        "weights": pack_weights(shared(w, method)), "prototypes": pack(G), "last": last_taken(run.kept),
+        "weights": pack_weights(shared(w, method)), "prototypes": pack(G),
         "round": ConfigRecord({"t": t, "best": run.state["best"]["round"], "score": score})}, chosen)
     if config.hold_out not in (None, *answers):
         sit_out(f"hold_out: site {config.hold_out} is not there, only {', '.join(answers)}", guards)
     return answers
 
 
-def last_taken(kept):
-    """Return {site: the round of its last update that was taken} as a record."""
-    return MetricRecord({site: of_site["round"] for site, of_site in kept.items()})
-
-
 def ask_scores(ask_sites, run, method, config, guards):
     """Return the sites' validation scores of the last round, noted in the run."""
     answers = ask_sites("evaluate", {
-        "weights": pack_weights(shared(run.w, method)), "last": last_taken(run.kept),
+        "weights": pack_weights(shared(run.w, method)),
         "round": ConfigRecord({"t": run.state["round"], "best": run.state["best"]["round"]})})
     return note_scores(run, answers, config, guards)
 

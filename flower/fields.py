@@ -1,5 +1,7 @@
 """What an answer may be made of: names, kinds, sizes and ranges, checked before any of it is decoded."""
 
+import re
+
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
@@ -8,6 +10,8 @@ from rounds.run_folder import size_in_bytes
 from settings.kinds import text
 
 LONGEST_NAME, LONGEST_PROBLEM = 80, 400
+UNSEEN = re.compile("[,\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+                    "\U000e0100-\U000e01ef]")  # letters that print as nothing, and the comma of a list
 HEAD = 1024                      # bytes of an array's own header, at most
 MOST_DISTANCE = 1e9              # px or mm
 UPDATE = {"weights": ArrayRecord, "prototypes": ArrayRecord, "losses": MetricRecord, "scalars": MetricRecord}
@@ -27,8 +31,9 @@ def name_of(reply):
         name = text(record["name"])
     except ValueError:
         raise Misfit("its name is no text of one line") from None
-    if len(name) > LONGEST_NAME or not name.isprintable() or name != name.strip():
-        raise Misfit(f"its name is no printable text of at most {LONGEST_NAME} letters")
+    if len(name) > LONGEST_NAME or not name.isprintable() or name != name.strip() \
+            or UNSEEN.search(name):
+        raise Misfit(f"its name is no printable text of at most {LONGEST_NAME} letters without a comma")
     return name
 
 

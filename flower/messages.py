@@ -5,7 +5,6 @@ as that. The server turns answers into Updates and scores, or into what is said 
 """
 
 import sys
-import time
 import traceback
 
 import torch
@@ -13,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from config import BadInput
 from federated import Diverged, Update
-from flower.faults import SiteFailed, said, sit_out
+from flower.faults import said, sit_out
 from flower.fields import (
     UPDATE,
     Misfit,
@@ -23,8 +22,6 @@ from flower.fields import (
     check_vectors,
     check_weight_bytes,
     classes_of,
-    name_of,
-    problem_of,
 )
 from flower.fit import are_terms
 from rounds.run_folder import size_in_bytes
@@ -108,67 +105,6 @@ def answering(task):
 
 
 # ---- The server ----
-
-def ask(grid, guards, run, names, kind, records, chosen=None):
-    """Send records {name: record} to every node; return {site: its records, or what is wrong}.
-
-    Waits for the run's `sites` nodes to be there (with `skip`, once the run goes on, for min_sites),
-    then for their answers, each `timeout` seconds at most. names: {node: site} of all so far,
-    brought up to date here. chosen: the names of those that are told to train, None for all.
-    Raises SiteFailed if a node is missing and may not be.
-    """
-    stop, end = guards.on_site_failure == "stop", time.monotonic() + run["timeout"]
-    wanted = run["sites"] if stop or not names else guards.min_sites
-    while len(nodes := list(grid.get_node_ids())) < wanted and time.monotonic() < end:
-        time.sleep(1)
-    lifetime = run["timeout"] + 60  # a node that comes back later is spared what nobody waits for
-    turn = {node: ConfigRecord({"train": chosen is None or names.get(node) in chosen}) for node in nodes}
-    messages = [Message(RecordDict(records | {"turn": turn[node]}), node, kind, ttl=lifetime)
-                for node in nodes]
-    replies = list(grid.send_and_receive(messages, timeout=run["timeout"]))
-    asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-    replies = {asked[reply.metadata.reply_to_message_id]: reply for reply in replies
-               if reply.metadata.reply_to_message_id in asked}
-    found = {node: content_of(node, replies, names, run["timeout"]) for node in [*replies, *nodes]}
-    answers = {site: RuntimeError("its node is gone") for site in names.values()}
-    # what is good comes last
-    for node in sorted(nodes, key=lambda node: not isinstance(found[node], Exception)):
-        twin = isinstance(found[node], Twin)
-        answers[f"of node {node}" if twin else names.get(node, f"of node {node}")] = found[node]
-    if len(nodes) < (wanted if stop else guards.min_sites):
-        raise SiteFailed(f"{len(nodes)} of {wanted} sites are there after {run['timeout']} s: "
-                          f"{', '.join(map(said, answers))}")
-    return answers
-
-
-class Twin(Misfit):
-    """A node answers by a name that belongs to another."""
-
-
-def content_of(node, replies, names, timeout):
-    """Return the records of a node's reply, or what is wrong with it; note its site's name in `names`.
-
-    A name belongs to the node that had it first, until that node no longer answers. replies: {node: reply}.
-    """
-    reply = replies.get(node)
-    if reply is None:
-        return TimeoutError(f"no answer within {timeout} s")
-    if reply.has_error():
-        return RuntimeError(said(reply.error.reason))
-    try:
-        name = name_of(reply)
-    except Misfit as problem:
-        return problem
-    if names.get(node, name) != name:
-        return Misfit(f"its node has answered as {names[node]} before and now as {name}")
-    same = [other for other, site in names.items() if site == name and (
-        other == node or other in replies and not replies[other].has_error())]
-    if same and same[0] != node:
-        return Twin(f"two nodes answer as one site, give each its own name: {name}")
-    names[node] = name
-    problem = problem_of(reply)
-    return RuntimeError(said(problem)) if problem else reply.content
-
 
 def as_update(site, answer, t, fields, beside=()):
     """Return a site's answer to round t as an Update, None if it has no training images; what went

@@ -12,6 +12,7 @@ set -euo pipefail
 data=$(realpath "$1") out=$(realpath -m "$2"); shift 2
 cd "$(dirname "$0")/.."
 port=${PORT:-18000}
+if (: < "/dev/tcp/127.0.0.1/$port") 2> /dev/null; then echo "error: port $port is in use, set PORT" >&2; exit 2; fi
 export FLWR_HOME; FLWR_HOME=$(mktemp -d)
 export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
 export RAY_USAGE_STATS_ENABLED=0 RAY_DEDUP_LOGS=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
@@ -21,7 +22,10 @@ sites=$(find -L "$data" -mindepth 1 -maxdepth 1 -type d -not -name '.*' | wc -l)
 flower-superlink --insecure --simulation --host 127.0.0.1 --port "$port" &> "$FLWR_HOME/superlink.log" &
 server=$!
 trap 'kill $server 2> /dev/null || true; wait $server 2> /dev/null || true; rm -rf "$FLWR_HOME"' EXIT
-for _ in $(seq 120); do (: < "/dev/tcp/127.0.0.1/$port") 2> /dev/null && break; sleep 0.5; done
+until grep -qs "running on" "$FLWR_HOME/superlink.log"; do  # its own log, for another's server answers at a port as well
+  kill -0 $server 2> /dev/null || { cat "$FLWR_HOME/superlink.log" >&2; echo "error: the server did not start, see above" >&2; exit 1; }
+  sleep 0.5
+done
 printf '[superlink.simulation]\naddress = "127.0.0.1:%s"\ninsecure = true\n' "$port" > "$FLWR_HOME/config.toml"
 
 flwr run . simulation --stream \

@@ -12,6 +12,9 @@ port=${PORT:-18000}
 limit=${LIMIT:-900}
 export FLWR_HOME="$folder" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
 if [ -e "$folder" ]; then echo "error: $folder: is there already, give another folder" >&2; exit 2; fi
+for taken in "$port" $((port + 1)) $((port + 2)); do
+  if (: < "/dev/tcp/127.0.0.1/$taken") 2> /dev/null; then echo "error: port $taken is in use, set PORT" >&2; exit 2; fi
+done
 mkdir -p "$folder"
 
 # The data: two of the four generated sites, unless DATA names a folder with the sites east and north.
@@ -29,7 +32,10 @@ federate() {
   local name=$1
   printf '[superlink.loop]\naddress = "127.0.0.1:%s"\n%s\n' "$port" "$trust" > "$folder/config.toml"
   start "$name" flower-superlink "${link[@]}" --host 127.0.0.1 --port "$port" --database "$folder/$name.db"
-  for _ in $(seq 120); do (: < "/dev/tcp/127.0.0.1/$port") 2> /dev/null && break; sleep 0.5; done
+  until grep -qs "running on" "$folder/$name.log"; do  # its own log, for another's server answers at a port as well
+    kill -0 ${started[0]} 2> /dev/null || { cat "$folder/$name.log" >&2; echo "error: the server did not start, see above" >&2; exit 1; }
+    sleep 0.5
+  done
   prepare
   hospital "$name" east $((port + 1)) "${east[@]}"
   hospital "$name" north $((port + 2)) "${north[@]}"

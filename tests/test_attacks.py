@@ -20,7 +20,7 @@ from test_fedbcs import tiny_config, write_nuclei
 from tests.helpers import assert_same
 
 flwr_app = pytest.importorskip("flwr.app")
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from flower import app as flower_app
 from flower import make_certificates
@@ -231,8 +231,9 @@ def honest(tmp_path_factory):
 def attacked(folder, honest, attack, kind, *overrides):
     """Run sites a, b, c for a round; b's answers of one kind are spoilt. Returns the last state and the result."""
     nodes = Hospitals(folder, honest.data, "abc", (*SKIP, *overrides))
-    nodes.client = lambda message, context: Message(copy.deepcopy(honest.answers[
-        message.metadata.dst_node_id, message.metadata.message_type]), reply_to=message)
+    nodes.client = lambda message, context: Message(copy.deepcopy(honest.answers.get(
+        (message.metadata.dst_node_id, message.metadata.message_type)) or RecordDict({"site": ConfigRecord(
+            {"name": context.node_config["site"]})})), reply_to=message)  # to a query nothing but the name
 
     def spoil(message, reply):
         if message.metadata.dst_node_id == 2 and message.metadata.message_type == kind:

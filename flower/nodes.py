@@ -1,0 +1,155 @@
+"""Which node is which site: who may join, by which name, and one question to all of them."""
+
+import sys
+import time
+import unicodedata
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from config import BadInput
+from flower.faults import SiteFailed, said
+from flower.fields import Misfit, name_of, problem_of
+
+# Cyrillic and Greek letters, and the Latin ones that they look like
+LOOK_ALIKES = str.maketrans("авеһіјкмнорԛѕтухԁӏѵԝαεικμνορτυχ", "abehijkmhopqstyxdlvwaeikuvoptux")
+
+
+class Stranger(Misfit):
+    """A node that is none of this run's sites."""
+
+
+class Twin(Misfit):
+    """A node answers by a name that belongs to another."""
+
+
+def expected(sites):
+    """Return (number of sites, their names or None) of the run's `sites`: a number, names with commas
+    between them, or FILE.txt at the server with a name a line."""
+    if not isinstance(sites, str):
+        return sites, None
+    try:
+        lines = Path(sites).read_text(encoding="utf-8") if sites.endswith(".txt") else sites.replace(",", "\n")
+    except OSError as problem:
+        raise BadInput(f"sites: {sites} cannot be read ({problem.strerror}), name another") from None
+    names = {line.strip() for line in lines.splitlines()} - {""}
+    return len(names), names
+
+
+def look(name):
+    """Return what a name looks like, the same for names that a reader could take for each other."""
+    return unicodedata.normalize("NFKC", name).casefold().translate(LOOK_ALIKES)
+
+
+class Nodes:
+    """The nodes of a run, and the sites that they have answered as."""
+
+    def __init__(self, grid, guards, run, hold_out=None):
+        """grid: Flower's; run: its settings, of which `sites` and `timeout` are read here."""
+        self.grid, self.guards, self.timeout, self.hold_out = grid, guards, run["timeout"], hold_out
+        self.number, self.listed = expected(run["sites"])
+        self.names, self.there = {}, []                  # {node: site} of all so far; nodes of now
+        self.strangers = set()                           # nodes that are not asked again
+        self.last, self.before = {}, set()               # {site: kept} of the run, and its sites at the start
+
+    def goes_on_from(self, kept):
+        """Note what is known of a run's sites, {site: {"round": of its last update}}, which the run changes."""
+        self.last, self.before = kept, set(kept)
+
+    def ask(self, kind, records, chosen=None):
+        """Send records {name: record} to every node; return {site: its records, or what is wrong}.
+
+        Waits for all sites to be there (with `skip`, once the run goes on, for min_sites), then for their
+        answers, each `timeout` seconds at most. chosen: the names of those that are told to train, None for
+        all. Raises SiteFailed if a site is missing and may not be.
+        """
+        stop = self.guards.on_site_failure == "stop"
+        wanted = self.number if stop or not self.names else self.guards.min_sites
+        found = self.gather(wanted)
+        found |= self.exchange([node for node in self.there if node not in found], kind, records, chosen)
+        nodes = [node for node in self.there if node not in self.strangers]
+        answers = {site: RuntimeError("its node is gone") for site in self.names.values()}
+        # what is good comes last
+        for node in sorted(nodes, key=lambda node: not isinstance(found[node], Exception)):
+            twin = isinstance(found[node], Twin)
+            answers[f"of node {node}" if twin else self.names.get(node, f"of node {node}")] = found[node]
+        if len(nodes) < (wanted if stop else self.guards.min_sites):
+            raise SiteFailed(f"{len(nodes)} of {wanted} sites are there after {self.timeout} s: "
+                             f"{', '.join(map(said, answers))}")
+        return answers
+
+    def gather(self, wanted):
+        """Wait for `wanted` nodes; return {node: what is wrong} of those that do not say who they are.
+
+        They are asked that before anything else once the run has weights of somebody, or if its sites are
+        listed; each is sent what concerns its own site alone."""
+        end, wrong = time.monotonic() + self.timeout, {}
+        while True:
+            self.there = [node for node in self.grid.get_node_ids() if node not in self.strangers]
+            if self.last or self.listed is not None:
+                new = [node for node in self.there if node not in {**self.names, **wrong}]
+                answers = self.exchange(new, "query", {})
+                wrong |= {node: answer for node, answer in answers.items() if isinstance(answer, Exception)}
+            nodes = [node for node in self.there if node not in self.strangers]
+            if len(nodes) >= wanted or time.monotonic() >= end:
+                return {node: wrong[node] for node in nodes if node in wrong}
+            time.sleep(1)
+
+    def exchange(self, nodes, kind, records, chosen=None):
+        """Return {node: the records of its answer, or what is wrong with it}."""
+        lifetime = self.timeout + 60  # a node that comes back later is spared what nobody waits for
+        messages = [Message(RecordDict(records | {"turn": self.turn(self.names.get(node), chosen)}), node, kind,
+                            ttl=lifetime) for node in nodes if node not in self.strangers]
+        replies = list(self.grid.send_and_receive(messages, timeout=self.timeout)) if messages else []
+        asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+        replies = {asked[reply.metadata.reply_to_message_id]: reply for reply in replies
+                   if reply.metadata.reply_to_message_id in asked}
+        return {node: self.content_of(node, replies) for node in [*replies, *nodes]}
+
+    def turn(self, site, chosen):
+        """Return what a site is told of itself: whether it trains, and which update of it was taken last."""
+        train = (chosen is None or site in chosen) and (site is None or site != self.hold_out)
+        return ConfigRecord({"train": train, "last": self.last.get(site, {}).get("round", 0)})
+
+    def content_of(self, node, replies):
+        """Return the records of a node's reply, or what is wrong with it; note its site's name. replies:
+        {node: reply}. A stranger is named once and is not asked again."""
+        reply = replies.get(node)
+        if reply is None:
+            return TimeoutError(f"no answer within {self.timeout} s")
+        if reply.has_error():
+            return RuntimeError(said(reply.error.reason))
+        try:
+            name = name_of(reply)
+            self.check_name(node, name, replies)
+        except Stranger as problem:
+            self.strangers.add(node)
+            print(f"node {node} is refused: {problem}", file=sys.stderr, flush=True)
+            return problem
+        except Misfit as problem:
+            return problem
+        self.names[node] = name
+        problem = problem_of(reply)
+        return RuntimeError(said(problem)) if problem else reply.content
+
+    def check_name(self, node, name, replies):
+        """Raise Misfit unless a node may have this name: it is one of the run's, and nobody else's.
+
+        A name belongs to the key that was registered by it (`flwr supernode register --name`), else to the
+        node that had it first, until that node no longer answers."""
+        own = {info.node_id: info.name for info in getattr(self.grid, "get_nodes", list)()}.get(node)
+        if own and own != name:
+            raise Misfit(f"its key is registered as {said(own)} and it answers as {name}")
+        if self.names.get(node, name) != name:
+            raise Misfit(f"its node has answered as {self.names[node]} before and now as {name}")
+        if self.listed is not None and name not in self.listed:
+            raise Stranger(f"it answers as {name}, which is none of the names in sites")
+        others = self.before | {site for other, site in self.names.items() if other in self.there}
+        if twins := [site for site in others if site != name and look(site) == look(name)]:
+            raise Misfit(f"its name {name} looks like that of {twins[0]}")
+        if self.listed is None and name not in {*self.before, *self.names.values()} and len(others) >= self.number:
+            raise Stranger(f"it answers as {name}, and all {self.number} sites are there")
+        holders = [other for other, site in self.names.items() if site == name and (
+            other == node or other in replies and not replies[other].has_error())]
+        if holders and holders[0] != node:
+            raise Twin(f"two nodes answer as one site, give each its own name: {name}")
