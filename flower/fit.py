@@ -8,6 +8,7 @@ import torch
 
 MOST_IMAGES, MOST_SECONDS, MOST_LOSS = 10**9, 10**9, 1e30
 MOST_TERMS, LONGEST_TERM = 16, 40
+MOST_ROWS = 1000                        # prototypes of a class that a site may send
 MOST_WEIGHT, MOST_PROTOTYPE = 1e8, 1e4  # no honest number comes near; a square of more would not be finite
 
 
@@ -69,7 +70,7 @@ def check_prototypes(update, fields):
         for j, P in classes.items():
             if type(j) is not int or not 0 <= j < fields.classes:
                 return f"it has prototypes of the class {str(j)[:40]}, there are {fields.classes} classes"
-            rows = (len(P),) if several and P.dim() == 2 and 1 <= len(P) <= update.n else ()
+            rows = (len(P),) if several and P.dim() == 2 and 1 <= len(P) <= min(update.n, MOST_ROWS) else ()
             shaped = P.shape == (*rows, D) and bool(rows) == several
             if not shaped or P.dtype != torch.float32:
                 return f"its prototypes of the {path} are not vectors of {D} numbers"
@@ -90,15 +91,30 @@ def out_of_range(tensors, most, what):
 # ---- One update among the others ----
 
 def too_far(updates, w, most):
-    """Return {site: what is wrong} of the updates whose |w_m - w| exceeds `most` times the round's median.
+    """Return {site: what is wrong} of the updates that are more than `most` times as long as the round's median:
+    |w_m - w|, and of a class on a path the longest of its prototypes.
 
-    Of two sites the median is the smaller distance. most: the key `update_norm`. Source: ours.
+    Fewer than three are not compared: of two nobody knows which one is right. most: the key `update_norm`.
+    Source: ours.
     """
-    norms = {u.site: math.sqrt(sum((value.double() - w[name]).square().sum().item()
-                                   for name, value in u.weights.items())) for u in updates}
-    median = statistics.median_low(norms.values()) if norms else 0.0
-    return {site: f"its update is {norm / median:.1f} times as long as the median, update_norm: {most:g}"
-            for site, norm in norms.items() if norm > most * median > 0}
+    lengths = {"update": {u.site: distance(u.weights, w) for u in updates}}
+    for u in updates:
+        for path, classes in u.prototypes.items():
+            for j, P in classes.items():
+                longest = torch.atleast_2d(P).double().norm(dim=1).max().item()
+                lengths.setdefault(f"prototype of class {j} on the {path}", {})[u.site] = longest
+    found = {}
+    for what, of_sites in lengths.items():
+        median = statistics.median_low(of_sites.values()) if len(of_sites) > 2 else 0.0
+        found |= {site: f"its {what} is {length / median:.1f} times as long as the median, update_norm: {most:g}"
+                  for site, length in of_sites.items() if length > most * median > 0}
+    return found
+
+
+def distance(weights, w):
+    """Return |w_m - w| over all weights that are no whole numbers, such as counts of batches."""
+    return math.sqrt(sum((value.double() - w[name]).square().sum().item()
+                         for name, value in weights.items() if value.is_floating_point()))
 
 
 def bounded(updates, most):

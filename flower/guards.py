@@ -10,8 +10,8 @@ GUARDS = {  # in the form of config.KEYS
     "on_site_failure": (choice("stop", "skip"), "stop", "skip: a site that fails sits out a round"),
     "min_sites": (whole(1), 1, "with skip: the fewest sites that a round may be averaged over"),
     "max_share": (number(above=0, most=1), 1.0, "the largest share of one site in the average of weights"),
-    "update_norm": (or_none(number(least=1)), None,
-                    "X: refuse an update longer than X times the round's median; none: any length"),
+    "update_norm": (or_none(number(least=1)), 10.0,
+                    "X: of three sites, refuse an update X times as long as the median; none: any length"),
 }
 
 

@@ -6,37 +6,38 @@ from pathlib import Path
 from config import KEYS, METHODS, BadInput, method_module, read_override, read_yaml
 from flower.guards import GUARDS
 
-NEVER = {"data", "out", "splits", "trust"}   # where files lie, and which code is trusted
+NEVER = {"data", "out", "splits", "trust", "case_pattern"}  # files, their names, and which code is trusted
+EACH = {"data", "out", "resume", "init", "leave_out"}       # what each place has of its own
 OWN = ("splits", "case_pattern", "device")   # keys of the config that a site may set for itself
 BOUNDS = {"image_size": "max_image_size", "batch_size": "max_batch_size"}
 
 
 def given_by_server(context, root):
-    """Return {key: value} of the run's config file and overrides, without what each place has of its own."""
+    """Return {key: value} of the run's config file and overrides, without what each place has of its own, and
+    the keys that are overridden."""
     run = context.run_config
     file = (root / str(run["config"])).resolve()
     if not file.is_relative_to(root.resolve()):
         raise BadInput(f"config: {run['config']} lies outside of the bundle")
-    given = read_yaml(file) | dict(read_override(word) for word in shlex.split(str(run["overrides"])))
-    return {key: value for key, value in given.items() if key not in ("data", "out", "resume")}
+    changed = dict(read_override(word) for word in shlex.split(str(run["overrides"])))
+    return {key: value for key, value in (read_yaml(file) | changed).items() if key not in EACH}, {*changed} - EACH
 
 
 def check_server(context, root=Path(__file__).parents[1]):
-    """Raise BadInput unless all that the server sets is in the site's `allow`.
+    """Raise BadInput unless all that the server overrides is in the site's `allow`.
 
-    By default that is every key of the config that has to do with training. `data`, `out`, `splits` and
-    `trust` are never the server's; a method's file runs only where the site's own node-config names it.
+    By default that is every key of the config that has to do with training. Those in NEVER are not the
+    server's in its config file either; a method's file runs only where the site's own node-config names it.
     """
-    node, given = context.node_config, given_by_server(context, root)
+    node, (given, changed) = context.node_config, given_by_server(context, root)
     method = given.get("method", "fedbcs")
     if method not in METHODS and method != node.get("method"):
         raise BadInput(f"method: the server wants to run the code of {str(method)[:80]!r}; "
                        "this site runs a file only if its own node-config has that as method")
     allowed = set(KEYS) | set(GUARDS) | set(getattr(method_module(method)[0], "SETTINGS", {}))
-    if "allow" in node:
-        allowed = set(str(node["allow"]).replace(",", " ").split())
+    permitted = set(str(node["allow"]).replace(",", " ").split()) if "allow" in node else allowed
     for key in sorted(given, key=lambda key: key not in NEVER):
-        if key in NEVER or key not in allowed:
+        if key in NEVER or key not in allowed or (key in changed and key not in permitted):
             raise BadInput(f"{str(key)[:80]}: is set by the server and this site does not allow it; "
                            "see allow in flower/README.md")
 

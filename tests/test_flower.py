@@ -732,9 +732,9 @@ def test_settings_of_the_federation_are_typed_and_kept_apart(tmp_path):
     assert vars(guards) == {"on_site_failure": "skip", "min_sites": 2, "max_share": 0.25, "update_norm": 5.0}
     assert (found.lr, found.out) == (0.1, "runs/c") and not vars(found).keys() & GUARDS.keys()
     assert vars(load_settings(HERE / "config.yaml", [])[1]) == {
-        "on_site_failure": "stop", "min_sites": 1, "max_share": 1.0, "update_norm": None}
+        "on_site_failure": "stop", "min_sites": 1, "max_share": 1.0, "update_norm": 10.0}
     for wrong, words in (("max_share=0", "above 0"), ("max_share=1.5", "at most 1"), ("update_norm=0.5", "at least 1"),
-                         ("update_norm=x", "or none"), ("min_sites=0", "at least 1"), ("on_site_failure=maybe", "stop or skip")):
+                         ("update_norm=x", "expected a number"), ("min_sites=0", "at least 1"), ("on_site_failure=maybe", "stop or skip")):
         with pytest.raises(BadInput, match=f"^{wrong.partition('=')[0]}: .*{words}"):
             load_settings(file, [wrong])
 
