@@ -22,7 +22,7 @@ def train(config):
     training_sites = sites_that_train(sites, config)
     model.to(device)
     step = find_step(config, device)
-    table = RoundTable(config.rounds, [site.name for site in sites])
+    table = RoundTable(config, [site.name for site in sites])
     with RunFolder(config, model.state_dict(), sites, device) as run:
         w, G, kept = run.w, run.G, run.kept
         for t in run.rounds_left():

@@ -181,7 +181,7 @@ def run_rounds(nodes, config, guards):
     """
     check_run_folder(config, "config.yaml")
     method, model = method_and_model(config)
-    run, table = RunFolder(config, model.state_dict()), RoundTable(config.rounds)
+    run, table = RunFolder(config, model.state_dict()), RoundTable(config)
     fields = expected_fields(model, config, method)
     w, G, kept, line, ask_sites = run.w, run.G, run.kept, None, nodes.ask
     nodes.goes_on_from(kept)

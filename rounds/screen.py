@@ -3,6 +3,8 @@
 import sys
 from datetime import timedelta
 
+from rounds.advice import Advice
+
 LINE = 79  # characters of a terminal that the progress in a round is written over
 
 
@@ -10,11 +12,12 @@ class RoundTable:
     """Prints a line a round, and its titles whenever the sites or the loss terms are others than before.
     names: the sites' names, if they are known (between hospitals they come and go)."""
 
-    def __init__(self, rounds, names=()):
-        self.rounds, self.names, self.titles = rounds, list(names), None
+    def __init__(self, config, names=()):
+        self.rounds, self.names, self.titles, self.advice = config.rounds, list(names), None, Advice(config)
 
     def add(self, t, updates, seconds, scores):
-        """Print the line of round t: mean loss terms, validation Dice of the sites, seconds, time left."""
+        """Print the line of round t: mean loss terms, validation Dice of the sites, seconds, time left; and a
+        warning if the training goes wrong."""
         self.names = list(scores["sites"]) if scores else self.names or [u.site for u in updates]
         terms = list(dict.fromkeys(term for update in updates for term in update.losses))
         means = [sum(u.losses.get(term, 0.0) for u in updates) / len(updates) for term in terms]
@@ -31,6 +34,7 @@ class RoundTable:
         self.titles = titles
         for line in (*shown, f"{t:5d}{in_columns(losses, 1)}{in_columns(rest, 1)}"):
             print(f"\r{line:{LINE}}" if sys.stdout.isatty() else line, flush=True)
+        self.advice.look(t, updates, scores)
 
 
 def in_columns(columns, part):

@@ -1,5 +1,6 @@
 """Tests of what happens around a run: whose checkpoints, where it starts, what is saved when, what is said."""
 
+import contextlib
 import io
 import os
 import shutil
@@ -19,6 +20,7 @@ import train
 from config import KEYS, BadInput, load_config
 from experiments import curves, diagnose
 from rounds import checkpoint, run_folder
+from rounds.advice import Advice
 from rounds.lock import LOCK, locked
 from rounds.reading import TO_RESUME, load_checkpoint
 from rounds.run_folder import RunFolder
@@ -293,7 +295,7 @@ def test_escape_codes_in_names_of_files(tmp_path, program):
 
 def test_the_table_of_rounds_cuts_no_name_and_shows_progress(capsys, monkeypatch):
     long = "University Hospital of Somewhere, Department of Pathology"
-    table = RoundTable(9, ["a", long])
+    table = RoundTable(SimpleNamespace(rounds=9, task="nuclei"), ["a", long])
     update = SimpleNamespace(site="a", losses={"dice": 0.5})
     table.add(1, [update], 2.0, {"sites": {"a": {"dice": 0.25}, long: {"dice": None}}, "mean": {"dice": 0.25}})
     out = capsys.readouterr().out
@@ -327,3 +329,32 @@ def test_a_run_that_diverged_is_not_advised_to_resume(finished, tmp_path, progra
 def test_a_file_that_cannot_be_written_says_why(tmp_path):
     with pytest.raises(BadInput, match=r"gone/last\.pt: No such file .*restore it; then start again"):
         checkpoint.save(tmp_path / "gone" / "last.pt", b"")
+
+
+# ---- Training that goes wrong ----
+
+def told(dice, losses, task="nuclei", rounds=20, misses=0):
+    """The rounds in which Advice speaks, and its words; dice: of the two sites, round by round."""
+    advice, lines = Advice(SimpleNamespace(rounds=rounds, task=task)), io.StringIO()
+    with contextlib.redirect_stderr(lines):
+        for t, (pair, loss) in enumerate(zip(dice, losses, strict=False), 1):
+            sites = {site: {"dice": d, "misses": misses, "cases": 4} for site, d in zip("ab", pair)}
+            scores = {"sites": sites, "mean": {"dice": None if None in pair else sum(pair) / 2}}
+            advice.look(t, [SimpleNamespace(losses={"dice": loss / 2, "contrast": loss / 2})], scores)
+            advice.look(t, [], None)
+    return lines.getvalue().splitlines()
+
+
+def test_training_that_goes_wrong_is_said_once_and_one_that_learns_is_left_alone():
+    rising, falling = [1 / t for t in range(1, 21)], [1 - t / 40 for t in range(1, 21)]
+    line, = told([(0.6, 0.0)] * 20, falling, misses=4)
+    assert line.startswith("warning: round 6: the validation Dice of site b is 0.000, and nothing is found in 4 of 4 cases; "
+                           "try optimizer=adam lr=0.001, more rounds or local_epochs, or tiles=true")
+    assert "window=[low,high]" in told([(0.0, 0.0)] * 20, falling, task="volumes")[0]
+    line, = told([(0.6, 0.6)] * 8 + [(0.5, 0.54)] * 12, falling)
+    assert line.startswith("warning: round 9: the mean validation Dice has fallen from 0.600 in round 1 to 0.520")
+    line, = told([(0.3, 0.3)] * 20, [0.7] * 20)
+    assert line.startswith("warning: round 6: the loss stands still at 0.700, with a mean validation Dice of 0.300")
+    assert told([(0.0, 0.0)] * 5 + [(0.3 + t / 100, 0.3) for t in range(15)], rising) == []  # slow at first
+    assert told([(0.8, 0.8)] * 20, [0.1] * 20) == told([(0.0, 0.0)] * 5, rising) == told([(None, None)] * 20, falling) == []
+    assert len(told([(0.6, 0.6)] + [(0.0, 0.3)] * 19, [0.7] * 20)) == 3

@@ -1,0 +1,42 @@
+"""What is said while a training goes wrong: one line for each kind of trouble, once in a run."""
+
+import sys
+
+from config import VOLUMES
+
+ZERO, LOST, STILL, POOR = 0.01, 0.05, 0.01, 0.5  # Dice, Dice, share of the loss, Dice
+
+
+class Advice:
+    """Looks at every validated round, from a quarter of the rounds on, and prints what to try."""
+
+    def __init__(self, config):
+        self.quarter, self.seen, self.said = max(5, config.rounds // 4), [], set()
+        self.remedies = ("optimizer=adam lr=0.001, more rounds or local_epochs, or " + (
+            "window=[low,high] if this is CT" if config.task in VOLUMES else
+            "tiles=true if objects are small in large images") + "; check_data.py shows whether the masks fit")
+
+    def look(self, t, updates, scores):
+        """Note round t's losses and scores, None if it was not validated, and print what is new about them."""
+        if not scores or scores["mean"]["dice"] is None or not updates:
+            return
+        loss = sum(sum(update.losses.values()) for update in updates) / len(updates)
+        self.seen.append((t, scores["mean"]["dice"], loss))
+        for kind, text in self.troubles(t, scores):
+            if kind not in self.said and t > self.quarter:
+                self.said.add(kind)
+                print(f"warning: round {t}: {text}; try {self.remedies}", file=sys.stderr, flush=True)
+
+    def troubles(self, t, scores):
+        """Yield (kind, what is wrong) of the rounds so far."""
+        _, dice, loss = self.seen[-1]
+        for site, row in scores["sites"].items():
+            if row["dice"] is not None and row["dice"] < ZERO:
+                nothing = f", and nothing is found in {row['misses']} of {row['cases']} cases" * bool(row["misses"])
+                yield "zero", f"the validation Dice of site {site} is {row['dice']:.3f}{nothing}"
+        best, most, _ = max(self.seen, key=lambda seen: seen[1])
+        if best <= t - self.quarter and dice < most - LOST:
+            yield "falling", f"the mean validation Dice has fallen from {most:.3f} in round {best} to {dice:.3f}"
+        before = [old for at, _, old in self.seen if at <= t - self.quarter]
+        if before and abs(loss - before[-1]) < STILL * abs(before[-1]) and dice < POOR:
+            yield "still", f"the loss stands still at {loss:.3f}, with a mean validation Dice of {dice:.3f}"
