@@ -15,7 +15,7 @@ from rounds.finished import open_run
 from rounds.run_folder import as_json
 from scoring.evaluate import pick_device, score_run
 from scoring.history import foreign_sites
-from scoring.results import KINDS
+from scoring.results import KINDS, as_table
 from scoring.trained import model_of
 from settings.program import Parser, run_program
 
@@ -42,7 +42,7 @@ def main():
     result, cases = score_run(found, models[0], sites, config, device, time.perf_counter() - start,
                               foreign_sites(folder, sites))
     save(folder / "result_eval.json", as_json(result))
-    save(folder / "cases_eval.csv", cases)
+    save(folder / "cases_eval.csv", as_table(cases))
     print(f"written to {folder}: result_eval.json, cases_eval.csv")
 
 

@@ -4,7 +4,6 @@ import statistics
 
 import numpy as np
 import torch
-from PIL import Image
 
 from config import load_config
 from datasets import load_sites, read_splits
@@ -16,7 +15,7 @@ from experiments.tables import markdown
 from rounds.checkpoint import save
 from scoring.evaluate import pick_device, predict
 from scoring.norm_statistics import own_network
-from scoring.pictures import TILE, as_png, contact_sheet, fullest_slice, image_tile
+from scoring.pictures import ERRORS, as_png, coloured, contact_sheet, fullest_slice, image_tile
 from scoring.trained import load_run
 
 # Okabe and Ito's colours, told apart by the colour-blind; the dashes and marks tell them in print
@@ -24,7 +23,6 @@ LOOKS = [("#000000", "-", "o"), ("#D55E00", "-", "s"), ("#0072B2", "--", "^"), (
          ("#CC79A7", ":", "D"), ("#E69F00", "--", "P"), ("#56B4E9", "-.", "X"), ("#7F7F7F", ":", "*"),
          ("#882255", "-", "p")]
 # colours of errors: found but not there, not found, and found as another class
-EXTRA, MISSED, OTHER = (86, 180, 233), (213, 94, 0), (240, 228, 66)
 
 
 def band(ax, x, curves, look, label):
@@ -130,7 +128,7 @@ def draw_pictures(file, runs, config):
             network = own_network(model, of_norms.get(name, {}), local.get(name, {}))
             rows[name].append(coloured(sample, s, predict(network, sample, own, device)[s]))
     labels = [f"{name}: {sample.case}" for name, (sample, _) in shown.items()]
-    labels[0] += "   (white: found, orange: missed, blue: in excess, yellow: as another class)"
+    labels[0] += f"   (white: found, {ERRORS})"
     titles = ["image", "truth", *(run.setting for run in runs)]
     save(file.with_suffix(".png"), as_png(contact_sheet(list(zip(labels, rows.values())), titles)))
 
@@ -138,14 +136,3 @@ def draw_pictures(file, runs, config):
 def config_of(run):
     """Return the settings that a run was trained with."""
     return load_config(run.folder / "config.yaml")
-
-
-def coloured(sample, s, found):
-    """Return slice s in grey with the foreground found in white, and in colours where it errs."""
-    grey = image_tile(sample, s).mean(2, keepdims=True).repeat(3, 2) * 0.6
-    p, y = (np.asarray(Image.fromarray(labels).resize((TILE, TILE), Image.Resampling.NEAREST))
-            for labels in (found, sample.truth[s]))
-    for area, colour in (((p == y) & (y > 0), (255, 255, 255)), ((p > 0) & (y == 0), EXTRA),
-                         ((p == 0) & (y > 0), MISSED), ((p > 0) & (y > 0) & (p != y), OTHER)):
-        grey[area] = 0.35 * grey[area] + 0.65 * np.array(colour)
-    return grey.astype(np.uint8)

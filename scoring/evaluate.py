@@ -179,7 +179,7 @@ def with_weights(model, checkpoint, sites, config, device):
 
 
 def score_run(checkpoints, model, sites, config, device, seconds, foreign):
-    """Return result.json's content for a run, and cases.csv's; print the tables. checkpoints: {best: ...,
+    """Return result.json's content for a run, and the rows of cases.csv; print the tables. checkpoints: {best: ...,
     last: ...}; model: its network, with any weights; seconds: what was spent before; that of scoring is
     added. foreign: sites that took no part."""
     start, result, cases, scored = time.perf_counter(), {}, [], {}
@@ -194,7 +194,7 @@ def score_run(checkpoints, model, sites, config, device, seconds, foreign):
     normed = bool(batch_norms(model))
     print_result(result, config, normed)
     result = explained(result, config, normed, foreign, seconds + time.perf_counter() - start)
-    return result, as_table(cases)
+    return result, cases
 
 
 def finish(folder, checkpoints, model, sites, config, device, seconds):
@@ -203,35 +203,10 @@ def finish(folder, checkpoints, model, sites, config, device, seconds):
     foreign = [site.name for site in sites if not site.train]
     result, cases = score_run(checkpoints, model, sites, config, device, seconds, foreign)
     save(folder / "result.json", as_json(result))
-    save(folder / "cases.csv", cases)
-    if picture := draw_predictions(checkpoints["best"], model, sites, config, device):
+    save(folder / "cases.csv", as_table(cases))
+    from scoring.drawn import draw_predictions  # which predicts, too
+    best = [row for row in cases if row["kind"] == "best"]
+    if picture := draw_predictions(checkpoints["best"], model, sites, config, device, best):
         save(folder / "predictions.png", pictures.as_png(picture))
     print(f"written to {folder}: result.json, cases.csv, metrics.csv, predictions.png, best.pt, last.pt")
     return result
-
-
-def draw_predictions(checkpoint, model, sites, config, device):
-    """Return a picture of a checkpoint, a row a site: two test cases' image, truth, prediction. Of a volume
-    it shows the slice with most organ. None if no site has test cases."""
-    statistics, local = with_weights(model, checkpoint, sites, config, device)
-    rows = []
-    for site in sites:
-        network = own_network(model, statistics.get(site.name, {}), local.get(site.name, {}))
-        samples = list({sample.case: sample for sample in site.test}.values())[:2]
-        if samples:
-            tiles = [prediction_tiles(network, sample, config, device) for sample in samples]
-            key = "" if rows else pictures.legend([class_name(config, j) for j in range(config.classes)])
-            rows.append((f"{site.name}: {', '.join(sample.case for sample in samples)}{key}",
-                         [tile for row in tiles for tile in row]))
-    titles = ["image", "truth: green", "prediction: red, truth: green"] if config.classes == 2 else \
-        ["image", "truth", "prediction"]
-    return pictures.contact_sheet(rows, 2 * titles) if rows else None
-
-
-def prediction_tiles(network, sample, config, device):
-    """Return three tiles of a sample's slice with most foreground: plain, with truth, with both. With more
-    than two classes the last has the prediction alone."""
-    image, with_truth = pictures.outlined_tiles(sample, sample.truth, config.classes, pictures.GREEN)
-    found = predict(network, sample, config, device)[pictures.fullest_slice(sample.truth)]
-    below = with_truth if config.classes == 2 else image
-    return [image, with_truth, pictures.draw_classes(below, found, config.classes, pictures.RED)]

@@ -9,17 +9,24 @@ from PIL import Image, ImageDraw, ImageFont
 TILE = 192  # pixels, side of a picture on a sheet
 GAP = 4     # between them
 GREEN, RED = (0, 255, 0), (255, 0, 0)
+EXTRA, MISSED, OTHER = (86, 180, 233), (213, 94, 0), (240, 228, 66)  # that the colour-blind can tell apart
+ERRORS = "orange: missed, blue: too much, yellow: as another class"
 COLOURS = {"green": GREEN, "orange": (255, 150, 0), "blue": (60, 120, 255), "magenta": (255, 0, 255),
            "cyan": (0, 255, 255), "yellow": (255, 255, 0), "red": RED, "white": (255, 255, 255)}
 
 
+def side_of(shape):
+    """Return width and height of a tile in the proportions of (H, W), TILE the longer side."""
+    return tuple(max(1, round(TILE * n / max(shape))) for n in shape[::-1])
+
+
 def image_tile(sample, s):
-    """Return slice s of a sample, not its neighbours, as a tile (TILE, TILE, 3) uint8."""
+    """Return slice s of a sample, not its neighbours, as a tile (h, w, 3) uint8 in the file's proportions."""
     image = sample.images[s].cpu()
     image = image if image.dtype == torch.uint8 else (image * 255).round_().byte()
     image = image if len(sample.truth) == 1 else image[1:2].expand(3, -1, -1)
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-    return np.asarray(picture.resize((TILE, TILE), Image.Resampling.BICUBIC))
+    return np.asarray(picture.resize(side_of(sample.truth.shape[1:]), Image.Resampling.BICUBIC))
 
 
 def draw_classes(tile, labels, classes, colour):
@@ -27,11 +34,22 @@ def draw_classes(tile, labels, classes, colour):
     the colour given or, of several classes, each in its own (see `legend`), the higher one on top."""
     colours, drawn = [colour] if classes == 2 else list(COLOURS.values()), tile.copy()
     for j in range(1, classes):
-        inside = Image.fromarray(labels >= j).resize((TILE, TILE), Image.Resampling.NEAREST)
+        inside = Image.fromarray(labels >= j).resize(tile.shape[1::-1], Image.Resampling.NEAREST)
         padded = np.pad(np.asarray(inside), 1)
         core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
         drawn[padded[1:-1, 1:-1] & ~core] = colours[(j - 1) % len(colours)]
     return drawn
+
+
+def coloured(sample, s, found):
+    """Return slice s in grey with the foreground found in white, and in colours where it errs."""
+    grey = image_tile(sample, s).mean(2, keepdims=True).repeat(3, 2) * 0.6
+    p, y = (np.asarray(Image.fromarray(labels).resize(grey.shape[1::-1], Image.Resampling.NEAREST))
+            for labels in (found, sample.truth[s]))
+    for area, colour in (((p == y) & (y > 0), (255, 255, 255)), ((p > 0) & (y == 0), EXTRA),
+                         ((p == 0) & (y > 0), MISSED), ((p > 0) & (y > 0) & (p != y), OTHER)):
+        grey[area] = 0.35 * grey[area] + 0.65 * np.array(colour)
+    return grey.astype(np.uint8)
 
 
 def legend(names):

@@ -24,6 +24,7 @@ from experiments import curves, diagnose, figures, reproduce, run_grid, style_bi
 from fft_style import StyleRecalibration
 from methods.input_norm import AmplitudeNorm
 from rounds.reading import load_checkpoint
+from scoring import pictures
 from settings import program
 from sites.layouts import list_files
 from test_fedbcs import HERE, tiny_config, write_nuclei
@@ -311,7 +312,7 @@ def test_plots_are_drawn(finished, comparison):
     folder, _ = finished
     ran = again(folder, comparison, "--methods", "fedavg,fedbcs", "--seeds", "0")
     assert ran.returncode == 0, ran.stderr
-    picture = np.asarray(figures.Image.open(folder / "out" / f"{comparison}.png").convert("RGB"))
+    picture = np.asarray(Image.open(folder / "out" / f"{comparison}.png").convert("RGB"))
     colours = {tuple(int(look[0][i:i + 2], 16) for i in (1, 3, 5)) for look in figures.LOOKS[:2]}
     assert colours <= {tuple(pixel) for pixel in picture.reshape(-1, 3)[::1].tolist()}
 
@@ -330,15 +331,15 @@ def test_pictures_colour_errors(finished):
     folder, _ = finished
     ran = again(folder, "pictures", "--methods", "fedavg,fedbcs")
     assert ran.returncode == 0, ran.stderr
-    sheet = figures.Image.open(folder / "out" / "pictures.png")
-    assert sheet.width > 4 * figures.TILE and sheet.height > 2 * figures.TILE
+    sheet = Image.open(folder / "out" / "pictures.png")
+    assert sheet.width > 4 * pictures.TILE and sheet.height > 2 * pictures.TILE
     config = tiny_config(folder / "data", "unused")
     sample = figures.load_sites(config)[0].test[0]
     truth = sample.truth[0]
     right = figures.coloured(sample, 0, truth).astype(int)
     nothing = figures.coloured(sample, 0, np.zeros_like(truth)).astype(int)
     everything = figures.coloured(sample, 0, np.ones_like(truth)).astype(int)
-    inside = np.asarray(figures.Image.fromarray(truth).resize((figures.TILE,) * 2, 0)) == 1
+    inside = np.asarray(Image.fromarray(truth).resize((pictures.TILE,) * 2, 0)) == 1
     assert np.ptp(right, axis=2).max() == 0 and right[inside].min() >= 165  # white: no error
     assert (nothing[inside][:, 0] - nothing[inside][:, 2] > 50).all()       # orange: missed
     assert (everything[~inside][:, 2] - everything[~inside][:, 0] > 50).all()  # blue: in excess

@@ -28,6 +28,7 @@ from rounds import checkpoint, run_folder
 from rounds.reading import load_checkpoint
 from scoring import evaluate as evaluation
 from scoring import pictures, results
+from scoring.drawn import draw_predictions
 from scoring.trained import model_of
 from test_fedbcs import HERE, tiny_config, write_nuclei
 from tests.helpers import (
@@ -126,18 +127,24 @@ def test_picture_shows_two_cases_a_site_with_their_errors(tmp_path, monkeypatch)
     monkeypatch.setattr(pictures, "contact_sheet",
                         lambda rows, titles: shown.extend(rows) or sheet(rows, titles))
     sites[0].test.append(a_sample("a", "c9"))
-    assert evaluation.draw_predictions(best, model, sites, config, CPU).width > 6 * 192
-    assert [label for label, _ in shown] == ["a: c4, c5", "b: c4, c5"]
+    rows = [{"site": site.name, "split": "test", "file": sample.name, "dice": dice}
+            for site in sites for dice, sample in zip((0.7, 0.2, 0.5), site.test)]
+    assert draw_predictions(best, model, sites, config, CPU, rows).width > 6 * 192
+    assert [label.partition("   (white")[0] for label, _ in shown] == [
+        "a: worst c5 Dice 0.20, middle c9 Dice 0.50", "b: worst c5 Dice 0.20, middle c4 Dice 0.70"]
     for _, tiles in shown:
-        assert len(tiles) == 6 and all(t.dtype == np.uint8 and t.shape == (192, 192, 3) for t in tiles)
+        assert len(tiles) == 6 and all(t.dtype == np.uint8 and t.shape == (154, 192, 3) for t in tiles)  # 40 x 50 pixels
         image, truth, both = (t.astype(int) for t in tiles[:3])
         assert ((image != truth).any(2) == (truth == (0, 255, 0)).all(2)).all()
-        assert (truth == (0, 255, 0)).all(2).any() and (both == (255, 0, 0)).all(2).any()
-    volume = a_sample("v", "c", slices=5)
+        assert (truth == (0, 255, 0)).all(2).any() and (both[..., 0] - both[..., 2] > 40).any()  # orange: missed
+    volume, of_volumes = a_sample("v", "c", slices=5), a_config(task="volumes")
     volume.truth[2, 2:38, 2:48] = 1
-    evaluation.draw_predictions(best, model, [Site("a", train=[], val=[], test=[volume])], config, CPU)
-    assert (shown[-1][1][0] == pictures.image_tile(volume, 2)).all()
-    assert evaluation.draw_predictions(best, model, [], config, CPU) is None
+    site, rows = Site("v", train=[], val=[], test=[volume]), [
+        {"site": "v", "split": "test", "file": volume.name, "dice": 0.1}]
+    draw_predictions(best, model, [site], of_volumes, CPU, rows)
+    label, tiles = shown[-1]
+    assert label.startswith("v: worst c Dice 0.10, slices 1, 2, 3, 4, 5 of 5   (white") and len(tiles) == 5
+    assert draw_predictions(best, model, [], config, CPU, []) is None
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,61 @@
+"""predictions.png: what the best round finds in the test images, the worst one of each site first."""
+
+import numpy as np
+
+from config import VOLUMES, class_name
+from scoring import pictures
+from scoring.evaluate import predict, with_weights
+from scoring.norm_statistics import own_network
+
+SLICES = 6  # of a volume, in a row
+
+
+def draw_predictions(checkpoint, model, sites, config, device, rows):
+    """Return a picture of a checkpoint, a row a site: of images the one of lowest Dice and one in the middle, with
+    truth and errors; of volumes slices of the one of lowest Dice. rows: of cases.csv, of this checkpoint. None
+    if no site has a test image that was scored."""
+    statistics, local = with_weights(model, checkpoint, sites, config, device)
+    drawn = []
+    for site in sites:
+        scored = lowest_first(site, rows, config)
+        if not scored:
+            continue
+        network = own_network(model, statistics.get(site.name, {}), local.get(site.name, {}))
+        draw = of_volume if config.task in VOLUMES else of_images
+        words, tiles = draw(scored, lambda sample, network=network: predict(network, sample, config, device), config)
+        key = "" if drawn else f"   (white: found, {pictures.ERRORS})" + pictures.legend(
+            [class_name(config, j) for j in range(config.classes)])
+        drawn.append((f"{site.name}: {words}{key}", tiles))
+    titles = () if config.task in VOLUMES else 2 * ("image", "truth", "found, missed, too much")
+    return pictures.contact_sheet(drawn, titles) if drawn else None
+
+
+def lowest_first(site, rows, config):
+    """Return [(Dice, sample)] of a site's test images that were scored, the mean over classes and slices."""
+    dice = {}
+    for row in rows:
+        if (row["site"], row["split"]) == (site.name, "test"):
+            name = row["file"].rpartition(" slice ")[0] if config.eval_slices == "foreground" else row["file"]
+            dice.setdefault(name, []).append(row["dice"])
+    return sorted(((float(np.mean(dice[sample.name])), sample) for sample in site.test if sample.name in dice),
+                  key=lambda pair: pair[0])
+
+
+def of_images(scored, find, config):
+    """Return words on the worst image and one in the middle, and three tiles of each."""
+    chosen, tiles = {"worst": scored[0]} | ({"middle": scored[len(scored) // 2]} if len(scored) > 1 else {}), []
+    for _, sample in chosen.values():
+        image, truth = pictures.outlined_tiles(sample, sample.truth, config.classes, pictures.GREEN)
+        tiles += [image, truth, pictures.coloured(sample, 0, find(sample)[0])]
+    return ", ".join(f"{which} {sample.case} Dice {dice:.2f}" for which, (dice, sample) in chosen.items()), tiles
+
+
+def of_volume(scored, find, config):
+    """Return words on the worst volume, and slices through what is organ or is found, in equal steps."""
+    dice, sample = scored[0]
+    found = find(sample)
+    inside = ((found > 0) | (sample.truth > 0)).any((1, 2)).nonzero()[0]
+    inside = inside if len(inside) else np.arange(len(found))
+    chosen = np.unique(inside[np.linspace(0, len(inside) - 1, SLICES).round().astype(int)]).tolist()
+    return (f"worst {sample.case} Dice {dice:.2f}, slices {', '.join(str(s + 1) for s in chosen)} of {len(found)}",
+            [pictures.coloured(sample, s, found[s]) for s in chosen])
