@@ -13,6 +13,10 @@ from experiments.run_grid import read_rows
 from rounds.checkpoint import save
 from settings.program import Parser, run_program
 
+# (colour, dashes, mark), which the colour-blind and a black and white print tell apart
+LOOKS = [("#000000", "-", "o"), ("#D55E00", "-", "s"), ("#0072B2", "--", "^"), ("#009E73", "-.", "v"),
+         ("#CC79A7", ":", "D"), ("#E69F00", "--", "P"), ("#56B4E9", "-.", "X"), ("#7F7F7F", ":", "*"),
+         ("#882255", "-", "p")]
 LABELS = {"loss_dice": "L_dice", "loss_contrast": "mu L_contra", "loss_consistency": "mu L_consis"}
 
 
@@ -45,13 +49,19 @@ def axes(columns=1, **more):
 
 
 def draw_curves(file, losses, dice):
-    """Draw the loss terms on the left and the sites' validation Dice on the right; return the figure."""
+    """Draw the loss terms on the left and the sites' validation Dice on the right, with a line at the round of
+    the best mean; return the figure."""
     figure, (left, right) = axes(2)
     for ax, curves in ((left, losses), (right, dice)):
-        for name, values in curves.items():
+        for (colour, dashes, mark), (name, values) in zip(LOOKS * len(curves), curves.items()):
             label = LABELS.get(name, name.removeprefix("loss_"))
-            ax.plot(list(values), list(values.values()), marker=".", label=label)
+            ax.plot(list(values), list(values.values()), dashes, color=colour, marker=mark, markersize=3, label=label)
         ax.xaxis.get_major_locator().set_params(integer=True)
+        if ax is right and dice:
+            means = {t: statistics.mean(of_site[t] for of_site in dice.values() if t in of_site)
+                     for t in set().union(*dice.values())}
+            best = max(sorted(means), key=means.get)
+            ax.axvline(best, color="grey", linewidth=0.8, label=f"best round, {best}")
         if curves:
             ax.legend(fontsize=8)
     left.set(xlabel="round", ylabel="loss, mean of sites", title="loss terms")

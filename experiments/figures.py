@@ -8,7 +8,7 @@ import torch
 from config import load_config
 from datasets import load_sites, read_splits
 from experiments import paired
-from experiments.curves import axes, read_curves, save_figure
+from experiments.curves import LOOKS, axes, read_curves, save_figure
 from experiments.run_grid import by_setting, result_of
 from experiments.style_bias import LEVELS, scene_batches, style_bias
 from experiments.tables import markdown
@@ -19,11 +19,6 @@ from scoring.pictures import ERRORS, as_png, coloured, contact_sheet, fullest_sl
 from scoring.trained import load_run
 
 # Okabe and Ito's colours, told apart by the colour-blind; the dashes and marks tell them in print
-LOOKS = [("#000000", "-", "o"), ("#D55E00", "-", "s"), ("#0072B2", "--", "^"), ("#009E73", "-.", "v"),
-         ("#CC79A7", ":", "D"), ("#E69F00", "--", "P"), ("#56B4E9", "-.", "X"), ("#7F7F7F", ":", "*"),
-         ("#882255", "-", "p")]
-# colours of errors: found but not there, not found, and found as another class
-
 
 def band(ax, x, curves, look, label):
     """Draw the mean of curves, one a seed, and the band from their lowest to their highest."""

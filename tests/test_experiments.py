@@ -412,7 +412,8 @@ def test_curves_have_every_term_of_a_method(tmp_path):
     drawn = {line.get_label(): list(zip(*line.get_data())) for line in left.lines}
     assert drawn == {"L_dice": list(losses["loss_dice"].items()), "mu L_contra": [(2, 0), (3, 0)],
                      "proximal": [(3, 1)]}
-    assert {line.get_label(): list(zip(*line.get_data())) for line in right.lines} == {"a": [(1, 0.25), (2, 0.5)]}
+    assert {line.get_label(): list(zip(*line.get_data())) for line in right.lines} == {
+        "a": [(1, 0.25), (2, 0.5)], "best round, 2": [(2, 0), (2, 1)]}
     for ax in (left, right):
         assert all(tick == round(tick) for tick in ax.get_xticks())
 
