@@ -621,3 +621,42 @@ def test_settings_of_protection_are_checked():
     for wrong in ({"max_share": 0}, {"max_share": 1.5}, {"update_norm": 0.5}, {"update_norm": "x"}):
         with pytest.raises(BadInput, match=f"{next(iter(wrong))}: "):
             load_config(start | wrong)
+
+
+# ---- The sites that they mean ----
+
+def test_sites_may_be_listed_and_a_stranger_never_joins(tmp_path, capsys):
+    """The run is that of the listed sites to the bit; a stranger is named once and asked no more."""
+    data = write_nuclei(tmp_path / "data", ("a", "b", "c"))
+    nodes = Hospitals(tmp_path / "three", data, "abc", ("rounds=2", "on_site_failure=skip"), sites_wanted="a, c")
+    state, result = nodes.train()
+    said = capsys.readouterr().err
+    assert said.count("is refused: it answers as b, which is none of the names in sites") == 1
+    assert {row[2] for row in state["history"]} == set(result["last"]["test"]["sites"]) == {"a", "c"}
+    assert sum(message.metadata.dst_node_id == 2 for message, _ in nodes.sent) == 1
+    alone = Hospitals(tmp_path / "two", data, "ac", ("rounds=2", "on_site_failure=skip")).train()[0]
+    assert_same(dict(state["weights"]), dict(alone["weights"]))
+
+
+def test_look_alike_names_are_refused(tmp_path, capsys):
+    """A capital, a Cyrillic, an invisible letter, a comma, a space: the site of the plain name goes on."""
+    data, names = write_nuclei(tmp_path / "data", ("a",)), ["A", "\u0430", "a\u200b", "a,b", " a"]
+    nodes = Hospitals(tmp_path, data, "a", ("rounds=1", "on_site_failure=skip"), sites_wanted=6)
+    for number, name in enumerate(names, 2):
+        nodes.join(name, data / "a")
+        nodes.nodes[number]["out"] = str(tmp_path / str(number))
+    state, _ = nodes.train()
+    assert {row[2] for row in state["history"]} == {"a"}
+    said = capsys.readouterr().err
+    for number, name in enumerate(names, 2):
+        why = f"its name {name} looks like that of a" if number < 4 else "its name is no printable text"
+        assert said.count(f"site of node {number} failed in round 1: {why}") == 1
+
+
+def test_a_name_belongs_to_the_key_that_registered_it(tmp_path, capsys):
+    data = write_nuclei(tmp_path / "data", ("a", "b"))
+    nodes = Hospitals(tmp_path, data, "ab", ("rounds=1", "on_site_failure=skip"))
+    nodes.get_nodes = lambda: [SimpleNamespace(node_id=1, name="a"), SimpleNamespace(node_id=2, name="east")]
+    state, _ = nodes.train()
+    assert {row[2] for row in state["history"]} == {"a"}
+    assert "its key is registered as east and it answers as b" in capsys.readouterr().err
