@@ -104,7 +104,7 @@ class Nodes:
         asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
         replies = {asked[reply.metadata.reply_to_message_id]: reply for reply in replies
                    if reply.metadata.reply_to_message_id in asked}
-        return {node: self.content_of(node, replies) for node in [*replies, *nodes]}
+        return {node: self.content_of(node, replies) for node in dict.fromkeys([*replies, *nodes])}  # once each
 
     def turn(self, site, chosen):
         """Return what a site is told of itself: whether it trains, and which update of it was taken last."""
