@@ -29,7 +29,8 @@ def expected(sites):
     if not isinstance(sites, str):
         return sites, None
     try:
-        lines = Path(sites).read_text(encoding="utf-8") if sites.endswith(".txt") else sites.replace(",", "\n")
+        file = Path(sites)
+        lines = file.read_text(encoding="utf-8") if file.suffix == ".txt" else sites.replace(",", "\n")
     except OSError as problem:
         raise BadInput(f"sites: {sites} cannot be read ({problem.strerror}), name another") from None
     names = {line.strip() for line in lines.splitlines()} - {""}
@@ -53,7 +54,7 @@ class Nodes:
         self.last, self.before = {}, set()               # {site: kept} of the run, and its sites at the start
 
     def goes_on_from(self, kept):
-        """Note what is known of a run's sites, {site: {"round": of its last update}}, which the run changes."""
+        """Note what a run knows of its sites, {site: {"round": of its last update}}, which it changes."""
         self.last, self.before = kept, set(kept)
 
     def ask(self, kind, records, chosen=None):
@@ -98,8 +99,10 @@ class Nodes:
     def exchange(self, nodes, kind, records, chosen=None):
         """Return {node: the records of its answer, or what is wrong with it}."""
         lifetime = self.timeout + 60  # a node that comes back later is spared what nobody waits for
-        messages = [Message(RecordDict(records | {"turn": self.turn(self.names.get(node), chosen)}), node, kind,
-                            ttl=lifetime) for node in nodes if node not in self.strangers]
+        turns = {node: self.turn(self.names.get(node), chosen) for node in nodes
+                 if node not in self.strangers}
+        messages = [Message(RecordDict(records | {"turn": turn}), node, kind, ttl=lifetime)
+                    for node, turn in turns.items()]
         replies = list(self.grid.send_and_receive(messages, timeout=self.timeout)) if messages else []
         asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
         replies = {asked[reply.metadata.reply_to_message_id]: reply for reply in replies
@@ -147,7 +150,8 @@ class Nodes:
         others = self.before | {site for other, site in self.names.items() if other in self.there}
         if twins := [site for site in others if site != name and look(site) == look(name)]:
             raise Misfit(f"its name {name} looks like that of {twins[0]}")
-        if self.listed is None and name not in {*self.before, *self.names.values()} and len(others) >= self.number:
+        known = {*self.before, *self.names.values()}
+        if self.listed is None and name not in known and len(others) >= self.number:
             raise Stranger(f"it answers as {name}, and all {self.number} sites are there")
         holders = [other for other, site in self.names.items() if site == name and (
             other == node or other in replies and not replies[other].has_error())]

@@ -484,6 +484,99 @@ def test_node_config_and_hold_out_are_checked(tmp_path, capsys):
             flower_app.own_site(context)
 
 
+# ---- The sites that the server means ----
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_more_sites_than_expected_never_join(tmp_path, capsys, listed):
+    """Neither one more of a number nor one that is not listed; it ends nothing and is named once. What is listed
+    in a file stays at the server."""
+    data = write_nuclei(tmp_path / "data", ("a", "b", "x"))
+    (tmp_path / "names.txt").write_text("b\n\n a \n")
+    nodes = Hospitals(tmp_path, data, "xab" if listed else "abx", ("rounds=2",))
+    nodes.run["sites"] = str(tmp_path / "names.txt") if listed else 2
+    state, result = nodes.train()
+    said = capsys.readouterr().err
+    assert {row[2] for row in state["history"]} == set(result["last"]["test"]["sites"]) == {"a", "b"}
+    assert said.count("is refused: it answers as x, ") == 1
+    kinds = [asked.metadata.message_type for asked, reply in nodes.sent if reply.content["site"]["name"] == "x"]
+    assert kinds == (["query"] if listed else ["train"])  # the weights of the others' training never reach it
+    del nodes.nodes[1 if listed else 3]
+    nodes.run |= {"sites": "a, b", "overrides": nodes.run["overrides"] + " rounds=3 resume=true"}
+    assert nodes.train()[0]["round"] == 3 and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["East", "еast", "eαst", "east,west", "east\u034f", "ea\u3164st", "east\ufe0f", "ｅast"])
+def test_names_that_look_alike_are_refused(tmp_path, capsys, name):
+    """Of another case, with Cyrillic, Greek or wide letters, with letters that cannot be seen, with a comma."""
+    data = write_nuclei(tmp_path / "data", ("east", "north"))
+    nodes = Hospitals(tmp_path, data, ("east", "north"), ("rounds=1", "on_site_failure=skip"))
+    nodes.nodes[2]["site"] = name
+    state, _ = nodes.train()
+    assert {row[2] for row in state["history"]} == {"east"}
+    assert re.search("site of node 2 failed in round 1: its name .*(looks like that of east|is no printable text)",
+                     capsys.readouterr().err)
+
+
+def test_a_name_belongs_to_the_key_that_was_registered_by_it(tmp_path):
+    """Even while the node of that name is away."""
+    nodes = Hospitals(tmp_path, write_nuclei(tmp_path / "data", ("a", "b")), "ab", ("rounds=1",))
+    nodes.get_nodes = lambda: [SimpleNamespace(node_id=1, name="a"), SimpleNamespace(node_id=2, name="mallory")]
+    with pytest.raises(SiteFailed, match="its key is registered as mallory and it answers as b"):
+        nodes.train()
+
+
+def test_a_site_that_is_held_out_never_trains(tmp_path, capsys):
+    """Though it sends an update, made with splits of its own."""
+    data = write_nuclei(tmp_path / "data", ("a", "b", "c"))
+    nodes = Hospitals(tmp_path, data, "abc", ("rounds=2", "hold_out=b", "on_site_failure=skip"))
+    honest = nodes.client
+
+    def eager(message, context):
+        if context.node_config["site"] == "b" and message.metadata.message_type == "train":
+            message.content["turn"]["train"] = True
+            context.run_config = context.run_config | {
+                "overrides": context.run_config["overrides"].replace("hold_out=b", "hold_out=none")}
+        return honest(message, context)
+    nodes.client = eager
+    state, _ = nodes.train()
+    assert {row[2] for row in state["history"] if row[1] == "train"} == {"a", "c"}
+    assert capsys.readouterr().err.count("it sent an update in a round that it was not drawn for") == 2
+
+
+def test_hospitals_learn_nothing_of_each_other(tmp_path):
+    """No name of another site is in what is sent to one, though each gets the state of its own optimizer."""
+    data = write_nuclei(tmp_path / "data", ("east", "north"))
+    nodes = Hospitals(tmp_path, data, ("east", "north"), ("rounds=3",))
+    nodes.train()
+    for asked, reply in nodes.sent:
+        other = {"east": b"north", "north": b"east"}[reply.content["site"]["name"]]
+        assert other not in sent_bytes(asked.content)
+        if asked.metadata.message_type == "train":
+            assert asked.content["turn"]["last"] == asked.content["round"]["t"] - 1
+
+
+@pytest.mark.parametrize("script", ["try_it.sh", "simulate.sh"])
+def test_a_port_that_is_taken_is_said_at_once(tmp_path, script):
+    """Before anything is started or written; and a server that does not start shows its log."""
+    port, data = three_free_ports(), write_nuclei(tmp_path / "data", ("east", "north"), 3)
+    command = ["bash", HERE / "flower" / script, *([data] if script == "simulate.sh" else []), tmp_path / "out"]
+    env = environment(tmp_path / "home") | {"PORT": str(port), "DATA": str(data)}
+
+    def run():
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
+    for taken in (port, port + 2)[:1 if script == "simulate.sh" else 2]:
+        with socket.create_server(("127.0.0.1", taken)):
+            done = run()
+        assert (done.returncode, done.stderr) == (2, f"error: port {taken} is in use, set PORT\n")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "flower-superlink").write_text("#!/bin/sh\necho address already in use >&2; exit 1\n")
+    (tmp_path / "flower-superlink").chmod(0o755)
+    env["PATH"] = f"{tmp_path}:{env['PATH']}"
+    done = run()
+    assert done.returncode == 1 and "address already in use" in done.stderr
+    assert "error: the server did not start, see above" in done.stderr
+
+
 def sent_bytes(records):
     """All that a reply holds, as bytes: names, numbers and arrays."""
     found = []
