@@ -792,7 +792,7 @@ def test_a_lost_node_a_replacement_and_a_killed_server(federation, tmp_path):
     link.start_link()
     for site in "ab":
         link.start_node(site, data / site)
-    link.start_run("rounds=50", *settings, timeout=30)
+    link.start_run("rounds=50", *settings, timeout=20)
 
     def trained():
         file = tmp_path / "server" / "metrics.csv"
