@@ -6,9 +6,9 @@ cosines.png     cos(f, g) at every pixel of an image, of each path, untrained an
 prototypes.png  cosines between the local prototypes of all sites and classes, untrained and trained
 weights.png     l_norm and l_org of every FSR layer, untrained and trained
 
-A run keeps its last and its best round alone: "trained" is last.pt, or best.pt if there is no other, and
-"untrained" the initial weights of its seed. Prototypes are those of these weights, from one pass over the
-training images. Without FSR or prototypes there are fewer pictures. It needs matplotlib.
+A run keeps its last and best round alone: "trained" is last.pt, or best.pt without it, "untrained" its seed's
+initial weights. Prototypes are of these weights, from a pass over the training images. Without FSR or
+prototypes there are fewer pictures. It needs matplotlib.
 """
 
 import tempfile
@@ -20,6 +20,7 @@ from torch.nn import functional
 from config import BadInput
 from datasets import load_sites, read_splits, stack
 from experiments.curves import axes, save_figure
+from experiments.figures import LOOKS
 from experiments.style_bias import LEVELS, scene_batches, style_bias
 from fused_features import PATHS, on_grid, squares_and_dots
 from methods.find import method_and_model
@@ -28,8 +29,6 @@ from rounds.finished import open_run
 from scoring.trained import model_of
 from settings.program import Parser, run_program
 from unet import UNet
-
-BLACK, ORANGE = "#000000", "#D55E00"  # of Okabe and Ito, told apart by the colour-blind and in print
 
 
 def panels(rows, columns, size=2.3):
@@ -49,7 +48,7 @@ def finish(figure, file, sentence):
 
 def show(figure, ax, values, title, colours="cividis", unit=None, **more):
     """Show a map (H, W) with its scale in a unit, or an image (3, H, W) without one."""
-    seen = ax.imshow(values if unit else values.permute(1, 2, 0), cmap=colours, **more)
+    seen = ax.imshow((values if unit else values.permute(1, 2, 0)).numpy(), cmap=colours, **more)
     ax.set_title(title, fontsize=9)
     if unit:
         figure.colorbar(seen, ax=ax, shrink=0.8).set_label(unit, fontsize=8)
@@ -57,12 +56,8 @@ def show(figure, ax, values, title, colours="cividis", unit=None, **more):
 
 def around_fsr(model, x):
     """Return [(maps before, maps after)] of the FSR layers for images x."""
-    found = []
-    hooks = [layer.register_forward_hook(lambda _, z, out: found.append((z[0], out))) for layer in model.fsr]
-    model.features(x)
-    for hook in hooks:
-        hook.remove()
-    return found
+    e = model.features(x)[1]["encoder"]
+    return [(model.encoder[k](functional.max_pool2d(e[k - 1], 2)), e[k]) for k in (1, 2, 3)]
 
 
 def draw_fsr(file, model, x):
@@ -78,10 +73,10 @@ def draw_fsr(file, model, x):
         show(figure, row[1], F_z.abs().clamp_min(1e-3).log10(), f"amplitude {name}", unit="log10, no unit")
         show(figure, row[2], F_z.angle(), f"phase {name}", "twilight", "radians", vmin=-3.15, vmax=3.15)
     live = F[0].abs() > 1e-3 * F[0].abs().max()  # below, rounding alone sets the phase
-    live[tuple(n // 2 for n in live.shape)] = False
+    live[live.shape[0] // 2, live.shape[1] // 2] = False
     ratio = (F[1] / F[0])[live]
     low, high, turn = *ratio.abs().aminmax(), ratio.angle().abs().max()
-    finish(figure, file, f"Amplitudes off the mean, in the middle, are multiplied by {low:.3f} to {high:.3f}\n"
+    finish(figure, file, f"Amplitudes off the mean (the middle) are multiplied by {low:.3f} to {high:.3f}\n"
            f"and no phase turns by more than {turn:.0e} rad. The mean goes from {z[c].mean():.2f} to "
            f"{out[c].mean():.2f}.\nSo both rows look alike but for their scales.")
 
@@ -91,17 +86,16 @@ def draw_weights(file, models, x):
     figure, ax = panels(1, 2, 3.2)
     for a, (when, model) in zip(ax[0], models.items()):
         found = [layer.weights(z) for layer, (z, _) in zip(model.fsr, around_fsr(model, x))]
-        for part, (name, colour, mark) in enumerate((("l_norm", BLACK, "o"), ("l_org", ORANGE, "s"))):
+        for part, (name, (colour, _, mark)) in enumerate(zip(("l_norm", "l_org"), LOOKS)):
             at = [k + 0.15 * part for k in range(len(found))]
             a.vlines(at, *zip(*(l[part].quantile(torch.tensor([0.05, 0.95])) for l in found)), color=colour)
             a.plot(at, [l[part].mean() for l in found], mark, color=colour, label=name)
-        a.set(title=when, ylim=(0, 1), xticks=range(len(found)), yticks=[0, 0.25, 0.5, 0.75, 1],
-              xticklabels=[f"e{k + 1}" for k in range(len(found))], xlabel="FSR behind encoder level")
+        a.set(title=when, ylabel="weight, no unit", ylim=(0, 1), yticks=[0, 0.25, 0.5, 0.75, 1],
+              xticks=range(3), xticklabels=["e1", "e2", "e3"], xlabel="FSR behind encoder level")
         a.legend()
-    ax[0, 0].set_ylabel("weight, no unit")
-    spread = max((l.mean() - 0.5).abs() for pair in found for l in pair)
+    far = max((l.mean() - 0.5).abs() for pair in found for l in pair)
     finish(figure, file, "Marks: means over images and channels; lines: 5 to 95 % quantile.\n"
-           f"After training no layer's mean is further than {spread:.2f} from one half.")
+           f"After training no layer's mean is further than {far:.2f} from one half.")
 
 
 def draw_styles(file, models, config):
@@ -111,11 +105,11 @@ def draw_styles(file, models, config):
     figure, ((*left, a),) = panels(1, len(batches[0]) + 1, 2.6)
     for number, (ax, x) in enumerate(zip(left, batches[0]), 1):
         show(figure, ax, x[0], f"style {number}")
-    for (when, model), (colour, mark) in zip(models.items(), ((BLACK, "o--"), (ORANGE, "s-"))):
+    for (when, model), (colour, _, mark) in zip(models.items(), LOOKS):
         share = [after for _, after in style_bias(model, batches).values()]
-        a.plot(share, mark, color=colour, label=when)
-    a.set(xticks=range(len(LEVELS)), xticklabels=LEVELS, yticks=[0, 0.25, 0.5], ylim=(0, None))
-    a.set_title("share of variance, by level", fontsize=9)
+        a.plot(share, marker=mark, color=colour, label=when)
+    a.set(xticks=range(len(LEVELS)), xticklabels=LEVELS, yticks=[0, 0.25, 0.5], ylim=(0, None),
+          title="share of variance")
     a.legend(fontsize=8)
     finish(figure, file, "Right: share of the features' variance that lies between styles, from x to d0.\n"
            f"Trained: {share[0]:.2f} at the input, {max(share):.2f} at most, {share[-1]:.2f} at the end.")
@@ -152,21 +146,20 @@ def draw_prototypes(file, local, names):
 
 def draw_cosines(file, models, local, x, y):
     """Draw cos(f, g) over an image x (1, 3, H, W) with labels y, the nearest g of each class."""
-    columns = [(when, j) for when in models for j in (0, 1)]
-    figure, ax = panels(2, 1 + len(columns))
+    figure, ax = panels(2, 5)
     show(figure, ax[0, 0], x[0], "image and outline")
     ax[0, 0].contour(y[0] > 0, [0.5], colors="black", linewidths=0.7)
     ax[1, 0].axis("off")
     for row, path in zip(ax, PATHS):
-        for a, (when, j) in zip(row[1:], columns):
+        for a, (when, j) in zip(row[1:], [(when, j) for when in models for j in (0, 1)]):
             model, G = models[when], aggregate_prototypes(local[when])[path]
             *maps, inside = on_grid(path, model.features(x)[1][path], model.fusion[path], y == 1)
             cos = cosines(*squares_and_dots(*maps, functional.normalize(G[j])))[0].amax(-1)
-            title = f"{path}, {when},\n{'foreground' if j else 'background'} g"
+            title = f"{path}, {when},\n{('background', 'foreground')[j]} g"
             show(figure, a, cos, title, unit="cosine", vmin=-1, vmax=1)
-    own, other = cos[inside[0]].mean(), cos[~inside[0]].mean()
     finish(figure, file, "Each pixel's cosine with the nearest global prototype g of a class.\n"
-           f"Trained decoder, foreground g: mean {own:.2f} on foreground, {other:.2f} on background pixels.")
+           f"Trained decoder, foreground g: mean {cos[inside[0]].mean():.2f} on foreground, "
+           f"{cos[~inside[0]].mean():.2f} on background pixels.")
 
 
 @torch.no_grad()
@@ -174,14 +167,13 @@ def draw_all(run, out):
     """Draw what a run has to show into a folder."""
     kind = "last" if (run / "last.pt").is_file() else "best"
     config, (checkpoint,) = open_run(run, [kind])
-    sites = [site for site in load_sites(config, read_splits(run / "splits.json")) if site.train_slices]
-    models = {"untrained": method_and_model(config)[1],
-              f"round {checkpoint['round']}": model_of(checkpoint, run / f"{kind}.pt", torch.device("cpu"))}
-    x, y = stack([site.train_slices[0] for site in sites])
-    out.mkdir(parents=True, exist_ok=True)
-    _, trained = models.values()
+    trained = model_of(checkpoint, run / f"{kind}.pt", torch.device("cpu"))
+    models = {"untrained": method_and_model(config)[1], f"round {checkpoint['round']}": trained}
     if not isinstance(trained, UNet):
         raise BadInput(f"{run}: its network is not that of unet.py, whose layers are drawn; give another run")
+    sites = [site for site in load_sites(config, read_splits(run / "splits.json")) if site.train_slices]
+    x, y = stack([site.train_slices[0] for site in sites])
+    out.mkdir(parents=True, exist_ok=True)
     if trained.fsr:
         draw_fsr(out / "fsr.png", trained, x)
         draw_weights(out / "weights.png", models, x)

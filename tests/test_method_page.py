@@ -83,18 +83,23 @@ def test_trained_network_predicts_generated_images(tmp_path, program):
 def run(tmp_path_factory):
     """The folder of a short run, with adaptive FSR."""
     folder = tmp_path_factory.mktemp("tour")
-    train.train(tiny_config(write_nuclei(folder / "data"), folder / "run", "fsr=adaptive", "prototype_weight=1"))
+    overrides = "fsr=adaptive", "prototype_weight=1"
+    train.train(tiny_config(write_nuclei(folder / "data"), folder / "run", *overrides))
     return folder / "run"
 
 
 def test_tour_draws_what_a_run_has(run, program, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(style_bias, "SCENES", 2)
+    original = tour.save_figure  # laying out a figure takes most of the time
+    monkeypatch.setattr(tour, "save_figure", lambda figure, file, dpi: original(
+        figure.set_layout_engine("none") or figure, file, 30))
     code, out, err = program(tour, run.parent, "--run", "run", "out=seen")
     assert code == 0, err
     assert sorted(file.name for file in (run.parent / "seen").iterdir()) == [
         "cosines.png", "fsr.png", "prototypes.png", "styles.png", "weights.png"]
-    low, high, turn = map(float, re.search(r"multiplied by (\S+) to (\S+) and no phase .* than (\S+) rad", out).groups())
+    words = r"multiplied by (\S+) to (\S+) and no phase .* than (\S+) rad"
+    low, high, turn = map(float, re.search(words, out).groups())
     assert 0 < low == high and turn < 1e-3
     code, _, err = program(tour, run.parent, "--run", "run", "into=seen")
     assert code == 2 and err == "error: into: is no key of this program, write out=FOLDER\n"
