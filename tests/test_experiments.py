@@ -29,7 +29,7 @@ from settings import program
 from sites.layouts import list_files
 from test_fedbcs import HERE, tiny_config, write_nuclei
 from tests.helpers import run_here, start_here
-from tests.test_methods import worked_example
+from tests.test_forks import worked_example
 from unet import UNet
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}  # run in other folders

@@ -35,7 +35,7 @@ from rounds.reading import load_checkpoint
 from test_fedbcs import HERE, first_state, one_round, tiny_config, write_nuclei
 from tests.helpers import assert_same, write_prostate
 from tests.test_classes import write_images
-from tests.test_methods import worked_example
+from tests.test_forks import worked_example
 
 flwr_app = pytest.importorskip("flwr.app")
 ArrayRecord, Error, Message, RecordDict = (
