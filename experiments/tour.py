@@ -21,7 +21,7 @@ from config import BadInput
 from datasets import load_sites, read_splits, stack
 from experiments.curves import axes, save_figure
 from experiments.figures import LOOKS
-from experiments.style_bias import LEVELS, scene_batches, style_bias
+from experiments.style_bias import LEVELS, scene_batches, scenes, style_bias
 from fused_features import PATHS, on_grid, squares_and_dots
 from methods.find import method_and_model
 from prototypes import add_class_sums, aggregate_prototypes, cosines, local_prototypes
@@ -103,8 +103,8 @@ def draw_styles(file, models, config):
     with tempfile.TemporaryDirectory() as folder:
         batches = scene_batches(folder, config)
     figure, ((*left, a),) = panels(1, len(batches[0]) + 1, 2.6)
-    for number, (ax, x) in enumerate(zip(left, batches[0]), 1):
-        show(figure, ax, x[0], f"style {number}")
+    for site, ax, x in zip(sorted(scenes.TASKS[config.task][0]), left, batches[0]):
+        show(figure, ax, x[0], f"style of {site}")
     for (when, model), (colour, _, mark) in zip(models.items(), LOOKS):
         share = [after for _, after in style_bias(model, batches).values()]
         a.plot(share, marker=mark, color=colour, label=when)
