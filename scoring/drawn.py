@@ -23,7 +23,7 @@ def draw_predictions(checkpoint, model, sites, config, device, rows):
         network = own_network(model, statistics.get(site.name, {}), local.get(site.name, {}))
         draw = of_volume if config.task in VOLUMES else of_images
         words, tiles = draw(scored, lambda sample, network=network: predict(network, sample, config, device), config)
-        key = "" if drawn else f"   (white: found, {pictures.ERRORS})" + pictures.legend(
+        key = "" if drawn else f"   ({pictures.ERRORS}{', yellow: as another class' * (config.classes > 2)})" + pictures.legend(
             [class_name(config, j) for j in range(config.classes)])
         drawn.append((f"{site.name}: {words}{key}", tiles))
     titles = () if config.task in VOLUMES else 2 * ("image", "truth", "found, missed, too much")

@@ -10,7 +10,7 @@ TILE = 192  # pixels, side of a picture on a sheet
 GAP = 4     # between them
 GREEN, RED = (0, 255, 0), (255, 0, 0)
 EXTRA, MISSED, OTHER = (86, 180, 233), (213, 94, 0), (240, 228, 66)  # that the colour-blind can tell apart
-ERRORS = "orange: missed, blue: too much, yellow: as another class"
+ERRORS = "white: found, orange: missed, blue: too much"
 COLOURS = {"green": GREEN, "orange": (255, 150, 0), "blue": (60, 120, 255), "magenta": (255, 0, 255),
            "cyan": (0, 255, 255), "yellow": (255, 255, 0), "red": RED, "white": (255, 255, 255)}
 
