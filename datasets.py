@@ -18,8 +18,8 @@ SPLITS = ("train", "val", "test")
 
 
 class Site:
-    """One site's samples per split, and the slices it trains on (every image; of volumes those with foreground,
-    all if none has): `train_slices`, pairs (sample, slice). `undrawn`: classes that no site's masks have."""
+    """One site's samples per split, and the slices it trains on (every image; of volumes those with organ, all
+    if none has): `train_slices`, pairs (sample, slice). `undrawn`: classes that no site's masks have."""
 
     def __init__(self, name, train, val, test, undrawn=frozenset()):
         self.name, self.train, self.val, self.test, self.undrawn = name, train, val, test, undrawn
@@ -222,8 +222,8 @@ def sites_of_round(sites, config, t):
 
 
 def seeded(*words):
-    """Return a torch.Generator for these words (seed, site, round, ...), the same in every process. With one for
-    each purpose no state is needed in a checkpoint, so a resumed run repeats exactly."""
+    """Return a torch.Generator for these words (seed, site, round, ...), the same in every process. With one
+    for each purpose no state is needed in a checkpoint, so a resumed run repeats exactly."""
     bits = random.Random(":".join(str(word) for word in words)).getrandbits(63)
     return torch.Generator().manual_seed(bits)
 

@@ -26,7 +26,8 @@ def train(config):
     with RunFolder(config, model.state_dict(), sites, device) as run:
         w, G, kept = run.w, run.G, run.kept
         for t in run.rounds_left():
-            updates = [local_update(model, site, w, G, kept.get(site.name), t, config, method, show_step(t), step)
+            updates = [local_update(model, site, w, G, kept.get(site.name), t, config, method,
+                                    show_step(t), step)
                        for site in sites_of_round(training_sites, config, t)]
             w = w | average_weights(updates, config.weights)                 # w = sum_m n_m / n w_m
             G = method.aggregate([update.prototypes for update in updates])  # means of FINCH's clusters

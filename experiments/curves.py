@@ -55,7 +55,8 @@ def draw_curves(file, losses, dice):
     for ax, curves in ((left, losses), (right, dice)):
         for (colour, dashes, mark), (name, values) in zip(LOOKS * len(curves), curves.items()):
             label = LABELS.get(name, name.removeprefix("loss_"))
-            ax.plot(list(values), list(values.values()), dashes, color=colour, marker=mark, markersize=3, label=label)
+            ax.plot(list(values), list(values.values()), dashes, color=colour, marker=mark, markersize=3,
+                    label=label)
         ax.xaxis.get_major_locator().set_params(integer=True)
         if ax is right and dice:
             means = {t: statistics.mean(of_site[t] for of_site in dice.values() if t in of_site)

@@ -11,9 +11,9 @@ SLICES = 6  # of a volume, in a row
 
 
 def draw_predictions(checkpoint, model, sites, config, device, rows):
-    """Return a picture of a checkpoint, a row a site: of images the one of lowest Dice and one in the middle, with
-    truth and errors; of volumes slices of the one of lowest Dice. rows: of cases.csv, of this checkpoint. None
-    if no site has a test image that was scored."""
+    """Return a picture of a checkpoint, a row a site: of images the one of lowest Dice and one in the middle,
+    with truth and errors; of volumes slices of the one of lowest Dice. rows: of cases.csv, of this
+    checkpoint. None if no site has a test image that was scored."""
     statistics, local = with_weights(model, checkpoint, sites, config, device)
     drawn = []
     for site in sites:
@@ -22,12 +22,18 @@ def draw_predictions(checkpoint, model, sites, config, device, rows):
             continue
         network = own_network(model, statistics.get(site.name, {}), local.get(site.name, {}))
         draw = of_volume if config.task in VOLUMES else of_images
-        words, tiles = draw(scored, lambda sample, network=network: predict(network, sample, config, device), config)
-        key = "" if drawn else f"   ({pictures.ERRORS}{', yellow: as another class' * (config.classes > 2)})" + pictures.legend(
-            [class_name(config, j) for j in range(config.classes)])
-        drawn.append((f"{site.name}: {words}{key}", tiles))
+        words, tiles = draw(
+            scored, lambda sample, network=network: predict(network, sample, config, device), config)
+        drawn.append((f"{site.name}: {words}{'' if drawn else key_of(config)}", tiles))
     titles = () if config.task in VOLUMES else 2 * ("image", "truth", "found, missed, too much")
     return pictures.contact_sheet(drawn, titles) if drawn else None
+
+
+def key_of(config):
+    """Return what the colours mean, behind the words of the first row."""
+    other = ", yellow: as another class" * (config.classes > 2)
+    names = [class_name(config, j) for j in range(config.classes)]
+    return f"   ({pictures.ERRORS}{other}){pictures.legend(names)}"
 
 
 def lowest_first(site, rows, config):
@@ -43,7 +49,9 @@ def lowest_first(site, rows, config):
 
 def of_images(scored, find, config):
     """Return words on the worst image and one in the middle, and three tiles of each."""
-    chosen, tiles = {"worst": scored[0]} | ({"middle": scored[len(scored) // 2]} if len(scored) > 1 else {}), []
+    chosen, tiles = {"worst": scored[0]}, []
+    if len(scored) > 1:
+        chosen["middle"] = scored[len(scored) // 2]
     for _, sample in chosen.values():
         image, truth = pictures.outlined_tiles(sample, sample.truth, config.classes, pictures.GREEN)
         tiles += [image, truth, pictures.coloured(sample, 0, find(sample)[0])]
@@ -57,5 +65,6 @@ def of_volume(scored, find, config):
     inside = ((found > 0) | (sample.truth > 0)).any((1, 2)).nonzero()[0]
     inside = inside if len(inside) else np.arange(len(found))
     chosen = np.unique(inside[np.linspace(0, len(inside) - 1, SLICES).round().astype(int)]).tolist()
-    return (f"worst {sample.case} Dice {dice:.2f}, slices {', '.join(str(s + 1) for s in chosen)} of {len(found)}",
+    numbers = ", ".join(str(s + 1) for s in chosen)
+    return (f"worst {sample.case} Dice {dice:.2f}, slices {numbers} of {len(found)}",
             [pictures.coloured(sample, s, found[s]) for s in chosen])

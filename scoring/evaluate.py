@@ -179,8 +179,8 @@ def with_weights(model, checkpoint, sites, config, device):
 
 
 def score_run(checkpoints, model, sites, config, device, seconds, foreign):
-    """Return result.json's content for a run, and the rows of cases.csv; print the tables. checkpoints: {best: ...,
-    last: ...}; model: its network, with any weights; seconds: what was spent before; that of scoring is
+    """Return result.json's content for a run, and cases.csv's rows; print the tables. checkpoints: {best: ..,
+    last: ..}; model: its network, with any weights; seconds: what was spent before; that of scoring is
     added. foreign: sites that took no part."""
     start, result, cases, scored = time.perf_counter(), {}, [], {}
     for kind in KINDS:
