@@ -131,8 +131,8 @@ def check_strides(model, size):
                          "mend its features, or set another image_size") from None
     for path in model.fusion:
         for k, x in enumerate(maps[path]):
-            if tuple(x.shape[2:]) != (size >> k, size >> k):
-                raise ValueError(f"network: level {k} of its {path} has stride {size / x.shape[3]:g}, "
+            if wrong := [n for n in x.shape[2:] if n != size >> k]:
+                raise ValueError(f"network: level {k} of its {path} has stride {size / wrong[0]:g}, "
                                  f"prototypes need {2**k}; give maps of strides 1, 2, 4, 8")
 
 

@@ -235,6 +235,8 @@ def test_a_network_of_ones_own(tmp_path):
 @pytest.mark.parametrize("pooling, size, words", [
     ("max_pool2d(e[-1], 1)", 32, "network: level 1 of its encoder has stride 1, prototypes need 2"),
     ("max_pool2d(e[-1], 4)", 64, "network: level 1 of its encoder has stride 4, prototypes need 2"),
+    ("max_pool2d(e[-1], (1, 2))", 32, "network: level 1 of its encoder has stride 1, prototypes need 2"),
+    ("max_pool2d(e[-1], (2, 1))", 32, "network: level 1 of its encoder has stride 1, prototypes need 2"),
     ("max_pool2d(e[-1], 4)", 32, "network: it cannot be given images of 32 px (")])
 def test_maps_of_other_strides_are_refused(tmp_path, monkeypatch, pooling, size, words):
     monkeypatch.chdir(tmp_path)
