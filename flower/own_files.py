@@ -55,7 +55,7 @@ def load_own_site(name, config):
     warn_of_patients({name: entries}, splits, config)
     warn(name, unread(config.data, entries))
     site = load_site(name, entries, splits, config)
-    warn(name, across.compare([site], config)[0])
+    warn(name, across.compare([site], config, hospital=True)[0])
     return site
 
 

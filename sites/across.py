@@ -82,11 +82,12 @@ def free_memory():
 
 # ---- When all are decoded ----
 
-def compare(sites, config):
-    """Return what is suspicious about Sites together, as texts, and the classes that no mask has, a set."""
+def compare(sites, config, hospital=False):
+    """Return what is suspicious about Sites together, as texts, and the classes that no mask has, a set. A
+    hospital knows its own masks alone, and so of no class that nobody draws it."""
     samples = {site.name: [(part, sample) for part in SPLITS for sample in getattr(site, part)]
                for site in sites}
-    texts, nobody = missing_classes(samples, config)
+    texts, nobody = missing_classes(samples, config, hospital)
     return same_pictures(samples) + texts, nobody
 
 
@@ -113,13 +114,13 @@ def same_pictures(sites):
     return [text for _, _, text in sorted(found, key=lambda row: row[:2])]
 
 
-def missing_classes(sites, config):
+def missing_classes(sites, config, hospital):
     """Return texts on the classes that no mask, or no mask of one site, has, and those of nobody, a set. Of
     two classes nothing is said: a site without foreground is an error."""
     wanted = set(range(1, config.classes)) if config.classes > 2 else set()
     drawn = {site: set().union(*((sample.facts or {}).get("labels", wanted) for _, sample in samples))
              for site, samples in sites.items() if samples}
-    nobody = wanted - set().union(*drawn.values()) if drawn else set()
+    nobody = wanted - set().union(*drawn.values()) if drawn and not hospital else set()
     texts = [f"{named(j, config)}: no mask of any site has it; it is left out of all scores, mend the masks "
              "or set classes" for j in sorted(nobody)]
     texts += [f"{named(j, config)}: site {site} never draws it, so it trains there as background; if it is "

@@ -319,7 +319,8 @@ def test_a_run_with_a_class_that_nobody_has(tmp_path):
 def test_a_hospital_alone_hears_of_a_class_that_it_never_draws(tmp_path, capsys):
     folder = write_classes(tmp_path / "d", {"a": (1,)})
     site = load_own_site("a", nuclei_config(folder / "a", "task=images", "classes=3"))
-    assert "class 2: no mask" in capsys.readouterr().err and site.undrawn == set()
+    said = capsys.readouterr().err
+    assert "class 2: site a never draws it" in said and "no mask" not in said and site.undrawn == set()
 
 
 # ---- Volumes of any organ ----
