@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from fused_features import on_grids
 from prototypes import add_class_sums, aggregate_prototypes, alignment_loss, local_prototypes
 from unet import UNet, mixed_precision
 
@@ -187,10 +188,11 @@ def fedbcs_losses(model, x, y, context, config):
     L_dice = segmentation_loss(logits, y)
     if mu == 0:
         return {"dice": L_dice}  # FedAvg
+    fused = on_grids(maps, model.fusion, y, model.classes)
     if context.total is not None:
-        add_class_sums(context.total, maps, model.fusion, y, model.classes)
-    L_contra, L_consis = alignment_loss(maps, model.fusion, y, G, config.tau, config.contrast_clip)
-    return {"dice": L_dice, "contrast": mu * L_contra, "consistency": mu * L_consis}
+        add_class_sums(context.total, fused)
+    contrast, consistency = mu * alignment_loss(fused, G, config.tau, config.contrast_clip)
+    return {"dice": L_dice, "contrast": contrast, "consistency": consistency}
 
 
 def run_network(model, x, config):

@@ -37,7 +37,7 @@ def recalibrate(z, l_norm, l_org, scale=1.0, shift=0.0):
     var, mean = torch.var_mean(z, (2, 3), correction=0, keepdim=True)
     a_norm = l_norm * torch.rsqrt(var + EPS)
     gain = scale * (a_norm + l_org)
-    return torch.addcmul((shift - scale * a_norm * mean).to(z.dtype), z, gain.to(z.dtype))
+    return torch.addcmul((shift - scale * (a_norm * mean)).to(z.dtype), z, gain.to(z.dtype))
 
 
 class StyleRecalibration(nn.Module):

@@ -4,8 +4,9 @@ A path's feature f at a pixel is the concatenation over the chosen levels k (768
 
     f_k = S_k x_k + R_k up(x_3) + b_k          [S_k R_k], b_k: weight and bias of the 1x1 convolution
 
-x: the path's maps, e or d of unet.py; up: nearest upsampling. `literal_features` is f itself. The losses need
-only |f|^2 and f.v (`squares_and_dots`), local prototypes only sums of f (`class_sums`): f is not built.
+x: the path's maps, e or d of unet.py; up: nearest upsampling. `literal_features` is f itself. It is linear,
+f = W X, X = [x_k for each level k; up(x_3); 1]. The losses need only |f|^2 and f.v (`squares_and_dots`),
+local prototypes only sums of f (`class_sums`): f is not built, nor is up(x_3).
 """
 
 import torch
@@ -14,110 +15,110 @@ from torch.nn import functional
 PATHS = ("encoder", "decoder")
 
 
-def on_grid(path, maps, heads, labels):
-    """Return x = [a map x_k for each level k, x_3], a convolution for each k, the labels, on the path's grid.
-
-    The levels stand in the order 0, 1, 2 on the encoder path and 2, 1, 0 on the decoder path, and the first
-    chosen one gives the grid. Finer maps and labels are sampled, the top-left pixel of each block; coarser
-    maps keep their size. maps: [x_0 .. x_3], x_k (B, C_k, H/2^k, W/2^k); heads: {level: 1x1 convolution};
-    labels: (B, H, W); returned x_k: (B, h_k, w_k, C_k), of the heads' dtype. Source: released code.
-    """
-    levels = sorted((int(k) for k in heads), reverse=path == "decoder")
-    convs, step = [heads[str(k)] for k in levels], [max(1, 2 ** (levels[0] - k)) for k in range(4)]
-    x = [maps[k].permute(0, 2, 3, 1)[:, ::step[k], ::step[k]].to(convs[0].weight.dtype) for k in (*levels, 3)]
-    return x, convs, labels[:, ::step[0], ::step[0]]
-
-
-def literal_features(x, convs):
-    """Context fusion: return f (B, h, w, D) of what `on_grid` returned. For reading and for the tests.
+def literal_features(path, maps, heads):
+    """Context fusion: return f (B, h, w, D) on the path's grid, see `on_grids`. For reading and tests.
 
         f_k = Conv_k([x_k ; up(x_3)]),   f = [f_k over the levels],   up: nearest
 
     Source: released code: each level with the deepest; the paper's summaries fuse 'adjacent levels'.
     """
-    *x, x_3 = (x_k.permute(0, 3, 1, 2) for x_k in x)
-    f = [conv(torch.cat([x_k, functional.interpolate(x_3, x_k.shape[2:])], 1)) for conv, x_k in zip(convs, x)]
-    return torch.cat([functional.interpolate(f_k, x[0].shape[2:]) for f_k in f], 1).permute(0, 2, 3, 1)
+    levels, nearest = sorted(map(int, heads), reverse=path == "decoder"), functional.interpolate
+    f = [heads[str(k)](torch.cat([maps[k], nearest(maps[3], maps[k].shape[2:])], 1)) for k in levels]
+    return torch.cat([nearest(f_k, maps[levels[0]].shape[2:]) for f_k in f], 1).permute(0, 2, 3, 1)
 
 
-def split_heads(x, convs):
-    """Return the S_k (D_k, C_k), and R (D, C_3 + 1), the [R_k b_k] one below the other; D = sum_k D_k."""
-    S, R = zip(*(conv.weight.flatten(1).split([x_k.shape[3], x[-1].shape[3]], 1)
-                    for conv, x_k in zip(convs, x)))
-    return S, torch.cat([torch.cat(R), torch.cat([conv.bias for conv in convs])[:, None]], 1)
+def on_grids(maps, fusion, labels, classes):
+    """Return {path: (X, W, member)}: f = W X on the path's grid, X: a list of maps (B, h_k, w_k, C_k).
 
+        W = [S_0 0 0 R_0 b_0 ; 0 S_1 0 R_1 b_1 ; 0 0 S_2 R_2 b_2]        of three levels
 
-def squares_and_dots(x, convs, v):
-    """Return |f|^2 (B, h, w, 1) and f.v (B, h, w, K) of K vectors v (K, D), f of what `on_grid` returned.
-
-    With f = sum_k S_k x_k + R up(x_3), S_k in D_k rows, v_k the same part of v, and a 1 at the end of x_3,
-
-        |f|^2 = sum_k up( (S_k'S_k x_k + 2 S_k'R up(x_3)) . x_k ) + up( R'R x_3 . x_3 )
-        f.v   = sum_k up( v_k S_k x_k ) + up( v R x_3 )
-
-    In float32 |f|^2 is right to 1e-6 of its largest part. Source: ours, equal to those of `literal_features`.
+    The levels' order is 0, 1, 2 on the encoder path and 2, 1, 0 on the decoder path; the first chosen one
+    gives the grid. Finer maps are sampled, the top-left pixel of each block (the decoder's then lie side by
+    side as one map), coarser ones keep their size, [x_3 ; 1] is last. W: (D, C); member (B, h, w, J): 1 at
+    the pixels of class j, else 0. maps: {path: [x_0 .. x_3]}, x_k (B, C_k, H/2^k, W/2^k); fusion: {path:
+    {level: 1x1 convolution}}, whose dtype X and member have; labels: (B, H, W); classes: J.
     """
-    S, R = split_heads(x, convs)
-    *x, x_3 = x
-    x_3 = functional.pad(x_3, (0, 1), value=1.0)  # the 1 that the biases are multiplied by
-    z = functional.linear(x_3, 2 * torch.block_diag(*S).T @ R).split([S_k.shape[1] for S_k in S], 3)
-    total = torch.cat([(x_3 @ (R.T @ R) * x_3).sum(3, keepdim=True), functional.linear(x_3, v @ R)], 3)
-    for x_k, S_k, v_k, z_k in reversed([*zip(x, S, v.split([len(S_k) for S_k in S], 1), z)]):
-        total = Products.apply(x_k, S_k.T @ S_k, v_k @ S_k, z_k, total)
-    return total.split([1, len(v)], 3)
+    found, classes = {}, torch.arange(classes, device=labels.device)
+    member = (labels[..., None] == classes).to(next(fusion.parameters()).dtype)
+    for path in PATHS:
+        levels = sorted(map(int, fusion[path]), reverse=path == "decoder")
+        convs, step = [fusion[path][str(k)] for k in levels], [max(1, 2 ** (levels[0] - k)) for k in range(4)]
+        *x, x_3 = (maps[path][k].permute(0, 2, 3, 1)[:, ::step[k], ::step[k]].to(member.dtype)
+                   for k in (*levels, 3))
+        S, R = zip(*(conv.weight.flatten(1).split([x_k.shape[3], x_3.shape[3]], 1)
+                     for conv, x_k in zip(convs, x)))
+        b = torch.cat([conv.bias for conv in convs])[:, None]
+        x = [torch.cat(x, 3)] if path == "decoder" else x
+        found[path] = ([*x, functional.pad(x_3, (0, 1), value=1.0)],
+                       torch.cat([torch.block_diag(*S), torch.cat(R), b], 1), member[:, ::step[0], ::step[0]])
+    return found
+
+
+def squares_and_dots(X, W, *v):
+    """Return |f|^2 (B, h, w, 1) and, for each v (K, D), f.v (B, h, w, K) of K vectors. X, W: of `on_grids`.
+
+        |f|^2 = X' W'W X,   f.v = v W X
+
+    Each map adds its part at its own size, to |f|^2 (A x_k + 2 up(z)) . x_k: A is the block of W'W that is
+    x_k's alone, z the one that it shares with x_3, times x_3. In float32 |f|^2 is right to 1e-6 of its
+    largest part. Source: ours, equal to what `literal_features` gives.
+    """
+    *x, x_3 = X
+    C, K = [x_k.shape[3] for x_k in x], sum(len(vectors) for vectors in v)
+    M, M_3 = (torch.cat([W.T, *v]) @ W).split([sum(C), x_3.shape[3]], 1)
+    *z, q_3, U_3 = functional.linear(x_3, M_3).split([*C, x_3.shape[3], K], 3)
+    total = torch.cat([(q_3 * x_3).sum(3, keepdim=True), U_3], 3)
+    *rows, _, U = (row.split(C, 1) for row in M.split([*C, x_3.shape[3], K]))
+    for k in reversed(range(len(x))):
+        total = Products.apply(x[k], rows[k][k], U[k], z[k], total)
+    return total.split([1, *map(len, v)], 3)
 
 
 class Products(torch.autograd.Function):
-    """[q.x, U x] + up(s) of every pixel, q = A x + up(z): (B, h, w, 1 + K); A = A' (C, C), U (K, C).
+    """[q.x, U x] + up(s) of every pixel, q = A x + 2 up(z): (B, h, w, 1 + K); A = A' (C, C), U (K, C).
 
     Maps x (B, h, w, C), and z (.., C), s (.., 1 + K) of coarser levels. If the result's gradient is [g, d]
-    and t = g x, those of x, A, U, z, s are  g q + A t + U'd, sum of t x', sum of d x', down(t), down([g, d]).
-    They are written out because torch's own backward pass would hold twice as many maps.
+    and t = 2 g x, those of x, A, U, z, s are  2 g (A x + up(z)) + U'd, sum of t x' / 2, sum of d x', down(t),
+    down([g, d]). They are written out because torch's own backward pass would hold three more maps for each.
     """
 
     @staticmethod
     def forward(ctx, x, A, U, z, s):
-        q = add_up(x @ A, z)
-        ctx.save_for_backward(x, A, U, q)
-        ctx.sizes = z.shape[1:3], s.shape[1:3]
-        return add_up(torch.cat([(q * x).sum(3, keepdim=True), functional.linear(x, U)], 3), s)
+        ctx.save_for_backward(x, A, U, z)
+        ctx.size = s.shape[1:3]
+        square = add_up(x @ A, z, 2).mul_(x).sum(3, keepdim=True)
+        return add_up(torch.cat([square, functional.linear(x, U)], 3), s)
 
     @staticmethod
     def backward(ctx, gradient):
-        x, A, U, q = ctx.saved_tensors
-        g, d = gradient.split([1, len(U)], 3)
-        t, of_x, d = g * x, g * q, d.flatten(0, 2)
-        of_x.flatten(0, 2).addmm_(t.flatten(0, 2), A).addmm_(d, U)
-        of_z, of_s = (down(m, size) for m, size in zip((t, gradient), ctx.sizes))
-        return of_x, t.flatten(0, 2).T @ x.flatten(0, 2), d.T @ x.flatten(0, 2), of_z, of_s
+        x, A, U, z = ctx.saved_tensors
+        g, d = 2 * gradient[..., :1], gradient[..., 1:].flatten(0, 2)
+        t, of_x = g * x, add_up(x @ A, z).mul_(g)
+        of_x.flatten(0, 2).addmm_(d, U)
+        of_A, of_U = t.flatten(0, 2).T @ x.flatten(0, 2) / 2, d.T @ x.flatten(0, 2)
+        return of_x, of_A, of_U, down(t, z.shape[1:3]), down(gradient, ctx.size)
 
 
-def add_up(fine, coarse):
-    """Add up(coarse) to fine, in place, and return it; fine: (B, h, w, C), coarse: (B, h/r, w/r, C)."""
-    wide = coarse.repeat_interleave(fine.shape[2] // coarse.shape[2], 2)
-    fine.unflatten(1, (coarse.shape[1], -1)).add_(wide[:, :, None])
+def add_up(fine, coarse, times=1):
+    """Add times up(coarse) to fine, in place, and return it; fine: (B, h, w, C), coarse: (B, h/r, w/r, C)."""
+    blocks = fine.unflatten(2, (coarse.shape[2], -1)).unflatten(1, (coarse.shape[1], -1))
+    blocks.add_(coarse[:, :, None, :, None], alpha=times)
     return fine
 
 
 def down(fine, size):
     """Return the sums of fine (B, h, w, C) over the blocks that lie on each pixel of a coarser size."""
-    return fine.unflatten(1, (size[0], -1)).sum(2).unflatten(2, (size[1], -1)).sum(3)
+    block = fine.shape[1] // size[0], fine.shape[2] // size[1]
+    return functional.avg_pool2d(fine.permute(0, 3, 1, 2), block, divisor_override=1).permute(0, 2, 3, 1)
 
 
 @torch.no_grad()
-def class_sums(x, convs, y, classes):
-    """Return the sum of f over the pixels of each class (J, D), and their number (J,), in float64.
+def class_sums(X, W, member):
+    """Return the sum of f over the pixels of each class (J, D), and their number (J,).
 
-        sum_j f = sum_k S_k sum_j up(x_k) + R sum_j up(x_3)        sum_j: over the pixels of class j
+        sum_j f = W sum_j X        sum_j: over the pixels of class j
 
-    A sum over an upsampled map is one over the map itself in which a pixel counts as often as class j lies
-    on it. x, convs, y: from `on_grid`; J = classes.
+    A pixel of a coarse map counts as often as class j lies on it. X, W, member: of `on_grids`.
     """
-    S, R = split_heads(x, convs)
-    member = (y[..., None] == torch.arange(classes, device=y.device)).to(x[0].dtype)  # (B, h, w, J)
-    sums = []
-    for x_k in (*x[:-1], functional.pad(x[-1], (0, 1), value=1.0)):
-        number = down(member, x_k.shape[1:3])  # (B, h_k, w_k, J)
-        sums.append(number.flatten(0, 2).T @ x_k.flatten(0, 2))
-    W = torch.cat([torch.block_diag(*S), R], 1).double()
-    return torch.cat(sums, 1).double() @ W.T, sums[-1][:, -1].double()
+    sums = [down(member, x_k.shape[1:3]).flatten(0, 2).T @ x_k.flatten(0, 2) for x_k in X]
+    return torch.cat(sums, 1) @ W.T, sums[-1][:, -1]

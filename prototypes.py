@@ -4,30 +4,29 @@
     server:  G[p][j]   = means of FINCH's clusters of the sites' c_m[p][j], Gbar[p][j] their mean
     loss:    L_MP      = mean over paths of mean over classes j of  L_contra_j + L_consis_j
 
-f is the fused feature of fused_features.py. Maps are {path: [x_0 .. x_3]}, fusion {path: heads}, labels
-(B, H, W); prototypes are {path: {class: tensor}}, local ones (D,), global ones (K, D). m: site, p: path.
+f is the fused feature of fused_features.py. Prototypes are {path: {class: tensor}}, local ones (D,), global
+ones (K, D). m: site, p: path.
 """
 
 import torch
 from torch.nn import functional
 
-from fused_features import PATHS, class_sums, on_grid, squares_and_dots
+from fused_features import PATHS, class_sums, squares_and_dots
 
 
-def add_class_sums(total, maps, fusion, labels, classes):
-    """Add one batch to `total` {path: (sums, numbers)}, a dictionary that starts empty."""
-    for path in PATHS:
-        found = class_sums(*on_grid(path, maps[path], fusion[path], labels), classes)
-        total[path] = tuple(a + b for a, b in zip(total.get(path, (0, 0)), found))
+def add_class_sums(total, fused):
+    """Add one batch to `total` {path: (sums, numbers)}, which starts empty. fused: from `on_grids`."""
+    for path, of_path in fused.items():
+        total[path] = tuple(a + b for a, b in zip(total.get(path, (0, 0)), class_sums(*of_path)))
 
 
 def local_prototypes(total):
     """Local prototypes: c_m[p][j] = mean over the pixels of class j of the fused feature of path p.
 
-    total: from `add_class_sums`. Returns {path: {class: (D,) float32}} of the classes that the site has.
-    Exact means over pixels; the released code takes the mean of batch means. Source: paper.
+    total: from `add_class_sums`; the site's classes alone, (D,). The mean is over all pixels; the released
+    code takes the mean of batch means. Source: paper.
     """
-    return {path: {j: (sums[j] / n[j]).float() for j in range(len(n)) if n[j] > 0}
+    return {path: {j: sums[j] / n[j] for j in range(len(n)) if n[j] > 0}
             for path, (sums, n) in total.items()}
 
 
@@ -81,34 +80,37 @@ def aggregate_prototypes(prototypes):
     return G
 
 
-def alignment_loss(maps, fusion, labels, G, tau, clip=False):
+def alignment_loss(fused, G, tau, clip=False):
     """L_MP: return its two terms, L_contra and L_consis, each the mean over the two paths.
 
         L_MP = mean over paths of mean over classes j of  L_contra_j + L_consis_j
 
     j: the foreground classes that have a global prototype and a pixel in the batch; a term is its mean over
-    their pixels. A path without any adds 0 to the mean over two. Call it outside autocast. Source: paper.
+    their pixels. A path without any counts as 0. fused: from `on_grids`, outside autocast. Source: paper.
     """
-    L = torch.zeros(2, device=labels.device)  # L_contra, L_consis
+    L = torch.zeros(2, device=fused["encoder"][2].device)  # L_contra, L_consis
     for path in reversed(PATHS):  # the encoder last: the backward pass is then done first with its large maps
-        G_p, foreground = G.get(path, {}), [j for j in G.get(path, ()) if j > 0]
-        if not foreground:
+        if not (foreground := [j for j in G.get(path, ()) if j > 0]):
             continue
-        x, convs, y = on_grid(path, maps[path], fusion[path], labels)
-        g, Gbar = torch.cat([*G_p.values()]), torch.stack([G_p[j].mean(0) for j in foreground])
-        square, dots = squares_and_dots(x, convs, torch.cat([functional.normalize(g), Gbar]))
-        dots, to_mean = dots.split([len(g), len(Gbar)], 3)
-        cos, distance = cosines(square, dots), consistency_loss(square, to_mean, Gbar)
-        own = dict(zip(G_p, cos.split([len(G_p[j]) for j in G_p], 3)))
-        pairs = {j: torch.stack([contrastive_loss(cos, own[j], tau, clip), distance_j])
-                 for j, distance_j in zip(foreground, distance.unbind(3))}
-        L = L + mean_over_classes(pairs, {j: y == j for j in foreground})
-    return (L / len(PATHS)).unbind()
+        X, W, member = fused[path]
+        g, Gbar = torch.cat([*G[path].values()]), torch.stack([G[path][j].mean(0) for j in foreground])
+        square, dots, to_mean = squares_and_dots(X, W, functional.normalize(g), Gbar)
+        cos, own = cosines(square, dots), columns(G[path])
+        contra = torch.stack([contrastive_loss(cos, own[j], tau, clip) for j in foreground], 3)
+        pairs = torch.stack([contra, consistency_loss(square, to_mean, Gbar)])
+        L = L + mean_over_classes(pairs, torch.stack([member[..., j] for j in foreground], 3))
+    return L / len(PATHS)
+
+
+def columns(G_p):
+    """Return {class: the slice that is its own} of the prototypes of all classes, class after class."""
+    rows = [j for j, g in G_p.items() for _ in g]
+    return {j: slice(rows.index(j), rows.index(j) + len(g)) for j, g in G_p.items()}
 
 
 def cosines(square, dots):
     """Return cos(f, g) = f.g / (|f| |g|), (B, h, w, K), from |f|^2 (B, h, w, 1) and f.(g / |g|), one a g."""
-    return dots * square.clamp_min(1e-12).rsqrt()
+    return dots * functional.threshold(square, 1e-12, 1e-12).rsqrt()
 
 
 def contrastive_loss(cos, own, tau, clip=False):
@@ -116,13 +118,13 @@ def contrastive_loss(cos, own, tau, clip=False):
 
         -log( sum_{g in G[p][j]} e^{cos(f,g)/tau} / sum_{g in all G[p]} e^{cos(f,g)/tau} )
 
-    cos: cosines with all global prototypes of the path; own: with those of class j. clip: as released, each
-    e is min(exp(min(cos/tau, 20)), 1e6); at tau 0.005 a cosine above 0.069 has no gradient. Source: paper.
+    cos: with all K global prototypes of the path; own: which of them are of class j, a slice or a list. clip:
+    as released, e is min(exp(min(cos/tau, 20)), 1e6): at tau 0.005 flat above cosine 0.069. Source: paper.
     """
     if clip:
-        own, total = ((c / tau).clamp(max=20).exp().clamp(max=1e6).sum(-1) for c in (own, cos))
-        return -torch.log((own + 1e-9) / (total + 1e-9))
-    return (cos / tau).logsumexp(-1) - (own / tau).logsumexp(-1)
+        e = (cos / tau).clamp(max=20).exp().clamp(max=1e6)
+        return -torch.log((e[..., own].sum(-1) + 1e-9) / (e.sum(-1) + 1e-9))
+    return -(cos / tau).log_softmax(-1)[..., own].logsumexp(-1)
 
 
 def consistency_loss(square, dots, Gbar):
@@ -130,18 +132,14 @@ def consistency_loss(square, dots, Gbar):
 
         1/D |f - Gbar[p][j]|^2 = 1/D (|f|^2 - 2 f.Gbar + |Gbar|^2),   Gbar = mean of G's rows; in float32
     its error is below 1 % where f is 0.01 |Gbar| from Gbar, for the large terms cancel. Source: paper."""
-    return (square - 2 * dots + Gbar.square().sum(1)).clamp_min(0) / Gbar.shape[1]
+    return functional.relu(torch.sub(square + Gbar.square().sum(1), dots, alpha=2)) / Gbar.shape[1]
 
 
-def mean_over_classes(values, inside):
+def mean_over_classes(values, member):
     """Return the mean over each class's pixels, then over the classes that have any; 0 if none has.
 
-    values: {class: (..., B, h, w)}; inside: {class: bool (B, h, w)}, the pixels of that class. Returns (...).
+    values: (..., B, h, w, J); member (B, h, w, J): 1 at the pixels of class j, else 0. Returns (...).
     """
-    total, present = 0, 0
-    for j, value in values.items():
-        member = inside[j].to(value.dtype)
-        n = member.sum()
-        total = total + (member * value).flatten(-member.dim()).sum(-1) / n.clamp_min(1)
-        present = present + (n > 0)
-    return total / present.clamp_min(1)
+    n = member.flatten(0, -2).sum(0)
+    share = member / (n.clamp_min(1) * (n > 0).sum().clamp_min(1))
+    return (values * share).flatten(-member.dim()).sum(-1)

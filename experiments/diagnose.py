@@ -8,7 +8,6 @@ On validation images it prints Dice and the marked over the true area at other t
 A network without prototypes has no cosines, and one that is not the U-Net with FSR no lines about FSR.
 """
 
-from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,9 @@ from datasets import load_sites, read_splits, stack
 from experiments.reproduce import TAUS
 from federated import Context
 from fft_style import EPS
-from fused_features import PATHS, on_grid, squares_and_dots
+from fused_features import PATHS, on_grids, squares_and_dots
 from methods.find import find_method
-from prototypes import contrastive_loss, cosines
+from prototypes import columns, contrastive_loss, cosines
 from rounds.finished import open_run
 from scoring.evaluate import logits_of
 from scoring.metrics import dice
@@ -55,15 +54,14 @@ def print_cosines(model, batches, G):
     """Print per path the pixels' cosines with the nearest prototype of their own and of other
     classes, and the share of pixels whose contrastive loss has a gradient."""
     for path in PATHS:
-        classes = {j: slice(*ends) for j, ends in zip(G[path], pairwise(
-            accumulate((len(P) for P in G[path].values()), initial=0)))}  # whose prototypes are which
+        classes = columns(G[path])
         found = {j: [] for j in classes if j > 0}
         for x, y in batches:
-            x, convs, y = on_grid(path, model.features(x)[1][path], model.fusion[path], y)
+            X, W, member = on_grids(model.features(x)[1], model.fusion, y, model.classes)[path]
             g = functional.normalize(torch.cat([*G[path].values()]))
-            cos = cosines(*squares_and_dots(x, convs, g))
+            cos = cosines(*squares_and_dots(X, W, g))
             for j, of_class in found.items():
-                of_class.append(cos[y == j])  # (N, K)
+                of_class.append(cos[member[..., j] > 0])  # (N, K)
         found = {j: torch.cat(cos) for j, cos in found.items()}
         own = torch.cat([cos[:, classes[j]].amax(1) for j, cos in found.items()])
         other = torch.cat([cos.index_fill(1, torch.arange(cos.shape[1])[classes[j]], -1).amax(1)
@@ -82,7 +80,7 @@ def live(found, classes, tau, clip):
     large = []
     for j, cos in found.items():
         cos = cos.clone().requires_grad_()
-        contrastive_loss(cos, cos[:, classes[j]], tau, clip).sum().backward()
+        contrastive_loss(cos, classes[j], tau, clip).sum().backward()
         large.append(tau * cos.grad.abs().amax(1) > 1e-3)
     return torch.cat(large).float().mean().item()
 

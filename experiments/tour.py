@@ -22,7 +22,7 @@ from datasets import load_sites, read_splits, stack
 from experiments.curves import axes, save_figure
 from experiments.figures import LOOKS
 from experiments.style_bias import LEVELS, scene_batches, scenes, style_bias
-from fused_features import PATHS, on_grid, squares_and_dots
+from fused_features import PATHS, on_grids, squares_and_dots
 from methods.find import method_and_model
 from prototypes import add_class_sums, aggregate_prototypes, cosines, local_prototypes
 from rounds.finished import open_run
@@ -122,7 +122,7 @@ def prototypes_of(model, sites, config):
         total = {}
         for i in range(0, len(site.train_slices), config.batch_size):
             x, y = stack(site.train_slices[i:i + config.batch_size])
-            add_class_sums(total, model.features(x)[1], model.fusion, y, model.classes)
+            add_class_sums(total, on_grids(model.features(x)[1], model.fusion, y, model.classes))
         found.append(local_prototypes(total))
     return found
 
@@ -153,8 +153,8 @@ def draw_cosines(file, models, local, x, y):
     for row, path in zip(ax, PATHS):
         for a, (when, j) in zip(row[1:], [(when, j) for when in models for j in (0, 1)]):
             model, G = models[when], aggregate_prototypes(local[when])[path]
-            *maps, inside = on_grid(path, model.features(x)[1][path], model.fusion[path], y == 1)
-            cos = cosines(*squares_and_dots(*maps, functional.normalize(G[j])))[0].amax(-1)
+            X, W, member = on_grids(model.features(x)[1], model.fusion, y, model.classes)[path]
+            cos, inside = cosines(*squares_and_dots(X, W, functional.normalize(G[j])))[0].amax(-1), member[..., 1] > 0
             title = f"{path}, {when},\n{('background', 'foreground')[j]} g"
             show(figure, a, cos, title, unit="cosine", vmin=-1, vmax=1)
     finish(figure, file, "Each pixel's cosine with the nearest global prototype g of a class.\n"

@@ -4,8 +4,8 @@ import torch
 from torch.nn import functional
 
 from federated import Method, run_network, segmentation_loss
-from methods.shared import LAST, image_cosines, image_means, vectors_of
-from prototypes import cluster_means, contrastive_loss, finch, mean_over_classes
+from methods.shared import LAST, image_cosines, image_means, mean_over_images, vectors_of
+from prototypes import cluster_means, columns, contrastive_loss, finch
 from settings.kinds import number
 
 SETTINGS = {
@@ -36,11 +36,10 @@ def fedplvm(config):
         for j in (j for j in P if j > 0):
             alike = {c: cos.clamp_min(1e-6) ** config.fedplvm_power
                      for c, cos in image_cosines(f[:, j], P).items()}
-            contrast = contrastive_loss(torch.cat([*alike.values()], 1), alike[j], config.fedplvm_tau)
+            contrast = contrastive_loss(torch.cat([*alike.values()], 1), columns(P)[j], config.fedplvm_tau)
             cos = functional.cosine_similarity(f[:, j], P[j].mean(0, keepdim=True))
             values[j] = torch.stack([contrast, 2 * (cos - 1).square()])
-        contrast, consistency = mean_over_classes(values, {j: n[:, j] > 0 for j in values}) if values \
-            else logits.new_zeros(2)
+        contrast, consistency = mean_over_images(values, n) if values else logits.new_zeros(2)
         return {"dice": segmentation_loss(logits, y), "contrast": config.fedplvm_weight * contrast,
                 "consistency": config.fedplvm_weight * consistency}
 

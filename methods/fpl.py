@@ -3,8 +3,8 @@
 import torch
 
 from federated import Method, run_network, segmentation_loss
-from methods.shared import LAST, image_cosines, image_means, vectors_of
-from prototypes import contrastive_loss, mean_over_classes
+from methods.shared import LAST, image_cosines, image_means, mean_over_images, vectors_of
+from prototypes import columns, contrastive_loss
 from settings.kinds import number
 
 SETTINGS = {"fpl_tau": (number(above=0), 0.02, "temperature of FPL")}
@@ -31,10 +31,9 @@ def fpl(config):
         P, values = context.G.get(LAST, {}), {}
         for j in (j for j in P if j > 0):
             cos, f_j = image_cosines(f[:, j], P), f[:, j]
-            contrast = contrastive_loss(torch.cat([*cos.values()], 1), cos[j], config.fpl_tau)
+            contrast = contrastive_loss(torch.cat([*cos.values()], 1), columns(P)[j], config.fpl_tau)
             values[j] = torch.stack([contrast, (f_j - P[j].mean(0)).square().mean(1)])
-        contrast, consistency = mean_over_classes(values, {j: n[:, j] > 0 for j in values}) if values \
-            else logits.new_zeros(2)
+        contrast, consistency = mean_over_images(values, n) if values else logits.new_zeros(2)
         return {"dice": segmentation_loss(logits, y), "contrast": contrast,
                 "consistency": consistency}
 

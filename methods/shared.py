@@ -9,6 +9,8 @@ global prototypes of class j, Pbar_j their mean; L_seg = L_dice of the core.
 import torch
 from torch.nn import functional
 
+from prototypes import mean_over_classes
+
 LAST = "decoder"  # the path under which prototypes of the last decoder map are sent
 
 
@@ -28,3 +30,9 @@ def image_means(f, y, classes):
 def image_cosines(f, P):
     """Return {class: (N, K)} of rows f (N, D) and prototypes P {class: (K, D)}."""
     return {j: functional.normalize(f) @ functional.normalize(P_j).T for j, P_j in P.items()}
+
+
+def mean_over_images(values, n):
+    """Return the mean of values {class: (..., B)} over the images that have pixels n (B, J) of a class, then
+    over the classes that any image has: (...)."""
+    return mean_over_classes(torch.stack([*values.values()], -1), torch.stack([n[:, j] > 0 for j in values], -1))
