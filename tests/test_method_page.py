@@ -38,6 +38,23 @@ def test_numbers_of_links_are_set_right():
         with_right_numbers("[`nothing`](../prototypes.py#L1)")
 
 
+def slug(heading):
+    """The anchor that GitHub gives to a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_links_of_all_pages_lead_somewhere():
+    pages = [HERE / "README.md", HERE / "flower" / "README.md", *(HERE / "docs").rglob("*.md")]
+    text = {page: re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL) for page in pages}
+    anchors = {page: {slug(h) for h in re.findall(r"^#+ (.+)$", text[page], re.MULTILINE)} for page in pages}
+    links = [(page, *link.partition("#")[::2]) for page in pages
+             for link in re.findall(r"\]\(([^)\s]+)\)", text[page]) if "://" not in link]
+    assert len(links) > 100
+    for page, file, anchor in links:
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists() and (not anchor or anchor[0] == "L" or anchor in anchors[target]), (page, file, anchor)
+
+
 def test_worked_numbers_are_the_codes():
     found = doctest.DocTestParser().get_doctest(re.sub("```\\w*", "", TEXT), {}, "method.md", str(PAGE), 0)
     assert len(found.examples) > 25
