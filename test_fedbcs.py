@@ -234,7 +234,7 @@ def test_alignment_without_some_classes():
 
 
 @pytest.mark.parametrize("width, levels, classes", LEVELS)
-def test_prototypes_equal_literal_and_batches_equal_whole(width, levels, classes):
+def test_prototypes_equal_literal(width, levels, classes):
     model, maps, labels, _ = random_problem(width, levels, classes, batch=4)
     labels[:3][labels[:3] == classes - 1] = 0  # the last class is in the last image alone
     whole, fed = {}, {}

@@ -1,20 +1,23 @@
-"""Pictures of what the method does in a run: python -m experiments.tour --run RUN [out=FOLDER]
+"""Pictures of what the method does in a run: python -m experiments.tour --run RUN [RUN ...] [out=FOLDER]
 
 fsr.png         a channel of an image before and after FSR: values, amplitude, phase
 styles.png      one scene in the style of every generated site, and how far apart its features are by level
-cosines.png     cos(f, g) at every pixel of an image, of each path, untrained and trained
+cosines.png     cos(f, g) at every pixel of an image: both paths, both classes, every round
 prototypes.png  cosines between the local prototypes of all sites and classes, untrained and trained
-weights.png     l_norm and l_org of every FSR layer, untrained and trained
+weights.png     l_norm and l_org of every FSR layer in every round
 
-A run keeps its last and best round alone: "trained" is last.pt, or best.pt without it, "untrained" its seed's
-initial weights. Prototypes are of these weights, from a pass over the training images. Without FSR or
-prototypes there are fewer pictures. It needs matplotlib.
+A run keeps its last and best round alone: last.pt is drawn, or best.pt without it, beside the initial weights
+of its seed, "untrained". For more rounds give more runs, alike in everything but `rounds`: a run of 5 rounds
+is the beginning of one of 100. Prototypes are of the drawn weights, from a pass over the training images.
+Without FSR or prototypes there are fewer pictures. It needs matplotlib.
 """
 
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from config import BadInput
@@ -30,28 +33,38 @@ from scoring.trained import model_of
 from settings.program import Parser, run_program
 from unet import UNet
 
+MAY_DIFFER = {"rounds", "out", "eval_every", "resume", "device", "data", "splits"}
+TURN = {"vmin": -torch.pi, "vmax": torch.pi}
 
-def panels(rows, columns, size=2.3):
-    """Return a figure and its axes (rows, columns), without ticks; raises BadInput without matplotlib."""
+
+def panels(rows, columns, size=2.3, ticks=False):
+    """Return a figure and its axes (rows, columns); raises BadInput without matplotlib."""
     figure, (first,) = axes()
     first.remove()
     figure.set_size_inches(size * columns, size * rows + 0.7)
-    return figure, figure.subplots(rows, columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
+    none = {} if ticks else {"subplot_kw": {"xticks": [], "yticks": []}}
+    return figure, figure.subplots(rows, columns, squeeze=False, **none)
 
 
 def finish(figure, file, sentence):
     """Write the sentence below a figure, and the figure to a file."""
-    figure.supxlabel(sentence, fontsize=9, wrap=True)
-    save_figure(figure, file, 80)
+    figure.supxlabel(sentence, fontsize=9)
+    save_figure(figure, file, 100)
+    image = Image.open(file).convert("RGB")
+    image = image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    image.save(file, optimize=True)  # a quarter of the bytes
     print(f"{file}: {' '.join(sentence.split())}")
 
 
-def show(figure, ax, values, title, colours="cividis", unit=None, **more):
-    """Show a map (H, W) with its scale in a unit, or an image (3, H, W) without one."""
-    seen = ax.imshow((values if unit else values.permute(1, 2, 0)).numpy(), cmap=colours, **more)
+def show(ax, values, title="", colours="cividis", **more):
+    """Show a map (H, W), or an image (3, H, W); return what its scale is drawn from."""
     ax.set_title(title, fontsize=9)
-    if unit:
-        figure.colorbar(seen, ax=ax, shrink=0.8).set_label(unit, fontsize=8)
+    return ax.imshow((values if values.dim() == 2 else values.permute(1, 2, 0)).numpy(), cmap=colours, **more)
+
+
+def scale(seen, ax, unit):
+    """Draw the scale of a map in its unit beside one axes or several."""
+    seen.figure.colorbar(seen, ax=ax, shrink=0.8).set_label(unit, fontsize=8)
 
 
 def around_fsr(model, x):
@@ -64,55 +77,68 @@ def draw_fsr(file, model, x):
     """Draw the channel of the first FSR layer that varies most, of the first of the images x."""
     z, out = (maps[0] for maps in around_fsr(model, x)[0])
     c = z.var((1, 2)).argmax().item()
-    F = [torch.fft.fftshift(torch.fft.fft2(each[c])) for each in (z, out)]
-    figure, ax = panels(2, 4)
-    show(figure, ax[0, 0], x[0], "the image")
-    ax[1, 0].axis("off")
-    for (_, *row), name, each, F_z in zip(ax, ("before", "after"), (z, out), F):
-        show(figure, row[0], each[c], f"channel {c} {name} FSR", "gray", "activation")
-        show(figure, row[1], F_z.abs().clamp_min(1e-3).log10(), f"amplitude {name}", unit="log10, no unit")
-        show(figure, row[2], F_z.angle(), f"phase {name}", "twilight", "radians", vmin=-3.15, vmax=3.15)
-    live = F[0].abs() > 1e-3 * F[0].abs().max()  # below, rounding alone sets the phase
-    live[live.shape[0] // 2, live.shape[1] // 2] = False
-    ratio = (F[1] / F[0])[live]
-    low, high, turn = *ratio.abs().aminmax(), ratio.angle().abs().max()
+    F, F_out = (torch.fft.fftshift(torch.fft.fft2(each[c])) for each in (z, out))
+    change = (F_out / F).where(F.abs() > 1e-3 * F.abs().max(), torch.nan)  # below, rounding sets the phase
+    figure, ax = panels(3, 4, 2.1)
+    show(ax[0, 0], x[0], "the image")
+    for blank in (ax[1, 0], ax[2, 0], ax[2, 1]):
+        blank.axis("off")
+    low, high = torch.stack([z[c], out[c]]).aminmax()
+    amplitude = F.abs().clamp_min(1e-3).log10()
+    for row, when, each, F_z in zip(ax, ("before", "after"), (z, out), (F, F_out)):
+        seen = show(row[1], each[c], f"channel {c} {when} FSR", "gray", vmin=low, vmax=high)
+        scale(seen, row[1], "activation")
+        scale(show(row[2], F_z.abs().clamp_min(1e-3).log10(), f"amplitude {when}", vmin=amplitude.min(),
+                   vmax=amplitude.max()), row[2], "log10, no unit")
+        scale(show(row[3], F_z.angle(), f"phase {when}", "twilight", **TURN), row[3], "radians")
+    scale(show(ax[2, 2], change.abs(), "amplitude after / before", vmin=0, vmax=1.5), ax[2, 2], "ratio")
+    scale(show(ax[2, 3], change.angle(), "phase after - before", "twilight", **TURN), ax[2, 3], "radians")
+    change[change.shape[0] // 2, change.shape[1] // 2] = torch.nan  # the mean
+    live = change[~change.isnan()]
+    low, high, turn = *live.abs().aminmax(), live.angle().abs().max()
     finish(figure, file, f"Amplitudes off the mean (the middle) are multiplied by {low:.3f} to {high:.3f}\n"
            f"and no phase turns by more than {turn:.0e} rad. The mean goes from {z[c].mean():.2f} to "
-           f"{out[c].mean():.2f}.\nSo both rows look alike but for their scales.")
+           f"{out[c].mean():.2f}.\nSo the map keeps its shape. White: amplitudes near 0, left out.")
 
 
 def draw_weights(file, models, x):
-    """Draw the mean of l_norm and l_org by layer, and the range from the 5 to the 95 % quantile."""
-    figure, ax = panels(1, 2, 3.2)
-    for a, (when, model) in zip(ax[0], models.items()):
-        found = [layer.weights(z) for layer, (z, _) in zip(model.fsr, around_fsr(model, x))]
-        for part, (name, (colour, _, mark)) in enumerate(zip(("l_norm", "l_org"), LOOKS)):
-            at = [k + 0.15 * part for k in range(len(found))]
-            a.vlines(at, *zip(*(l[part].quantile(torch.tensor([0.05, 0.95])) for l in found)), color=colour)
-            a.plot(at, [l[part].mean() for l in found], mark, color=colour, label=name)
-        a.set(title=when, ylabel="weight, no unit", ylim=(0, 1), yticks=[0, 0.25, 0.5, 0.75, 1],
-              xticks=range(3), xticklabels=["e1", "e2", "e3"], xlabel="FSR behind encoder level")
-        a.legend()
-    far = max((l.mean() - 0.5).abs() for pair in found for l in pair)
-    finish(figure, file, "Marks: means over images and channels; lines: 5 to 95 % quantile.\n"
-           f"After training no layer's mean is further than {far:.2f} from one half.")
+    """Draw the mean of l_norm and l_org by layer and round, and the range from the 5 to the 95 % quantile."""
+    found = [[layer.weights(z) for layer, (z, _) in zip(model.fsr, around_fsr(model, x))]
+             for model in models.values()]
+    figure, ax = panels(1, 3, 2.9, ticks=True)
+    for k, a in enumerate(ax[0]):
+        for part, (name, (colour, dashes, mark)) in enumerate(zip(("l_norm", "l_org"), LOOKS)):
+            at, l = [t + 0.15 * part for t in range(len(models))], [of_round[k][part] for of_round in found]
+            a.vlines(at, *zip(*(each.quantile(torch.tensor([0.05, 0.95])) for each in l)), color=colour)
+            a.plot(at, [each.mean() for each in l], mark, color=colour, linestyle=dashes, label=name)
+        a.set(title=f"FSR behind encoder level {k + 1}", ylim=(0, 1), yticks=[0, 0.25, 0.5, 0.75, 1])
+        a.set_xticks(range(len(models)), [when.replace(" ", "\n") for when in models])
+    ax[0, 0].set_ylabel("weight, no unit")
+    ax[0, 0].legend()
+    far = [max((l.mean() - 0.5).abs() for pair in of_round for l in pair) for of_round in found]
+    finish(figure, file, "Marks: means over images and channels; lines: 5 to 95 % quantile. The mean\n"
+           f"furthest from one half is {far[0]:.3f} from it untrained, {far[-1]:.3f} in {[*models][-1]}.")
 
 
 def draw_styles(file, models, config):
     """Draw one scene in all sites' styles, and the sites' share of the features' variance by level."""
     with tempfile.TemporaryDirectory() as folder:
         batches = scene_batches(folder, config)
-    figure, ((*left, a),) = panels(1, len(batches[0]) + 1, 2.6)
+    figure, ((*left, a),) = panels(1, len(batches[0]) + 1, 2.1)
     for site, ax, x in zip(sorted(scenes.TASKS[config.task][0]), left, batches[0]):
-        show(figure, ax, x[0], f"style of {site}")
-    for (when, model), (colour, _, mark) in zip(models.items(), LOOKS):
+        show(ax, x[0], f"style of {site}")
+    words = []
+    for (when, model), (colour, dashes, mark) in zip(models.items(), LOOKS * len(models)):
         share = [after for _, after in style_bias(model, batches).values()]
-        a.plot(share, marker=mark, color=colour, label=when)
-    a.set(xticks=range(len(LEVELS)), xticklabels=LEVELS, yticks=[0, 0.25, 0.5], ylim=(0, None),
-          title="share of variance")
-    a.legend(fontsize=8)
-    finish(figure, file, "Right: share of the features' variance that lies between styles, from x to d0.\n"
-           f"Trained: {share[0]:.2f} at the input, {max(share):.2f} at most, {share[-1]:.2f} at the end.")
+        a.plot(share, marker=mark, color=colour, linestyle=dashes, label=when)
+        words.append(f"{when}: {share[0]:.2f} at the input x, {max(share):.2f} at most, at "
+                     f"{LEVELS[share.index(max(share))]}, {share[-1]:.2f} at d0.")
+    a.set(yticks=[0, 0.25, 0.5], ylim=(0, None))
+    a.set_xticks(range(len(LEVELS)), LEVELS, fontsize=7)
+    a.set_title("share of variance, no unit", fontsize=9)
+    a.legend(fontsize=7, loc="lower left")
+    finish(figure, file, "Right: share of the features' variance that lies between styles, by level.\n"
+           + "\n".join(words[::len(words) - 1]))
 
 
 def prototypes_of(model, sites, config):
@@ -130,47 +156,77 @@ def prototypes_of(model, sites, config):
 def draw_prototypes(file, local, names):
     """Draw the cosines between all sites' local prototypes, class by class. local: {when: of each site}."""
     figure, ax = panels(2, 2, 3.1)
-    for row, (when, sent) in zip(ax, local.items()):
+    words, rounds = [], [*local]
+    for row, when in zip(ax, (rounds[0], rounds[-1])):
         for a, path in zip(row, PATHS):
-            rows = sorted((j, name, c[path][j]) for name, c in zip(names, sent) for j in c[path])
+            rows = sorted((j, name, c[path][j]) for name, c in zip(names, local[when]) for j in c[path])
             unit = functional.normalize(torch.stack([vector for *_, vector in rows]))
-            show(figure, a, unit @ unit.T, f"{path}, {when}", unit="cosine", vmin=-1, vmax=1)
+            cos, same = unit @ unit.T, torch.tensor([[i == j for j, *_ in rows] for i, *_ in rows])
+            seen = show(a, cos, f"{path}, {when}", vmin=-1, vmax=1)
             labels = [f"{name} {j}" for j, name, _ in rows]
             a.set_xticks(range(len(rows)), labels, rotation=90, fontsize=7)
             a.set_yticks(range(len(rows)), labels, fontsize=7)
-    same, cos = torch.tensor([[i == j for j, *_ in rows] for i, *_ in rows]), unit @ unit.T
-    finish(figure, file, "Each row is a site and a class, 0 the background. In the trained\n"
-           f"decoder the cosine within a class is at least {cos[same].min():.2f},\n"
-           f"between classes at most {cos[~same].max():.2f}.")
+            words.append(f"{path}, {when}: at least {cos[same].min():.2f} within a class, "
+                         f"at most {cos[~same].max():.2f} between classes.")
+    scale(seen, ax, "cosine")
+    finish(figure, file, "Each row is a site and a class, 0 the background.\n" + "\n".join(words))
+
+
+def cosine_map(model, G, path, j, x, y):
+    """Return cos(f, g) of images x with the nearest g of class j, and y > 0 on its grid, (B, h, w) each."""
+    X, W, member = on_grids(model.features(x)[1], model.fusion, y, model.classes)[path]
+    return cosines(*squares_and_dots(X, W, functional.normalize(G[path][j]))).amax(-1), member[..., 0] == 0
 
 
 def draw_cosines(file, models, local, x, y):
     """Draw cos(f, g) over an image x (1, 3, H, W) with labels y, the nearest g of each class."""
-    figure, ax = panels(2, 5)
-    show(figure, ax[0, 0], x[0], "image and outline")
+    figure, ax = panels(4, len(models) + 1, 1.75)
+    show(ax[0, 0], x[0], "image and outline")
     ax[0, 0].contour(y[0] > 0, [0.5], colors="black", linewidths=0.7)
-    ax[1, 0].axis("off")
-    for row, path in zip(ax, PATHS):
-        for a, (when, j) in zip(row[1:], [(when, j) for when in models for j in (0, 1)]):
-            model, G = models[when], aggregate_prototypes(local[when])[path]
-            X, W, member = on_grids(model.features(x)[1], model.fusion, y, model.classes)[path]
-            cos, inside = cosines(*squares_and_dots(X, W, functional.normalize(G[j])))[0].amax(-1), member[..., 1] > 0
-            title = f"{path}, {when},\n{('background', 'foreground')[j]} g"
-            show(figure, a, cos, title, unit="cosine", vmin=-1, vmax=1)
-    finish(figure, file, "Each pixel's cosine with the nearest global prototype g of a class.\n"
-           f"Trained decoder, foreground g: mean {cos[inside[0]].mean():.2f} on foreground, "
-           f"{cos[~inside[0]].mean():.2f} on background pixels.")
+    words = {path: [] for path in PATHS}
+    for a, when in zip(ax[0, 1:], models):
+        a.set_title(when, fontsize=9)
+    for row, (path, j) in zip(ax, [(path, j) for path in PATHS for j in (1, 0)]):
+        name = "foreground" if j else "background"
+        for a, (when, model) in zip(row[1:], models.items()):
+            cos, inside = cosine_map(model, aggregate_prototypes(local[when]), path, j, x, y)
+            seen = show(a, cos[0], a.get_title(), vmin=-1, vmax=1)
+            if j:
+                words[path].append(f"{when} {cos[inside].mean():.2f} and {cos[~inside].mean():.2f}")
+        row[1].set_ylabel(f"{path},\n{name} g", fontsize=9)
+        row[0].axis("off")
+    scale(seen, ax, "cosine")
+    finish(figure, file, "Each pixel's cosine with the nearest global prototype g of a class. Its mean\n"
+           "for the foreground's g, on foreground and on background pixels:\n"
+           + "\n".join(f"{path}: {', '.join(of_path)}" for path, of_path in words.items()))
+
+
+def opened(runs):
+    """Return folder and config of the run with most rounds, and {"untrained" or "round t": network} of all;
+    raises BadInput for runs that differ in more than rounds, or whose network is not that of unet.py."""
+    found = []
+    for run in runs:
+        kind = "last" if (run / "last.pt").is_file() else "best"
+        config, (checkpoint,) = open_run(run, [kind])
+        model = model_of(checkpoint, run / f"{kind}.pt", torch.device("cpu"))
+        if not isinstance(model, UNet):
+            raise BadInput(f"{run}: has no network of unet.py, whose layers are drawn; give another run")
+        found.append((checkpoint["round"], run, config, model))
+    found.sort(key=lambda each: each[0])
+    for (t, run, config, _), (t_next, other, own, _) in pairwise(found):
+        unlike = [key for key in vars(config).keys() - MAY_DIFFER if vars(config)[key] != vars(own)[key]]
+        if unlike or t == t_next:
+            problem = f"another {min(unlike)} than" if unlike else f"the same round {t} as"
+            raise BadInput(f"{run}: has {problem} {other}; give runs that differ in their rounds alone")
+    models, (_, run, config, _) = {f"round {t}": model for t, *_, model in found}, found[-1]
+    return run, config, {"untrained": method_and_model(config)[1]} | models
 
 
 @torch.no_grad()
-def draw_all(run, out):
-    """Draw what a run has to show into a folder."""
-    kind = "last" if (run / "last.pt").is_file() else "best"
-    config, (checkpoint,) = open_run(run, [kind])
-    trained = model_of(checkpoint, run / f"{kind}.pt", torch.device("cpu"))
-    models = {"untrained": method_and_model(config)[1], f"round {checkpoint['round']}": trained}
-    if not isinstance(trained, UNet):
-        raise BadInput(f"{run}: its network is not that of unet.py, whose layers are drawn; give another run")
+def draw_all(runs, out):
+    """Draw what runs have to show into a folder."""
+    run, config, models = opened(runs)
+    trained = [*models.values()][-1]
     sites = [site for site in load_sites(config, read_splits(run / "splits.json")) if site.train_slices]
     x, y = stack([site.train_slices[0] for site in sites])
     out.mkdir(parents=True, exist_ok=True)
@@ -185,15 +241,14 @@ def draw_all(run, out):
 
 
 def main():
-    """Draw the pictures of a run."""
+    """Draw the pictures of one run, or of several that differ in their rounds."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--run", required=True, metavar="RUN", help="run folder of train.py")
-    parser.add_argument("out", nargs="?", metavar="out=FOLDER", help="where they go; none: RUN/tour")
-    given = parser.parse_args()
-    key, _, out = (given.out or f"out={given.run}/tour").partition("=")
-    if key != "out":
-        raise BadInput(f"{key[:80]}: is no key of this program, write out=FOLDER")
-    draw_all(Path(given.run).expanduser(), Path(out).expanduser())
+    parser.add_argument("--run", required=True, nargs="+", metavar="RUN",
+                        help="run folders of train.py, and out=FOLDER for the pictures; none: FIRST RUN/tour")
+    words = parser.parse_args().run
+    runs = [Path(word).expanduser() for word in words if not word.startswith("out=")]
+    out = [word.removeprefix("out=") for word in words if word.startswith("out=")] or [runs[0] / "tour"]
+    draw_all(runs, Path(out[-1]).expanduser())
 
 
 if __name__ == "__main__":
