@@ -16,9 +16,8 @@ from flwr.serverapp import ServerApp
 from config import BadInput
 from datasets import sites_of_round
 from federated import average_weights, local_update
-from flower.faults import TooFewSites, accept, sit_out
-from flower.fields import UPDATE, Misfit
-from flower.fit import expected_fields
+from flower.faults import accept, sit_out
+from flower.fit import Misfit, expected_fields
 from flower.guards import load_settings
 from flower.messages import (
     answering,
@@ -26,25 +25,23 @@ from flower.messages import (
     as_update,
     pack,
     pack_weights,
-    scores_of,
+    shared,
     unpack,
     unpack_weights,
-    with_scores,
 )
 from flower.nodes import Nodes
 from flower.own_files import load_decoded, read
-from flower.rollback import go_back, note_trained
+from flower.scores import ask_results, ask_scores, note_scores
 from flower.simulation import name_partition
 from flower.site_rules import check_bounds, check_images, check_server, own_overrides
 from methods.find import find_step, method_and_model
 from rounds.checkpoint import FORMAT, as_bytes, save
 from rounds.lock import locked
-from rounds.reading import checkpoint_of
-from rounds.run_folder import RunFolder, as_json, check_run_folder, prepare_run_folder
+from rounds.run_folder import RunFolder, check_run_folder, prepare_run_folder
 from rounds.screen import RoundTable
 from scoring.evaluate import finish, pick_device, site_statistics, validate
 from scoring.norm_statistics import batch_norms
-from scoring.results import KINDS, SCORED, explained, print_result
+from scoring.results import KINDS, SCORED
 
 client = ClientApp()
 server = ServerApp()
@@ -55,11 +52,6 @@ def settings(context, *overrides):
     run = context.run_config
     return load_settings(Path(__file__).parents[1] / str(run["config"]),
                          [*shlex.split(str(run["overrides"])), *overrides])
-
-
-def shared(w, method):
-    """Return the weights {name: tensor} that travel: all but those that the method keeps local."""
-    return {name: value for name, value in w.items() if not method.local(name)}
 
 
 # ---- A site ----
@@ -187,7 +179,7 @@ def run_rounds(nodes, config, guards):
     nodes.goes_on_from(kept)
     for t in run.rounds_left():
         chosen = draw_sites(ask_sites, t, config)
-        w, G, updates, scores = train_round(ask_sites, t, w, G, chosen, run, config, guards, method, fields)
+        updates, scores = train_round(ask_sites, t, w, G, chosen, run, config, guards, method, fields)
         show(table, method, line, scores)
         w = w | average_weights(updates, config.weights)                 # w = sum_m n_m / n w_m
         G = method.aggregate([update.prototypes for update in updates])  # means of FINCH's clusters
@@ -218,26 +210,15 @@ def draw_sites(ask_sites, t, config):
 
 
 def train_round(ask_sites, t, w, G, chosen, run, config, guards, method, fields):
-    """Return the fit updates of round t, what they started from, and the scores of round t - 1. They start
-    from w and G, or with `skip`, if too few sites can train on these, from the last that most could."""
+    """Return the fit updates of round t, and the scores of round t - 1."""
     counts = {site: kept["n"] for site, kept in run.kept.items() if "n" in kept}
-    wanted, first = run.lacks_scores(), None
-    while True:
-        score = wanted and first is None
-        answers = ask_updates(ask_sites, t, w, G, chosen, run, config, guards, method, score)
-        first = first or answers
-        beside = ("val",) if score else ()
-        updates = {site: as_update(site, answer, t, fields, beside) for site, answer in answers.items()}
-        results = {site: of_the_chosen(site, update, chosen, config) for site, update in updates.items()
-                   if update is not None}
-        try:
-            updates = accept(results, w, fields, t, guards, counts)
-            break
-        except TooFewSites as problem:
-            w, G = go_back(run.state, t, problem)
-    if guards.on_site_failure == "skip":
-        note_trained(run.state, t, w, G, results, updates)
-    return w, G, updates, note_scores(run, first, config, guards, UPDATE) if wanted else None
+    wanted = run.lacks_scores()
+    answers = ask_updates(ask_sites, t, w, G, chosen, run, config, guards, method, wanted)
+    updates = {site: as_update(site, answer, t, fields) for site, answer in answers.items()}
+    results = {site: of_the_chosen(site, update, chosen, config) for site, update in updates.items()
+               if update is not None}
+    updates = accept(results, w, fields, t, guards, counts)
+    return updates, note_scores(run, answers, config, guards, True) if wanted else None
 
 
 def of_the_chosen(site, update, chosen, config):
@@ -255,40 +236,3 @@ def ask_updates(ask_sites, t, w, G, chosen, run, config, guards, method, score):
     if config.hold_out not in (None, *answers):
         sit_out(f"hold_out: site {config.hold_out} is not there, only {', '.join(answers)}", guards)
     return answers
-
-
-def ask_scores(ask_sites, run, method, config, guards):
-    """Return the sites' validation scores of the last round, noted in the run."""
-    answers = ask_sites("evaluate", {
-        "weights": pack_weights(shared(run.w, method)),
-        "round": ConfigRecord({"t": run.state["round"], "best": run.state["best"]["round"]})})
-    return note_scores(run, answers, config, guards)
-
-
-def note_scores(run, answers, config, guards, beside=()):
-    """Return the validation scores of the last saved round as `evaluate` gives them; note them in the run.
-
-    A site that failed altogether has been named; one whose scores are unfit is named here.
-    """
-    found = {site: answer for site, answer in answers.items()
-             if not (beside and isinstance(answer, Exception))}
-    scores = scores_of(with_scores(found, ("val",), config, guards, beside), "val", config)
-    run.score(scores)
-    return scores
-
-
-def ask_results(ask_sites, run, config, guards, method, normed):
-    """Have every site score the best and the last round; write and print result.json."""
-    checkpoints = {kind: checkpoint_of(config, run.out / f"{kind}.pt") for kind in KINDS}
-    rounds = {kind: checkpoints[kind]["round"] for kind in KINDS}
-    answers = ask_sites("evaluate.finish", {"round": ConfigRecord(rounds)} | {
-        kind: pack_weights(shared(checkpoints[kind]["weights"], method)) for kind in KINDS})
-    parts = [f"{kind}.{split}" for kind in KINDS for split in SCORED]
-    answers = with_scores(answers, parts, config, guards)
-    result = {kind: {"round": rounds[kind]} | {
-        split: scores_of(answers, f"{kind}.{split}", config) for split in SCORED} for kind in KINDS}
-    print_result(result, config, normed)
-    foreign = [site for site in answers if site not in run.kept]
-    result = explained(result, config, normed, foreign, run.state["seconds"])
-    save(run.out / "result.json", as_json(result))
-    print(f"written to {run.out}: result.json, metrics.csv, best.pt, last.pt", flush=True)

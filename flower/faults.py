@@ -10,10 +10,6 @@ class SiteFailed(Exception):
     """A site has no update to average; the text names site, round and reason."""
 
 
-class TooFewSites(SiteFailed):
-    """Fewer sites than `min_sites` have an update that can be averaged."""
-
-
 def accept(results, w, fields, t, guards, counts=None):
     """Return the updates of round t that can be averaged, sorted by site, n reduced so that no
     share exceeds `max_share`.
@@ -33,8 +29,8 @@ def accept(results, w, fields, t, guards, counts=None):
             sit_out(f"site {site} failed in round {t}: {said(problem)}", guards)
     updates = [update for update in updates if problems[update.site] is None]
     if len(updates) < guards.min_sites:
-        raise TooFewSites(f"{len(updates)} sites are left in round {t}, min_sites: "
-                          f"{guards.min_sites} are needed")
+        raise SiteFailed(f"{len(updates)} sites are left in round {t}, "
+                         f"min_sites: {guards.min_sites} are needed")
     return bounded(updates, guards.max_share) if guards.max_share < 1 else updates
 
 

@@ -1,16 +1,61 @@
-"""What an update may hold, known from the network and the config before it arrives, and what is wrong."""
+"""What may travel from a site to the server, known from the network and the config before it arrives.
+
+An answer has these records and perhaps more, which nobody reads:
+
+    site        name: printable, of at most 80 letters, like no other's; perhaps problem: a text
+    scalars     n: training images, 1 to 1e9, the same every round; seconds
+    losses      the method's terms, each a finite number
+    weights     the bytes of the network's weights, each at most 1e8 in size
+    prototypes  PATH/CLASS: float32 (D,), or (k, D) with k at most n and 1000, each number at most 1e4 in size
+    val, ..     cases, misses, dice from 0 to 1, hd95 and assd from 0, and the same of every class
+"""
 
 import math
+import re
 import statistics
 from typing import NamedTuple
 
 import torch
+from flwr.app import ConfigRecord
 
+from config import class_name
+
+LONGEST_NAME, LONGEST_PROBLEM = 80, 400
+UNSEEN = re.compile("[,\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+                    "\U000e0100-\U000e01ef]")  # letters that print as nothing, and the comma of a list
 MOST_IMAGES, MOST_SECONDS, MOST_LOSS = 10**9, 10**9, 1e30
 MOST_TERMS, LONGEST_TERM = 16, 40
 MOST_ROWS = 1000                        # prototypes of a class that a site may send
 MOST_WEIGHT, MOST_PROTOTYPE = 1e8, 1e4  # no honest number comes near; a square of more would not be finite
+MOST_DISTANCE = 1e9                     # px or mm
+LARGEST = {"dice": 1.0, "hd95": MOST_DISTANCE, "assd": MOST_DISTANCE}  # {name: largest}
 
+
+class Misfit(Exception):
+    """An answer is not what was asked for; the text says in what."""
+
+
+# ---- Who sends it ----
+
+def name_of(reply):
+    """Return the site's name in a reply; raises Misfit if it has none that can be used."""
+    record = reply.content.get("site")
+    name = record.get("name") if isinstance(record, ConfigRecord) else None
+    if not isinstance(name, str):
+        raise Misfit("its answer does not say which site it is")
+    if not name or len(name) > LONGEST_NAME or not name.isprintable() or name != name.strip() \
+            or UNSEEN.search(name):
+        raise Misfit(f"its name is no printable text of at most {LONGEST_NAME} letters without a comma")
+    return name
+
+
+def problem_of(reply):
+    """Return what a site says went wrong there, cut to a line, or None."""
+    problem = reply.content["site"].get("problem")
+    return None if problem is None else str(problem)[:LONGEST_PROBLEM]
+
+
+# ---- An update ----
 
 class Fields(NamedTuple):
     """Names, shapes and types of all that an update may hold."""
@@ -44,21 +89,12 @@ def check_update(update, fields, n=None):
     if not update.losses or not are_terms(update.losses.keys(), fields) or not all(
             is_number(value, -MOST_LOSS, MOST_LOSS) for value in update.losses.values()):
         return f"its losses are not finite numbers of the names {', '.join(sorted(fields.losses))}"
-    return check_weights(update.weights, fields.weights) or check_prototypes(update, fields)
+    return out_of_range(update.weights.values(), MOST_WEIGHT, "weights") or check_prototypes(update, fields)
 
 
 def is_number(value, least, most):
     """Return whether a value is a number in a range; nan is in none."""
     return type(value) in (int, float) and least <= value <= most
-
-
-def check_weights(weights, expected):
-    """Return what is wrong with weights {name: tensor}, or None."""
-    if weights.keys() != expected.keys() or any(
-            weights[name].shape != value.shape or weights[name].dtype != value.dtype
-            for name, value in expected.items()):
-        return "its weights differ in name, shape or type from the global ones"
-    return out_of_range(weights.values(), MOST_WEIGHT, "weights")
 
 
 def check_prototypes(update, fields):
@@ -88,11 +124,37 @@ def out_of_range(tensors, most, what):
     return None
 
 
+# ---- Scores ----
+
+def classes_of(config):
+    """Return the names of the foreground classes whose scores travel apart: of several, none of one."""
+    return [class_name(config, j) for j in range(1, config.classes)] if config.classes > 2 else []
+
+
+def check_scores(record, config):
+    """Raise Misfit unless a record is scores of a site: of all its cases, in range, or of none."""
+    cases = record.get("cases")
+    for prefix in ("", *(f"{j}/" for j in classes_of(config))):
+        row = {name: record[f"{prefix}{name}"] for name in (*LARGEST, "misses", "cases")
+               if f"{prefix}{name}" in record}
+        most = cases * max(1, config.classes - 1) if type(cases) is int else 0
+        if type(row.get("cases")) is not int or not 0 <= row["cases"] <= 10**9 or row["cases"] != cases:
+            raise Misfit("its scores do not count its cases")
+        counted = type(row.get("misses")) is int and 0 <= row["misses"] <= most
+        if cases and not (counted and "dice" in row):
+            raise Misfit("its scores lack Dice or misses")
+        if not cases and len(row) > 1:
+            raise Misfit("it has scores of no case")
+        for name, largest in LARGEST.items():
+            if name in row and not (type(row[name]) in (int, float) and 0 <= row[name] <= largest):
+                raise Misfit(f"its {name} is not a number from 0 to {largest:g}")
+
+
 # ---- One update among the others ----
 
 def too_far(updates, w, most):
-    """Return {site: what is wrong} of the updates that are more than `most` times as long as the round's median:
-    |w_m - w|, and of a class on a path the longest of its prototypes.
+    """Return {site: what is wrong} of the updates that are more than `most` times as long as the round's
+    median: |w_m - w|, and of a class on a path the longest of its prototypes.
 
     Fewer than three are not compared: of two nobody knows which one is right. most: the key `update_norm`.
     Source: ours.
@@ -106,7 +168,8 @@ def too_far(updates, w, most):
     found = {}
     for what, of_sites in lengths.items():
         median = statistics.median_low(of_sites.values()) if len(of_sites) > 2 else 0.0
-        found |= {site: f"its {what} is {length / median:.1f} times as long as the median, update_norm: {most:g}"
+        found |= {site: f"its {what} is {length / median:.1f} times as long as the median, "
+                        f"update_norm: {most:g}"
                   for site, length in of_sites.items() if length > most * median > 0}
     return found
 

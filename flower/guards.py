@@ -26,5 +26,6 @@ def load_settings(file, overrides):
     given = {"out": f"runs/{name}"} | {key: value for key, value in given.items() if key not in GUARDS}
     config = load_config(given, [text for text in overrides if text not in changed])
     if config.method in ("local", "pooled"):
-        raise BadInput(f"method: {config.method} is no federation, nothing would travel; run it with train.py")
+        raise BadInput(f"method: {config.method} is no federation, nothing would travel; "
+                       "run it with train.py")
     return config, SimpleNamespace(**guards)

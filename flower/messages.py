@@ -12,20 +12,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from config import BadInput
 from federated import Diverged, Update
-from flower.faults import said, sit_out
-from flower.fields import (
-    UPDATE,
-    Misfit,
-    check_numbers,
-    check_records,
-    check_scores,
-    check_vectors,
-    check_weight_bytes,
-    classes_of,
-)
-from flower.fit import are_terms
+from flower.fit import Misfit
 from rounds.run_folder import size_in_bytes
-from scoring.metrics import MEASURES, mean_scores
+
+HEAD = 1024  # bytes of an array's own header, at most
 
 
 def pack(prototypes):
@@ -40,6 +30,11 @@ def pack_weights(w):
     """
     parts = [w[name].detach().cpu().reshape(-1).view(torch.uint8) for name in sorted(w)]
     return ArrayRecord({"bytes": torch.cat(parts)})
+
+
+def shared(w, method):
+    """Return the weights {name: tensor} that travel: all but those that the method keeps local."""
+    return {name: value for name, value in w.items() if not method.local(name)}
 
 
 def unpack_weights(record, like, device="cpu"):
@@ -106,59 +101,26 @@ def answering(task):
 
 # ---- The server ----
 
-def as_update(site, answer, t, fields, beside=()):
-    """Return a site's answer to round t as an Update, None if it has no training images; what went
-    wrong there as it is. What the site keeps stays there, and is known here by its round.
+def check_weight_bytes(record, like):
+    """Raise Misfit unless a record is one array of as many bytes as the tensors {name: tensor} have."""
+    size, array = size_in_bytes(like), record.get("bytes")
+    if set(record) != {"bytes"} or len(array.data) > size + HEAD \
+            or (tuple(array.shape), array.dtype, array.stype) != ((size,), "uint8", "numpy.ndarray"):
+        raise Misfit(f"its weights are not the {size} bytes of the network's")
 
-    beside: names of the records that an answer has for another purpose.
-    """
+
+def as_update(site, answer, t, fields):
+    """Return a site's answer to round t as an Update, None if it has no training images; what went
+    wrong there as it is. What the site keeps stays there, and is known here by its round."""
     if isinstance(answer, Exception):
         return answer
     try:
-        scalars = answer.get("scalars")
-        if isinstance(scalars, MetricRecord) and dict(scalars) == {"n": 0}:
+        scalars = answer["scalars"]
+        if dict(scalars) == {"n": 0}:
             return None
-        check_records(answer, UPDATE, beside)
-        check_numbers(scalars, {"n", "seconds"}, "scalars")
-        if not are_terms(set(answer["losses"]), fields):
-            raise Misfit(f"its losses have other names than {', '.join(sorted(fields.losses))}")
-        check_numbers(answer["losses"], set(answer["losses"]), "losses")
         check_weight_bytes(answer["weights"], fields.weights)
-        check_vectors(answer["prototypes"], fields, scalars["n"])
-        weights = unpack_weights(answer["weights"], fields.weights)
-        return Update(site, scalars["n"], weights, unpack(answer["prototypes"]), dict(answer["losses"]),
+        return Update(site, scalars["n"], unpack_weights(answer["weights"], fields.weights),
+                      unpack(answer["prototypes"]), dict(answer["losses"]),
                       {"round": t, "n": scalars["n"], "local": {}}, scalars["seconds"])
-    except Misfit as problem:
-        return problem
     except Exception as problem:  # noqa: BLE001 - a foreign answer may be wrong in any way
         return Misfit(f"its answer cannot be read: {problem!r}")
-
-
-def with_scores(answers, parts, config, guards, beside=()):
-    """Return the answers that hold the scores `parts`; a site that sent none is named.
-
-    beside: names of the records that an answer has for another purpose.
-    """
-    kept = {}
-    for site, answer in sorted(answers.items()):
-        try:
-            if isinstance(answer, Exception):
-                raise answer
-            check_records(answer, dict.fromkeys(parts, MetricRecord), beside)
-            for part in parts:
-                check_scores(answer[part], config)
-            kept[site] = answer
-        except Exception as problem:  # noqa: BLE001 - a foreign answer may be wrong in any way
-            sit_out(f"site {said(site)} sent no scores: {said(problem)}", guards)
-    return kept
-
-
-def scores_of(answers, part, config):
-    """Return the sites' scores of a part, `val` or `best.test` and so on, as `evaluate` gives them."""
-    sites = {}
-    for site in sorted(answers):
-        scores = answers[site][part]
-        sites[site] = {name: scores.get(name) for name in MEASURES}
-        if classes := {j: {name: scores.get(f"{j}/{name}") for name in MEASURES} for j in classes_of(config)}:
-            sites[site]["classes"] = classes
-    return {"sites": sites, "mean": mean_scores(sites)}

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from config import BadInput
 from flower.faults import SiteFailed, said
-from flower.fields import Misfit, name_of, problem_of
+from flower.fit import Misfit, name_of, problem_of
 
 # Cyrillic and Greek letters, and the Latin ones that they look like
 LOOK_ALIKES = str.maketrans("авеһіјкмнорԛѕтухԁӏѵԝαεικμνορτυχ", "abehijkmhopqstyxdlvwaeikuvoptux")

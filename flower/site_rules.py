@@ -20,7 +20,8 @@ def given_by_server(context, root):
     if not file.is_relative_to(root.resolve()):
         raise BadInput(f"config: {run['config']} lies outside of the bundle")
     changed = dict(read_override(word) for word in shlex.split(str(run["overrides"])))
-    return {key: value for key, value in (read_yaml(file) | changed).items() if key not in EACH}, {*changed} - EACH
+    given = read_yaml(file) | changed
+    return {key: value for key, value in given.items() if key not in EACH}, {*changed} - EACH
 
 
 def check_server(context, root=Path(__file__).parents[1]):

@@ -118,8 +118,6 @@ PARTS = {
     "kept": lambda sites: all(map(is_kept, sites.values())),
     "history": lambda rows: type(rows) is list and all(
         len(row) == 8 and is_count(row[0]) and all(map(math.isfinite, row[4].values())) for row in rows),
-    "good": lambda good: is_count(good["round"]) and are_finite(good["weights"])
-    and are_prototypes(good["prototypes"]) and type(good["sites"]) is list,
     "content": lambda sites: all(math.isfinite(value) for files in sites.values()
                                  for of_file in files.values() for value in of_file),
     "seconds": math.isfinite,

@@ -22,6 +22,11 @@ OF_THE_END = ("result.json", "cases.csv", "predictions.png", "curves.png", "resu
               "cases_eval.csv")
 
 
+def mean_dice(scores):
+    """Return the sites' mean validation Dice, or None."""
+    return scores["mean"]["dice"]
+
+
 class RunFolder:
     """A run folder on disk and the state in it, after the last saved round or before round 1.
 
@@ -100,11 +105,12 @@ class RunFolder:
             check_own(state)
         self.score(scores)
 
-    def score(self, scores):
-        """Save the run with the validation scores of its last round, None if it has none."""
+    def score(self, scores, middle=mean_dice):
+        """Save the run with the validation scores of its last round, None if it has none. middle: scores ->
+        the Dice by which the best round is chosen."""
         state = self.state
         state["history"] = state["history"] + val_rows(state["round"], scores)
-        if note_best(state, scores):
+        if scores and note_best(state, middle(scores)):
             self.unsaved["best.pt"] = self.best = {name: state[name] for name in ("format", *NEEDED)}
         self.unsaved["last.pt"] = state | {"kept": dict(self.kept)}  # which the next round changes
         cheap = self.writing + self.latest <= SHARE * (time.perf_counter() - self.began)
@@ -149,12 +155,10 @@ def prepare_run_folder(out, sites, config):
     save(out / "config.yaml", as_yaml(config).encode())
 
 
-def note_best(state, scores):
-    """Return whether this round is the best so far on the sites' mean validation Dice. Without any site that
-    has validation cases, the last round counts as the best."""
-    if not scores:
-        return False
-    dice, best = scores["mean"]["dice"], state["best"]["dice"]
+def note_best(state, dice):
+    """Return whether this round is the best so far by its validation Dice. If that is None, for no site has
+    validation cases, the last round counts as the best."""
+    best = state["best"]["dice"]
     if best is not None and (dice is None or dice <= best):
         return False
     state["best"] = {"round": state["round"], "dice": dice}
