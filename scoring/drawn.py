@@ -31,9 +31,8 @@ def draw_predictions(checkpoint, model, sites, config, device, rows):
 
 def key_of(config):
     """Return what the colours mean, behind the words of the first row."""
-    other = ", yellow: as another class" * (config.classes > 2)
     names = [class_name(config, j) for j in range(config.classes)]
-    return f"   ({pictures.ERRORS}{other}){pictures.legend(names)}"
+    return f"   ({pictures.ERRORS}{', yellow: as another class' * (len(names) > 2)}){pictures.legend(names)}"
 
 
 def lowest_first(site, rows, config):

@@ -357,6 +357,6 @@ def test_training_that_goes_wrong_is_said_once_and_one_that_learns_is_left_alone
     assert line.startswith("warning: round 6: the validation Dice of site a stays at 0.300, as if all is predicted")
     line, = told([(0.3, 0.4), (0.4, 0.3)] * 10, [0.7] * 20)
     assert line.startswith("warning: round 6: the loss stands still at 0.700, with a mean validation Dice of 0.350")
-    assert told([(0.0, 0.0)] * 5 + [(0.3 + t / 100, 0.3) for t in range(15)], rising) == []  # slow at first
+    assert told([(0.0, 0.0)] * 5 + [(0.3 + t / 100, 0.3 + t / 90) for t in range(15)], rising) == []  # slow at first
     assert told([(0.8, 0.8)] * 20, [0.1] * 20) == told([(0.0, 0.0)] * 5, rising) == told([(None, None)] * 20, falling) == []
     assert len(told([(0.6, 0.6)] + [(0.0, 0.3)] * 19, [0.7] * 20)) == 4
