@@ -11,7 +11,7 @@ GAP = 4     # between them
 GREEN, RED = (0, 255, 0), (255, 0, 0)
 EXTRA, MISSED, OTHER = (86, 180, 233), (213, 94, 0), (240, 228, 66)  # that the colour-blind can tell apart
 ERRORS = "white: found, orange: missed, blue: too much"
-COLOURS = {"green": GREEN, "orange": (255, 150, 0), "blue": (60, 120, 255), "magenta": (255, 0, 255),
+COLOURS = {"green": GREEN, "blue": (60, 120, 255), "orange": (255, 150, 0), "magenta": (255, 0, 255),
            "cyan": (0, 255, 255), "yellow": (255, 255, 0), "red": RED, "white": (255, 255, 255)}
 
 
