@@ -54,7 +54,7 @@ def of_images(scored, find, config):
     for _, sample in chosen.values():
         image, truth = pictures.outlined_tiles(sample, sample.truth, config.classes, pictures.GREEN)
         tiles += [image, truth, pictures.coloured(sample, 0, find(sample)[0])]
-    return ", ".join(f"{which} {sample.case} Dice {dice:.2f}" for which, (dice, sample) in chosen.items()), tiles
+    return ", ".join(f"{which} {sample.name} Dice {dice:.2f}" for which, (dice, sample) in chosen.items()), tiles
 
 
 def of_volume(scored, find, config):
