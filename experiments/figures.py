@@ -121,7 +121,7 @@ def draw_pictures(file, runs, config):
         for name, (sample, s) in shown.items():
             network = own_network(model, of_norms.get(name, {}), local.get(name, {}))
             rows[name].append(coloured(sample, s, predict(network, sample, own, device)[s]))
-    labels = [f"{name}: {sample.case}" for name, (sample, _) in shown.items()]
+    labels = [f"{name}: {sample.name}" for name, (sample, _) in shown.items()]
     labels[0] += f"   ({ERRORS}{', yellow: as another class' * (own.classes > 2)})"
     titles = ["image", "truth", *(run.setting for run in runs)]
     save(file.with_suffix(".png"), as_png(contact_sheet(list(zip(labels, rows.values())), titles)))

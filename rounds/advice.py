@@ -33,7 +33,7 @@ class Advice:
             late = [old[site]["dice"] for *_, old in self.seen[-5:] if site in old]
             if row["dice"] < ZERO:
                 yield "zero", (f"the validation Dice of site {site} is {row['dice']:.3f}, and nothing is found in "
-                               f"{row['misses']} of {row['cases']} cases")
+                               f"{row['misses']} of {row['cases']} images")
             elif row["dice"] < POOR and len(late) == 5 and max(late) - min(late) < SAME:
                 yield "same", f"the validation Dice of site {site} stays at {row['dice']:.3f}, as if all is predicted"
         best, most, *_ = max(self.seen, key=lambda seen: seen[1])

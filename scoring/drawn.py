@@ -65,5 +65,5 @@ def of_volume(scored, find, config):
     inside = inside if len(inside) else np.arange(len(found))
     chosen = np.unique(inside[np.linspace(0, len(inside) - 1, SLICES).round().astype(int)]).tolist()
     numbers = ", ".join(str(s + 1) for s in chosen)
-    return (f"worst {sample.case} Dice {dice:.2f}, slices {numbers} of {len(found)}",
+    return (f"worst {sample.name} Dice {dice:.2f}, slices {numbers} of {len(found)}",
             [pictures.coloured(sample, s, found[s]) for s in chosen])

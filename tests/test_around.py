@@ -348,7 +348,7 @@ def told(dice, losses, task="nuclei", rounds=20, misses=0):
 def test_training_that_goes_wrong_is_said_once_and_one_that_learns_is_left_alone():
     rising, falling = [1 / t for t in range(1, 21)], [1 - t / 40 for t in range(1, 21)]
     line, = told([(0.6, 0.0)] * 20, falling, misses=4)
-    assert line.startswith("warning: round 6: the validation Dice of site b is 0.000, and nothing is found in 4 of 4 cases; "
+    assert line.startswith("warning: round 6: the validation Dice of site b is 0.000, and nothing is found in 4 of 4 images; "
                            "try optimizer=adam lr=0.001, more rounds or local_epochs, or tiles=true")
     assert "window=[low,high]" in told([(0.0, 0.0)] * 20, falling, task="volumes")[0]
     line, = told([(0.6, 0.6)] * 8 + [(0.5, 0.54)] * 12, falling)

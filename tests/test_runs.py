@@ -143,7 +143,7 @@ def test_picture_shows_two_cases_a_site_with_their_errors(tmp_path, monkeypatch)
         {"site": "v", "split": "test", "file": volume.name, "dice": 0.1}]
     draw_predictions(best, model, [site], of_volumes, CPU, rows)
     label, tiles = shown[-1]
-    assert label.startswith("v: worst c Dice 0.10, slices 1, 2, 3, 4, 5 of 5   (white") and len(tiles) == 5
+    assert label.startswith("v: worst c.png Dice 0.10, slices 1, 2, 3, 4, 5 of 5   (white") and len(tiles) == 5
     assert draw_predictions(best, model, [], config, CPU, []) is None
 
 
