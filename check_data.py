@@ -15,7 +15,8 @@ import numpy as np
 
 from config import VOLUMES, BadInput, class_name, load_config
 from datasets import SPLITS, Site, given_splits, split_of
-from scoring.pictures import GREEN, contact_sheet, legend, outlined_tiles
+from rounds.checkpoint import save
+from scoring.pictures import GREEN, as_png, contact_sheet, legend, outlined_tiles
 from settings.program import Parser, run_program
 from sites import across, demo_data
 from sites.layouts import DATA_KINDS, list_files, unread
@@ -56,10 +57,7 @@ def check(config, sheet):
                 sample, sample.truth, config.classes, GREEN)]))
     warnings += across.compare(sites, config)[0]
     if rows:
-        try:
-            contact_sheet(rows).save(sheet)
-        except (OSError, ValueError) as problem:
-            raise BadInput(f"{sheet}: cannot be written ({problem}), give another --sheet") from None
+        save(Path(sheet), as_png(contact_sheet(rows)))
         print(f"\ncontact sheet with outlines of the masks: {sheet}")
     for name, texts in (("warning", warnings), ("problem", problems)):
         if texts or name == "problem":
@@ -145,12 +143,14 @@ def main():
     parser = Parser(description=__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="data folder, one folder a site; a table; or demo")
     parser.add_argument("--task", required=True, choices=("nuclei", "prostate", "images", "volumes"))
-    parser.add_argument("--sheet", metavar="FILE", help="contact sheet; default: check_TASK.png")
+    parser.add_argument("--sheet", metavar="FILE.png", help="contact sheet; default: check_TASK.png")
     parser.add_argument("--write", metavar="FILE.csv", help="write what was found as a table, to mend it")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="case_pattern=..., classes=...")
     given = parser.parse_intermixed_args()
     config = load_config({"task": given.task, "data": given.folder, "out": "unused"}, given.overrides)
     sheet = Path(given.sheet or f"check_{given.task}.png").expanduser()
+    if sheet.suffix.lower() != ".png" or not sheet.parent.is_dir():
+        raise BadInput(f"sheet: {sheet} cannot be written, name a .png file in a folder that exists")
     problems = check(config, sheet)
     if given.write:
         from sites.table import write_table

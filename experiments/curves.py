@@ -1,7 +1,8 @@
 """Draw how a run went, finished or still running: python -m experiments.curves --run RUN
 
-Writes RUN/curves.png: the loss terms and the validation Dice of each site over the rounds. It needs
-matplotlib (requirements-extra.txt).
+Writes RUN/curves.png, the loss terms and the validation Dice of each site over the rounds, and of a finished
+run RUN/dice.png, a box of each site's test Dice in the best round. It needs matplotlib
+(requirements-extra.txt).
 """
 
 import io
@@ -71,6 +72,21 @@ def draw_curves(file, losses, dice):
     return figure
 
 
+def draw_boxes(file, rows):
+    """Draw a box of Dice a site, a dot a row: median, quartiles, and whiskers to the lowest and the highest.
+    rows: of cases.csv, all of one split and round; several classes have a box each."""
+    names, dice = len({row["class"] for row in rows}) > 1, {}
+    for row in rows:
+        dice.setdefault(row["site"] + f"\n{row['class']}" * names, []).append(float(row["dice"]))
+    figure, (ax,) = axes(max(1, len(dice) // 5))
+    ax.boxplot(list(dice.values()), whis=(0, 100), widths=0.6, medianprops={"color": LOOKS[1][0]})
+    for place, values in enumerate(dice.values(), 1):
+        ax.plot([place] * len(values), values, "o", color=LOOKS[2][0], markersize=3, alpha=0.6)
+    ax.set_xticks(range(1, len(dice) + 1), dice, fontsize=7)
+    ax.set(ylabel="test Dice, best round", ylim=(0, 1.02))
+    save_figure(figure, file, 110)
+
+
 def save_figure(figure, file, dpi):
     """Write a figure as a PNG file, whole or not at all; raises BadInput where the disk does not take it."""
     content = io.BytesIO()
@@ -85,6 +101,10 @@ def main():
     run = Path(parser.parse_args().run).expanduser()
     draw_curves(run / "curves.png", *read_curves(run / "metrics.csv"))
     print(f"written to {run / 'curves.png'}")
+    if (run / "cases.csv").exists():
+        draw_boxes(run / "dice.png", [row for row in read_rows(run / "cases.csv")
+                                      if (row["kind"], row["split"]) == ("best", "test")])
+        print(f"written to {run / 'dice.png'}")
 
 
 if __name__ == "__main__":

@@ -78,8 +78,7 @@ def draw_dots(file, cases):
             ax.plot(found[base][site].mean(0), found[name][site].mean(0), linestyle="", color=look[0],
                     marker=look[2], markersize=4, label=site)
         ax.axline((0, 0), slope=1, color="black", linewidth=0.7)
-        ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel=f"Dice, {base}", title=name)
-    panels[0].set_ylabel("Dice of the setting")
+        ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel=f"test Dice, {base}", ylabel=f"test Dice, {name}")
     panels[0].legend(fontsize=7)
     save_figure(figure, file.with_suffix(".png"), 200)
 
@@ -122,7 +121,7 @@ def draw_pictures(file, runs, config):
         for name, (sample, s) in shown.items():
             network = own_network(model, of_norms.get(name, {}), local.get(name, {}))
             rows[name].append(coloured(sample, s, predict(network, sample, own, device)[s]))
-    labels = [f"{name}: {sample.case}" for name, (sample, _) in shown.items()]
+    labels = [f"{name}: {sample.name}" for name, (sample, _) in shown.items()]
     labels[0] += f"   ({ERRORS}{', yellow: as another class' * (own.classes > 2)})"
     titles = ["image", "truth", *(run.setting for run in runs)]
     save(file.with_suffix(".png"), as_png(contact_sheet(list(zip(labels, rows.values())), titles)))

@@ -13,7 +13,7 @@ from config import VOLUMES, BadInput, class_name
 from rounds.checkpoint import save
 from scoring.norm_statistics import batch_norms
 
-OF_CASE = "of each case itself"  # what `inference.statistics.choose` calls them
+OF_CASE = "of each image itself"  # what `inference.statistics.choose` calls them
 IMAGES = ("float32 (B, 3, H, W), images of any size and range of values, grey ones three times; each is "
           "scaled to [0, 1] by its minimum and maximum here")
 SLICES = ("float32 (B, 3, H, W), slices of any size, each with the one below and above as channels, at an "

@@ -22,7 +22,7 @@ def choose(site, model, checkpoint, config):
     if not statistics_like(model):
         return {}, "none: the network has no batch norm"
     if config.test_stats == "case":
-        return {}, "of each case itself"
+        return {}, "of each image itself"
     if site is not None:
         if site not in checkpoint["statistics"]:
             raise BadInput("site: the run was trained with test_stats: case and has no statistics of "

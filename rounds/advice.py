@@ -4,7 +4,7 @@ import sys
 
 from config import VOLUMES
 
-ZERO, LOST, STILL, POOR = 0.01, 0.05, 0.01, 0.5  # Dice, Dice, share of the loss, Dice
+ZERO, LOST, STILL, POOR, SAME = 0.01, 0.05, 0.01, 0.5, 0.001  # of Dice; STILL: share of the loss
 
 
 class Advice:
@@ -21,22 +21,24 @@ class Advice:
         if not scores or scores["mean"]["dice"] is None or not updates:
             return
         loss = sum(sum(update.losses.values()) for update in updates) / len(updates)
-        self.seen.append((t, scores["mean"]["dice"], loss))
-        for kind, text in self.troubles(t, scores):
+        self.seen.append((t, scores["mean"]["dice"], loss, scores["sites"]))
+        for kind, text in self.troubles(*self.seen[-1]):
             if kind not in self.said and t > self.quarter:
                 self.said.add(kind)
                 print(f"warning: round {t}: {text}; try {self.remedies}", file=sys.stderr, flush=True)
 
-    def troubles(self, t, scores):
-        """Yield (kind, what is wrong) of the rounds so far."""
-        _, dice, loss = self.seen[-1]
-        for site, row in scores["sites"].items():
-            if row["dice"] is not None and row["dice"] < ZERO:
-                nothing = f", and nothing is found in {row['misses']} of {row['cases']} cases" * bool(row["misses"])
-                yield "zero", f"the validation Dice of site {site} is {row['dice']:.3f}{nothing}"
-        best, most, _ = max(self.seen, key=lambda seen: seen[1])
+    def troubles(self, t, dice, loss, sites):
+        """Yield (kind, what is wrong) of the rounds so far, of which round t is the last."""
+        for site, row in ((site, row) for site, row in sites.items() if row["dice"] is not None):
+            late = [old[site]["dice"] for *_, old in self.seen[-5:] if site in old]
+            if row["dice"] < ZERO:
+                yield "zero", (f"the validation Dice of site {site} is {row['dice']:.3f}, and nothing is found in "
+                               f"{row['misses']} of {row['cases']} images")
+            elif row["dice"] < POOR and len(late) == 5 and max(late) - min(late) < SAME:
+                yield "same", f"the validation Dice of site {site} stays at {row['dice']:.3f}, as if all is predicted"
+        best, most, *_ = max(self.seen, key=lambda seen: seen[1])
         if best <= t - self.quarter and dice < most - LOST:
             yield "falling", f"the mean validation Dice has fallen from {most:.3f} in round {best} to {dice:.3f}"
-        before = [old for at, _, old in self.seen if at <= t - self.quarter]
+        before = [old for at, _, old, _ in self.seen if at <= t - self.quarter]
         if before and abs(loss - before[-1]) < STILL * abs(before[-1]) and dice < POOR:
             yield "still", f"the loss stands still at {loss:.3f}, with a mean validation Dice of {dice:.3f}"

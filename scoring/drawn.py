@@ -31,9 +31,8 @@ def draw_predictions(checkpoint, model, sites, config, device, rows):
 
 def key_of(config):
     """Return what the colours mean, behind the words of the first row."""
-    other = ", yellow: as another class" * (config.classes > 2)
     names = [class_name(config, j) for j in range(config.classes)]
-    return f"   ({pictures.ERRORS}{other}){pictures.legend(names)}"
+    return f"   ({pictures.ERRORS}{', yellow: as another class' * (len(names) > 2)}){pictures.legend(names)}"
 
 
 def lowest_first(site, rows, config):
@@ -55,7 +54,7 @@ def of_images(scored, find, config):
     for _, sample in chosen.values():
         image, truth = pictures.outlined_tiles(sample, sample.truth, config.classes, pictures.GREEN)
         tiles += [image, truth, pictures.coloured(sample, 0, find(sample)[0])]
-    return ", ".join(f"{which} {sample.case} Dice {dice:.2f}" for which, (dice, sample) in chosen.items()), tiles
+    return ", ".join(f"{which} {sample.name} Dice {dice:.2f}" for which, (dice, sample) in chosen.items()), tiles
 
 
 def of_volume(scored, find, config):
@@ -66,5 +65,5 @@ def of_volume(scored, find, config):
     inside = inside if len(inside) else np.arange(len(found))
     chosen = np.unique(inside[np.linspace(0, len(inside) - 1, SLICES).round().astype(int)]).tolist()
     numbers = ", ".join(str(s + 1) for s in chosen)
-    return (f"worst {sample.case} Dice {dice:.2f}, slices {numbers} of {len(found)}",
+    return (f"worst {sample.name} Dice {dice:.2f}, slices {numbers} of {len(found)}",
             [pictures.coloured(sample, s, found[s]) for s in chosen])

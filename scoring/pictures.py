@@ -6,18 +6,18 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-TILE = 192  # pixels, side of a picture on a sheet
+TILE = 192  # pixels, side of a picture on a sheet; of a larger picture, whose objects are small, up to twice that
 GAP = 4     # between them
 GREEN, RED = (0, 255, 0), (255, 0, 0)
 EXTRA, MISSED, OTHER = (86, 180, 233), (213, 94, 0), (240, 228, 66)  # that the colour-blind can tell apart
 ERRORS = "white: found, orange: missed, blue: too much"
-COLOURS = {"green": GREEN, "orange": (255, 150, 0), "blue": (60, 120, 255), "magenta": (255, 0, 255),
+COLOURS = {"green": GREEN, "blue": (60, 120, 255), "orange": (255, 150, 0), "magenta": (255, 0, 255),
            "cyan": (0, 255, 255), "yellow": (255, 255, 0), "red": RED, "white": (255, 255, 255)}
 
 
 def side_of(shape):
-    """Return width and height of a tile in the proportions of (H, W), TILE the longer side."""
-    return tuple(max(1, round(TILE * n / max(shape))) for n in shape[::-1])
+    """Return width and height of a tile in the proportions of (H, W), from TILE to 2 TILE the longer side."""
+    return tuple(max(1, round(min(max(TILE, *shape), 2 * TILE) * n / max(shape))) for n in shape[::-1])
 
 
 def image_tile(sample, s):
@@ -56,8 +56,7 @@ def legend(names):
     """Return what stands behind the label of a sheet's first row, "" for two classes; names: of all."""
     if len(names) == 2:
         return ""
-    colours = list(COLOURS)
-    listed = (f"{name} {colours[j % len(colours)]}" for j, name in enumerate(names[1:]))
+    listed = (f"{name} {colour}" for name, colour in zip(names[1:], len(names) * list(COLOURS)))
     return f"   (outlines: {', '.join(listed)})"
 
 
@@ -76,17 +75,17 @@ def outlined_tiles(sample, labels, classes, colour):
 def contact_sheet(rows, titles=()):
     """Return a picture of rows (label, [tiles]); titles: captions over the tiles."""
     head, label_height = (18 if titles else 0), 18
-    wide = max(len(images) for _, images in rows)
-    size = wide * (TILE + GAP), head + len(rows) * (TILE + label_height)
+    side = max(max(image.shape) for _, images in rows for image in images)
+    size = max(len(images) for _, images in rows) * (side + GAP), head + len(rows) * (side + label_height)
     sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for i, title in enumerate(titles):
-        draw.text((i * (TILE + GAP) + 4, 3), title, "black", font)
+        draw.text((i * (side + GAP) + 4, 3), title, "black", font)
     for number, (label, images) in enumerate(rows):
-        y = head + number * (TILE + label_height)
+        y = head + number * (side + label_height)
         draw.text((4, y + 2), label, "black", font)
         for i, image in enumerate(images):
-            sheet.paste(Image.fromarray(image), (i * (TILE + GAP), y + label_height))
+            sheet.paste(Image.fromarray(image), (i * (side + GAP), y + label_height))
     return sheet
 
 

@@ -348,13 +348,15 @@ def told(dice, losses, task="nuclei", rounds=20, misses=0):
 def test_training_that_goes_wrong_is_said_once_and_one_that_learns_is_left_alone():
     rising, falling = [1 / t for t in range(1, 21)], [1 - t / 40 for t in range(1, 21)]
     line, = told([(0.6, 0.0)] * 20, falling, misses=4)
-    assert line.startswith("warning: round 6: the validation Dice of site b is 0.000, and nothing is found in 4 of 4 cases; "
+    assert line.startswith("warning: round 6: the validation Dice of site b is 0.000, and nothing is found in 4 of 4 images; "
                            "try optimizer=adam lr=0.001, more rounds or local_epochs, or tiles=true")
     assert "window=[low,high]" in told([(0.0, 0.0)] * 20, falling, task="volumes")[0]
     line, = told([(0.6, 0.6)] * 8 + [(0.5, 0.54)] * 12, falling)
     assert line.startswith("warning: round 9: the mean validation Dice has fallen from 0.600 in round 1 to 0.520")
-    line, = told([(0.3, 0.3)] * 20, [0.7] * 20)
-    assert line.startswith("warning: round 6: the loss stands still at 0.700, with a mean validation Dice of 0.300")
-    assert told([(0.0, 0.0)] * 5 + [(0.3 + t / 100, 0.3) for t in range(15)], rising) == []  # slow at first
+    line, = told([(0.3, 0.6), (0.3004, 0.58)] * 10, falling)
+    assert line.startswith("warning: round 6: the validation Dice of site a stays at 0.300, as if all is predicted")
+    line, = told([(0.3, 0.4), (0.4, 0.3)] * 10, [0.7] * 20)
+    assert line.startswith("warning: round 6: the loss stands still at 0.700, with a mean validation Dice of 0.350")
+    assert told([(0.0, 0.0)] * 5 + [(0.3 + t / 100, 0.3 + t / 90) for t in range(15)], rising) == []  # slow at first
     assert told([(0.8, 0.8)] * 20, [0.1] * 20) == told([(0.0, 0.0)] * 5, rising) == told([(None, None)] * 20, falling) == []
-    assert len(told([(0.6, 0.6)] + [(0.0, 0.3)] * 19, [0.7] * 20)) == 3
+    assert len(told([(0.6, 0.6)] + [(0.0, 0.3)] * 19, [0.7] * 20)) == 4

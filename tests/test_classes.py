@@ -212,10 +212,10 @@ def test_pictures_give_each_class_its_colour():
     tile = np.zeros((pictures.TILE, pictures.TILE, 3), np.uint8)
     drawn = pictures.draw_classes(tile, labels, 3, pictures.RED)
     assert not (drawn[39, 40:60]).any()  # where disc and cup meet there is one line, the cup's
-    green, orange = list(pictures.COLOURS.values())[:2]
-    assert tuple(drawn[20, 50]) == green and tuple(drawn[40, 50]) == orange and not drawn[30, 30].any()
+    green, blue = list(pictures.COLOURS.values())[:2]
+    assert tuple(drawn[20, 50]) == green and tuple(drawn[40, 50]) == blue and not drawn[30, 30].any()
     assert tuple(pictures.draw_classes(tile, labels > 0, 2, pictures.RED)[20, 50]) == pictures.RED
-    assert pictures.legend(["background", "disc", "cup"]) == "   (outlines: disc green, cup orange)"
+    assert pictures.legend(["background", "disc", "cup"]) == "   (outlines: disc green, cup blue)"
     assert pictures.legend(["background", "nucleus"]) == ""
 
 

@@ -418,6 +418,26 @@ def test_curves_have_every_term_of_a_method(tmp_path):
         assert all(tick == round(tick) for tick in ax.get_xticks())
 
 
+def test_boxes_of_dice_are_of_the_test_images_of_the_best_round(tmp_path, monkeypatch, capsys):
+    """A box a site, its line at the median; of several classes a box each."""
+    pytest.importorskip("matplotlib")
+    rows = [("best", "test", "a", "1", 0.2), ("best", "test", "a", "1", 0.4), ("best", "test", "a", "1", 0.9),
+            ("best", "test", "b", "1", 0.7), ("best", "val", "b", "1", 0.1), ("last", "test", "c", "1", 0.1)]
+    (tmp_path / "metrics.csv").write_text("round,split,site,dice,loss_dice\n1,train,a,null,0.5\n")
+    (tmp_path / "cases.csv").write_text("kind,split,site,class,dice\n" + "".join(
+        ",".join(map(str, row)) + "\n" for row in rows))
+    drawn = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, file, dpi: drawn.append((figure.axes, file.name)))
+    code, out, _ = run_here(monkeypatch, capsys, curves, tmp_path, "--run", str(tmp_path))
+    (_, _), ((ax,), name) = drawn
+    assert code == 0 and name == "dice.png" and f"written to {tmp_path / 'dice.png'}" in out
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b"]
+    medians = [line.get_ydata()[0] for line in ax.lines if line.get_color() == curves.LOOKS[1][0]]
+    assert medians == [0.4, 0.7]
+    curves.draw_boxes(tmp_path / "dice.png", [{"site": "a", "class": j, "dice": "0.5"} for j in ("disc", "cup")])
+    assert [label.get_text() for label in drawn[-1][0][0].get_xticklabels()] == ["a\ndisc", "a\ncup"]
+
+
 @pytest.mark.parametrize("weight", [1, 0])
 def test_diagnosis_of_another_network(tmp_path, monkeypatch, capsys, weight):
     """The network of docs/fork.md has neither FSR nor batch norm, and at weight 0 no prototypes."""

@@ -131,7 +131,7 @@ def test_picture_shows_two_cases_a_site_with_their_errors(tmp_path, monkeypatch)
             for site in sites for dice, sample in zip((0.7, 0.2, 0.5), site.test)]
     assert draw_predictions(best, model, sites, config, CPU, rows).width > 6 * 192
     assert [label.partition("   (white")[0] for label, _ in shown] == [
-        "a: worst c5 Dice 0.20, middle c9 Dice 0.50", "b: worst c5 Dice 0.20, middle c4 Dice 0.70"]
+        "a: worst c5.png Dice 0.20, middle c9.png Dice 0.50", "b: worst c5.png Dice 0.20, middle c4.png Dice 0.70"]
     for _, tiles in shown:
         assert len(tiles) == 6 and all(t.dtype == np.uint8 and t.shape == (154, 192, 3) for t in tiles)  # 40 x 50 pixels
         image, truth, both = (t.astype(int) for t in tiles[:3])
@@ -143,7 +143,7 @@ def test_picture_shows_two_cases_a_site_with_their_errors(tmp_path, monkeypatch)
         {"site": "v", "split": "test", "file": volume.name, "dice": 0.1}]
     draw_predictions(best, model, [site], of_volumes, CPU, rows)
     label, tiles = shown[-1]
-    assert label.startswith("v: worst c Dice 0.10, slices 1, 2, 3, 4, 5 of 5   (white") and len(tiles) == 5
+    assert label.startswith("v: worst c.png Dice 0.10, slices 1, 2, 3, 4, 5 of 5   (white") and len(tiles) == 5
     assert draw_predictions(best, model, [], config, CPU, []) is None
 
 
