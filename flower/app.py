@@ -6,6 +6,7 @@ round to round stay in its own folders, which its node-config names: site="NAME"
 out="FOLDER". flower/README.md has the commands.
 """
 
+import os
 import shlex
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from flwr.app import ConfigRecord, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from config import BadInput
+from config import BadInput, as_yaml
 from datasets import sites_of_round
 from federated import average_weights, local_update
 from flower.faults import accept, sit_out
@@ -30,10 +31,10 @@ from flower.messages import (
     unpack_weights,
 )
 from flower.nodes import Nodes
-from flower.own_files import load_decoded, read
+from flower.own_files import check_own_folder, load_decoded, read
 from flower.scores import ask_results, ask_scores, note_scores
 from flower.simulation import name_partition
-from flower.site_rules import check_bounds, check_images, check_server, own_overrides
+from flower.site_rules import check_answers, check_bounds, check_images, check_server, own_overrides
 from methods.find import find_step, method_and_model
 from rounds.checkpoint import FORMAT, as_bytes, save
 from rounds.lock import locked
@@ -65,7 +66,9 @@ def own_site(context):
         raise BadInput(f"node-config: lacks {lacks[0]}; give site, data and out")
     check_server(context)
     config = settings(context, *own_overrides(node))[0]
+    os.umask(0o077)  # nobody else at the hospital reads what this process writes
     check_bounds(config, node)
+    check_own_folder(config)
     site, (method, model) = load_decoded(str(node["site"]), config), method_and_model(config)
     return config, site, method, model.to(pick_device(config))
 
@@ -84,7 +87,8 @@ def train_site(content, context):
     t, last = content["round"]["t"], content["turn"]["last"]
     file, device = Path(config.out) / "kept.pt", pick_device(config)
     # {round: kept}: the server says which round's update it took last, a later one does not count
-    before = read(file).get(last)  # None before the first
+    kept = read(file)
+    times, before = check_answers(kept, t, last, config, context.node_config), kept.get(last)  # None before the first
     w = received(content["weights"], model, method, device)
     scores = scored(content, t - 1, w, before, config, site, model) if content["round"]["score"] else {}
     if not (site.train_slices and content["turn"]["train"]):  # nothing to train on, or not its turn
@@ -93,7 +97,8 @@ def train_site(content, context):
     update = local_update(model, site, w, G, before, t, config, method, take_step=find_step(config, device))
     check_declared(update.prototypes, method.vectors(model))
     file.parent.mkdir(parents=True, exist_ok=True)
-    save(file, as_bytes({last: before, t: update.kept}))
+    save(file.with_name("config.yaml"), as_yaml(config).encode())
+    save(file, as_bytes({last: before, t: update.kept, "answered": kept.get("answered", {}) | {t: times + 1}}))
     return scores | {"weights": pack_weights(update.weights), "prototypes": pack(update.prototypes),
                      "losses": MetricRecord(update.losses),
                      "scalars": MetricRecord({"n": update.n, "seconds": update.seconds})}

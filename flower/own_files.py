@@ -1,18 +1,20 @@
 """What a site keeps in its `out` folder between messages, for a new process answers each."""
 
-import os
 import sys
 from pathlib import Path
 
 import torch
+import yaml
 
-from config import BadInput, as_yaml
+from config import BadInput, as_yaml, read_yaml
 from datasets import SPLITS, Site, given_splits, load_site, warn_of_patients
 from rounds.checkpoint import as_bytes, save
-from rounds.reading import load_whole
+from rounds.lock import check_apart
+from rounds.reading import check_same_config, load_whole
+from rounds.run_folder import OF_THE_END
 from sites import across
 from sites.files import warn
-from sites.layouts import files_of, is_table, list_files, list_site, unread
+from sites.layouts import files_below, files_of, is_table, list_files, list_site, unread
 from sites.readers import Sample
 
 
@@ -38,11 +40,26 @@ def load_decoded(name, config):
         return Site(name, **{part: [Sample(*row)._replace(truth=row[5].numpy()) for row in stored[part]]
                              for part in SPLITS})
     site = load_own_site(name, config)
-    file.parent.mkdir(parents=True, exist_ok=True)
     rows = {part: [tuple(sample._replace(truth=torch.from_numpy(sample.truth)))
                    for sample in getattr(site, part)] for part in SPLITS}
-    save(file, as_bytes({"mark": mark} | rows))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save(file, as_bytes({"mark": mark} | rows))
+    except (BadInput, OSError, MemoryError) as problem:  # without it, they are only decoded again
+        warn(name, [f"the decoded images cannot be kept ({problem})"])
     return site
+
+
+def check_own_folder(config):
+    """Raise BadInput if a site's out lies in its data, or holds another run, whose files would be replaced."""
+    out, data = Path(config.out), Path(config.data)
+    check_apart(out, data.parent if is_table(data) else data)
+    file = out / "config.yaml"
+    if file.exists():
+        check_same_config(file, read_yaml(file), yaml.safe_load(as_yaml(config)))
+    elif there := [name for name in ("best.pt", "last.pt", "kept.pt", *OF_THE_END) if (out / name).exists()]:
+        raise BadInput(f"{out / there[0]}: is there without a config.yaml, so it is of another run; give "
+                       "another out in this site's node-config")
 
 
 def load_own_site(name, config):
@@ -72,8 +89,7 @@ def list_own(name, data, task, case_pattern=None):
 
 def mark_of(config):
     """Return a text that changes with any setting but the run's length, and with any file of the data."""
-    files = [Path(folder, name) for folder, _, names in os.walk(config.data, followlinks=True)
-             for name in names]
+    files = files_below(config.data)  # which follows links that lead round once
     if is_table(config.data):
         sites = list_files(config.data, config.task, config.case_pattern)[0].values()
         files = [Path(config.data), *(file for site in sites for entry in site for file in files_of(entry))]

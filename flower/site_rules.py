@@ -5,11 +5,16 @@ from pathlib import Path
 
 from config import KEYS, METHODS, BadInput, method_module, read_override, read_yaml
 from flower.guards import GUARDS
+from scoring.evaluate import pick_device
+from sites.across import GB, free_memory
+from sites.files import warn
 
 NEVER = {"data", "out", "splits", "trust", "case_pattern"}  # files, their names, and which code is trusted
 EACH = {"data", "out", "resume", "init", "leave_out"}       # what each place has of its own
 OWN = ("splits", "case_pattern", "device")   # keys of the config that a site may set for itself
-BOUNDS = {"image_size": "max_image_size", "batch_size": "max_batch_size"}
+# The largest values of the server that a site trains with; its node-config may have others, as max_KEY.
+LARGEST = {"width": 64, "levels": 5, "image_size": 1024, "batch_size": 64, "local_epochs": 20, "rounds": 2000}
+ANSWERS = 3  # trainings of one round: a server that was killed asks again
 
 
 def given_by_server(context, root):
@@ -50,11 +55,32 @@ def own_overrides(node):
 
 
 def check_bounds(config, node):
-    """Raise BadInput if the server wants larger images or batches than the site's node-config allows."""
-    for key, bound in BOUNDS.items():
-        if bound in node and getattr(config, key) > int(node[bound]):
-            raise BadInput(f"{key}: the server wants {getattr(config, key)}, "
-                           f"this site's {bound} is {node[bound]}")
+    """Raise BadInput if the server wants more than the site's LARGEST, or than there is memory for."""
+    for key, largest in LARGEST.items():
+        wanted, most = getattr(config, key), int(node.get(f"max_{key}", largest))
+        if (len(wanted) if key == "levels" else wanted) > most:
+            raise BadInput(f"{key}: the server wants {wanted}, this site's max_{key} is {most}")
+    # at the least: the maps of the first level's four convolutions and their norms, in float32
+    need = 8 * 4 * config.batch_size * config.image_size**2 * config.width
+    free = free_memory() if pick_device(config).type == "cpu" else None
+    if free is not None and need > free:
+        raise BadInput(f"batch_size: a training step takes more than {need / GB:.2f} GB at this width and "
+                       f"image_size, {free / GB:.2f} GB are free; close other programs, or bound them by max_KEY")
+
+
+def check_answers(kept, t, last, config, node):
+    """Return how often round t was trained before. kept: what the site's kept.pt holds.
+
+    Raises BadInput for no round of the run, or one that was trained `max_answers` times; warns if what the
+    site kept of its round `last`, the last that was taken, is not there.
+    """
+    times, most = kept.get("answered", {}).get(t, 0), int(node.get("max_answers", ANSWERS))
+    if not 1 <= t <= config.rounds or times >= most:
+        raise BadInput(f"round {t}: the run has {config.rounds} rounds, and this site has trained this one {times} "
+                       f"times, its max_answers is {most}; ask the server's operator why it asks again")
+    if last and last not in kept:
+        warn(node["site"], [f"kept.pt holds nothing of round {last}, so a new optimizer and no own weights are used"])
+    return times
 
 
 def check_images(site, node):

@@ -559,7 +559,7 @@ def test_a_damaged_file_of_a_site_is_replaced(tmp_path, capsys, damage, name):
     state, _ = nodes.train()
     said = capsys.readouterr().err
     assert state["round"] == 3 and name in said and "goes on without it and writes it anew" in said
-    assert set(load_whole(tmp_path / "a" / "kept.pt")) == {2, 3}
+    assert set(load_whole(tmp_path / "a" / "kept.pt")) == {2, 3, "answered"}
 
 
 # ---- Keys ----
