@@ -31,7 +31,7 @@ from inference.words import OF_RUN, path_of, read_words
 from rounds.finished import open_run
 from scoring.evaluate import logits_of, pick_device
 from scoring.history import validation_of
-from scoring.norm_statistics import own_network
+from scoring.norms import own_network
 from scoring.pictures import RED, fullest_slice, outlined_tiles
 from scoring.results import as_table
 from scoring.trained import model_of

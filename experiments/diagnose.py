@@ -24,7 +24,7 @@ from prototypes import columns, contrastive_loss, cosines
 from rounds.finished import open_run
 from scoring.evaluate import logits_of
 from scoring.metrics import dice
-from scoring.norm_statistics import own_network
+from scoring.norms import own_network
 from scoring.trained import load_run
 from settings.program import Parser, run_program
 from unet import UNet

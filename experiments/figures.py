@@ -14,7 +14,7 @@ from experiments.style_bias import LEVELS, scene_batches, style_bias
 from experiments.tables import markdown
 from rounds.checkpoint import save
 from scoring.evaluate import pick_device, predict
-from scoring.norm_statistics import own_network
+from scoring.norms import own_network
 from scoring.pictures import ERRORS, as_png, coloured, contact_sheet, fullest_slice, image_tile
 from scoring.trained import load_run
 

@@ -41,7 +41,7 @@ from rounds.lock import locked
 from rounds.run_folder import RunFolder, check_run_folder, prepare_run_folder
 from rounds.screen import RoundTable
 from scoring.evaluate import finish, pick_device, site_statistics, validate
-from scoring.norm_statistics import batch_norms
+from scoring.norms import batch_norms
 from scoring.results import KINDS, SCORED
 
 client = ClientApp()

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from config import VOLUMES, BadInput, class_name
 from rounds.checkpoint import save
-from scoring.norm_statistics import batch_norms
+from scoring.norms import batch_norms
 
 OF_CASE = "of each image itself"  # what `inference.statistics.choose` calls them
 IMAGES = ("float32 (B, 3, H, W), images of any size and range of values, grey ones three times; each is "

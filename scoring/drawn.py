@@ -5,7 +5,7 @@ import numpy as np
 from config import VOLUMES, class_name
 from scoring import pictures
 from scoring.evaluate import predict, with_weights
-from scoring.norm_statistics import own_network
+from scoring.norms import own_network
 
 SLICES = 6  # of a volume, in a row
 

@@ -10,7 +10,7 @@ from rounds.checkpoint import save
 from rounds.run_folder import as_json
 from scoring import pictures
 from scoring.metrics import dice_alone, mean_scores, score, site_scores
-from scoring.norm_statistics import batch_norms, norm_statistics, one_by_one, own_network
+from scoring.norms import batch_norms, one_by_one, own_network
 from scoring.results import KINDS, SCORED, as_table, case_rows, explained, print_result
 from unet import mixed_precision
 
@@ -162,6 +162,7 @@ def site_statistics(model, stored, local, sites, config, device):
     with test_stats: case, and for a network without batch norm."""
     if config.test_stats == "case" or not batch_norms(model):
         return {}
+    from scoring.norm_statistics import norm_statistics  # with test_stats: site alone
     return {site.name: stored[site.name] if site.name in stored
             else norm_statistics(own_network(model, {}, local.get(site.name, {})), site, config, device)
             for site in sites}

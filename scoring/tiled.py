@@ -5,7 +5,8 @@ from itertools import pairwise
 import torch
 
 from datasets import Site
-from scoring.norm_statistics import batch_norms, norm_statistics, own_network
+from scoring.norm_statistics import norm_statistics
+from scoring.norms import batch_norms, own_network
 from sites.tiles import crop
 
 TOGETHER = 8  # tiles in one pass

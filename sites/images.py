@@ -1,23 +1,15 @@
 """Reading a 2-D image and its mask as the files store them, or saying why that cannot be done."""
 
 import math
-import warnings as python_warnings
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from config import BadInput
 from sites.files import reading
-from sites.labels import AROUND, as_classes, border_share, check_background, look_at, whole
+from sites.labels import as_classes, look_at, whole
+from sites.opening import FORMATS, GREY, as_array, is_plain, open_image
 
-Image.MAX_IMAGE_PIXELS = None  # slides are large; the memory they take is reported
-
-FORMATS = ("PNG", "TIFF", "BMP", "DIB", "JPEG")  # JPEG opens MPO as well
-GREY = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-LOSSY = ("jpeg", "tiff_jpeg", "webp", "JPEG", "MPO")
-PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last part of every PNG, its checksum included
-BITS, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339  # TIFF's tags; 274 is EXIF's too
 SPOT, BLANK = 4, 0.04  # side of a spot in pixels; of white, by how much spots of a blank picture differ
 
 
@@ -100,121 +92,16 @@ def is_blank(pixels, mode):
 
 
 def read_labels(file, classes=2, facts=None):
-    """Return a mask's labels (H, W), whole numbers as float32, and warnings; raises BadInput.
-
-    A lossy file has small values around edges: there a label is 1 above half of the largest value, else 0."""
+    """Return a mask's labels (H, W), whole numbers as float32, and warnings; raises BadInput."""
     image, found = open_image(file)
-    lossy = image.format in LOSSY or image.info.get("compression") in LOSSY
-    if lossy and classes > 2:
-        raise BadInput(f"{file}: is a lossy file, in which {classes} classes cannot be told apart; "
-                       "save the mask as PNG")
-    labels, shape, inverts = label_channels(file, image, classes)
-    labels = whole(labels, file, found)
-    if shape is not None and ((shape > 0) != (labels > 0)).any():
-        raise BadInput(f"{file}: its alpha channel shows another shape than its colours; "
-                       "save the mask as plain grey, without alpha")
-    if inverts and border_share(labels > 0) > AROUND:
-        raise BadInput(f"{file}: its lookup table shows 0 as white, and white fills its border; save it as "
-                       "plain grey with background 0")
-    labels, values = from_lossy(labels, file, found) if lossy else look_at(labels, file, classes, found)
+    if is_plain(image):
+        labels, values = look_at(whole(as_array(file, image), file, found), file, classes, found)
+    else:
+        from sites.unusual_masks import read_unusual  # a run on plain grey masks does not load it
+        labels, values = read_unusual(file, image, classes, found)
     if facts is not None:
         facts["labels"] = values.tolist()
     return labels, found
-
-
-def from_lossy(labels, file, found):
-    """Return the labels of a lossy mask, 1 above half of the largest value, and their values."""
-    high = labels.max()
-    middle = np.mean((labels > high / 4) & (labels < high * 3 / 4))
-    if middle > 0.25 * np.mean(labels > high / 2):
-        found.append(f"{file}: is a lossy file with more than two labels, only those above half "
-                     "of its largest value count; save it as PNG")
-    labels = (labels > high / 2).astype(np.float32)
-    check_background(labels, file, 2, found)
-    return labels, np.unique(labels)
-
-
-def label_channels(file, image, classes):
-    """Return a mask's labels (H, W), of colours the largest, its alpha, None if all of it is opaque, and
-    whether its lookup table shows 0 as white."""
-    alpha = None
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        with reading(file, "a mask with alpha"):
-            alpha = np.asarray(image.convert("RGBA"))[:, :, 3]
-        alpha = None if alpha.min() == 255 else alpha
-    if image.mode in ("P", "PA"):
-        labels, inverts = palette_labels(file, image)
-        return labels, alpha, inverts
-    if image.mode in ("LA", "RGBA"):
-        image = image.convert(image.mode[:-1])
-    if image.mode not in (*GREY, "RGB"):
-        raise BadInput(f"{file}: is a mask in {image.mode} colours, save it as grey")
-    labels = as_array(file, image)
-    white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
-    if white_is_zero and not set(np.unique(labels)) <= {0, 255}:
-        raise BadInput(f"{file}: stores white as 0 and has more than two labels, "
-                       "save it with black as 0")
-    if labels.ndim == 3 and classes > 2 and (labels != labels[:, :, :1]).any():
-        raise BadInput(f"{file}: is a mask in colours, which do not say which class they are; save it as "
-                       f"grey with the labels 0 to {classes - 1}")
-    return (labels if labels.ndim == 2 else labels.max(2)), alpha, white_is_zero
-
-
-def palette_labels(file, image):
-    """Return the labels of a palette mask (H, W), its indices, but of black and white alone white is 1, and
-    whether it shows a lower index as white; raises BadInput where it could be read two ways."""
-    index = np.asarray(image if image.mode == "P" else image.getchannel(0))
-    colours = np.array(image.getpalette("RGB")).reshape(-1, 3)
-    colours = np.pad(colours, ((0, 256 - len(colours)), (0, 0)), constant_values=128)  # what it leaves out
-    used = np.unique(index)
-    black, white = (colours[used] == 0).all(1), (colours[used] >= 250).all(1)
-    if len(used) == 2 and black.any() and white.any():
-        return (index == used[white]).astype(np.float32), bool(white[0])
-    if (colours[0] == 0).all():
-        return index.astype(np.float32), False
-    raise BadInput(f"{file}: its palette does not show which colour is background (index 0 is not "
-                   "black), save it as grey with background 0")
-
-
-def open_image(file):
-    """Return the decoded image, upright by its own orientation tag, and warnings; raises BadInput."""
-    with reading(file, "an image (png, tif, bmp or jpg)"), python_warnings.catch_warnings():
-        python_warnings.simplefilter("ignore")  # damage is an error
-        with Image.open(file, formats=FORMATS) as image:
-            if image.format == "PNG" and PNG_END not in Path(file).read_bytes():
-                raise ValueError("its end is missing")  # which Pillow does not look at
-            image.verify()  # the checksums of a PNG; afterwards a file has to be opened again
-        with Image.open(file, formats=FORMATS) as image:
-            check_kind(file, image)
-            turn = image.getexif().get(ORIENTATION, 0)
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-    return image, [f"{file}: was turned upright, as its EXIF tag says"] if turn not in (0, 1) else []
-
-
-def check_kind(file, image):
-    """Raise BadInput for what Pillow would read wrongly in silence, before it is decoded."""
-    if getattr(image, "n_frames", 1) > 1:
-        raise BadInput(f"{file}: has {image.n_frames} pages, save one alone")
-    tags = getattr(image, "tag_v2", {})
-    if image.mode not in GREY and (np.max(tags.get(BITS, 8)) > 8 or ";16" in str(image.tile)):
-        raise BadInput(f"{file}: has 16 bits in each of several channels, of which 8 would be read; save it "
-                       "with 8 bits a channel, or as grey with 16")
-    if tags.get(PHOTOMETRIC) == 0 and image.mode.startswith(("I", "F")):
-        raise BadInput(f"{file}: stores white as 0 with more than 8 bits, save it with black as 0")
-
-
-def as_array(file, image):
-    """Return an image's numbers as float32, all finite; raises BadInput."""
-    values = np.asarray(image)
-    if values.dtype == np.int32 and getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, (0,)) in ((1,), 1):
-        values = values.view(np.uint32)  # Pillow takes all whole numbers of 32 bits as signed
-    exact = values.astype(np.float32)
-    if values.dtype == bool:
-        return exact * 255  # as black and white are in any other mode
-    if not np.isfinite(exact).all():
-        raise BadInput(f"{file}: has NaN or infinite pixels, replace them")
-    return exact
 
 
 def scale(values, file, found):

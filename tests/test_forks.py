@@ -26,7 +26,7 @@ from methods.input_norm import AmplitudeNorm
 from methods.shared import LAST
 from rounds.reading import load_checkpoint
 from scoring.evaluate import logits_of
-from scoring.norm_statistics import own_network
+from scoring.norms import own_network
 from test_fedbcs import HERE, tiny_config, write_nuclei
 from tests.helpers import (
     assert_same,

@@ -12,7 +12,8 @@ from torch import nn
 from datasets import Site
 from scoring import evaluate as evaluation
 from scoring import metrics, results
-from scoring.norm_statistics import collect_statistics, norm_statistics, own_network
+from scoring.norm_statistics import collect_statistics, norm_statistics
+from scoring.norms import own_network
 from test_fedbcs import golden
 from tests.helpers import CPU, a_config, a_model, a_sample, some_sites
 from unet import UNet

@@ -21,7 +21,7 @@ from inference.inputs import list_inputs, read_unlabelled
 from inference.output_names import output_names
 from rounds.reading import load_checkpoint
 from scoring import evaluate as evaluation
-from scoring.norm_statistics import own_network
+from scoring.norms import own_network
 from scoring.trained import load_run
 from test_fedbcs import tiny_config, write_nuclei
 from tests.helpers import CPU, run_here, write_prostate
@@ -80,7 +80,8 @@ def test_it_predicts_what_eval_predicts(trained, tmp_path, monkeypatch, capsys, 
     folder, config = trained
     code, out, err = run_here(monkeypatch, capsys, predict, tmp_path, "--run", folder / "run", folder / "d" / "a",
                               f"out={tmp_path / 'p'}", *words)
-    assert (code, err) == (0, "") and words[0].split("=")[1] in out
+    whose = "of each image itself" if "case" in words[0] else "of site a"
+    assert (code, err) == (0, "") and whose in out
     config.test_stats = "case" if "case" in words[0] else "site"
     sites = load_sites(config)
     _, model, own, local = load_run(folder / "run" / "best.pt", sites, config, CPU)

@@ -16,12 +16,8 @@ from rounds.reading import load_checkpoint
 from scoring import tiled
 from scoring.evaluate import logits_of, run_alone
 from scoring.evaluate import predict as classes
-from scoring.norm_statistics import (
-    batch_norms,
-    norm_statistics,
-    own_network,
-    statistics_of,
-)
+from scoring.norm_statistics import norm_statistics, statistics_of
+from scoring.norms import batch_norms, own_network
 from scoring.pictures import outlined_tiles
 from sites import images, tiles
 from sites.readers import Sample, read_sample

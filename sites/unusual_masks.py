@@ -1,0 +1,82 @@
+"""Masks that are not plain grey: lossy files, alpha channels, palettes, colours and inverted lookup tables."""
+
+import numpy as np
+
+from config import BadInput
+from sites.files import reading
+from sites.labels import AROUND, border_share, check_background, look_at, whole
+from sites.opening import GREY, PHOTOMETRIC, as_array, is_lossy
+
+
+def read_unusual(file, image, classes, found):
+    """Return an opened mask's labels (H, W) as they count, and their different values; warnings go to `found`.
+
+    A lossy file has small values around edges: there a label is 1 above half of the largest value, else 0.
+    Raises BadInput where it could be read two ways."""
+    lossy = is_lossy(image)
+    if lossy and classes > 2:
+        raise BadInput(f"{file}: is a lossy file, in which {classes} classes cannot be told apart; "
+                       "save the mask as PNG")
+    labels, shape, inverts = label_channels(file, image, classes)
+    labels = whole(labels, file, found)
+    if shape is not None and ((shape > 0) != (labels > 0)).any():
+        raise BadInput(f"{file}: its alpha channel shows another shape than its colours; "
+                       "save the mask as plain grey, without alpha")
+    if inverts and border_share(labels > 0) > AROUND:
+        raise BadInput(f"{file}: its lookup table shows 0 as white, and white fills its border; save it as "
+                       "plain grey with background 0")
+    return from_lossy(labels, file, found) if lossy else look_at(labels, file, classes, found)
+
+
+def from_lossy(labels, file, found):
+    """Return the labels of a lossy mask, 1 above half of the largest value, and their values."""
+    high = labels.max()
+    middle = np.mean((labels > high / 4) & (labels < high * 3 / 4))
+    if middle > 0.25 * np.mean(labels > high / 2):
+        found.append(f"{file}: is a lossy file with more than two labels, only those above half "
+                     "of its largest value count; save it as PNG")
+    labels = (labels > high / 2).astype(np.float32)
+    check_background(labels, file, 2, found)
+    return labels, np.unique(labels)
+
+
+def label_channels(file, image, classes):
+    """Return a mask's labels (H, W), of colours the largest, its alpha, None if all of it is opaque, and
+    whether its lookup table shows 0 as white."""
+    alpha = None
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        with reading(file, "a mask with alpha"):
+            alpha = np.asarray(image.convert("RGBA"))[:, :, 3]
+        alpha = None if alpha.min() == 255 else alpha
+    if image.mode in ("P", "PA"):
+        labels, inverts = palette_labels(file, image)
+        return labels, alpha, inverts
+    if image.mode in ("LA", "RGBA"):
+        image = image.convert(image.mode[:-1])
+    if image.mode not in (*GREY, "RGB"):
+        raise BadInput(f"{file}: is a mask in {image.mode} colours, save it as grey")
+    labels = as_array(file, image)
+    white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
+    if white_is_zero and not set(np.unique(labels)) <= {0, 255}:
+        raise BadInput(f"{file}: stores white as 0 and has more than two labels, "
+                       "save it with black as 0")
+    if labels.ndim == 3 and classes > 2 and (labels != labels[:, :, :1]).any():
+        raise BadInput(f"{file}: is a mask in colours, which do not say which class they are; save it as "
+                       f"grey with the labels 0 to {classes - 1}")
+    return (labels if labels.ndim == 2 else labels.max(2)), alpha, white_is_zero
+
+
+def palette_labels(file, image):
+    """Return the labels of a palette mask (H, W), its indices, but of black and white alone white is 1, and
+    whether it shows a lower index as white; raises BadInput where it could be read two ways."""
+    index = np.asarray(image if image.mode == "P" else image.getchannel(0))
+    colours = np.array(image.getpalette("RGB")).reshape(-1, 3)
+    colours = np.pad(colours, ((0, 256 - len(colours)), (0, 0)), constant_values=128)  # what it leaves out
+    used = np.unique(index)
+    black, white = (colours[used] == 0).all(1), (colours[used] >= 250).all(1)
+    if len(used) == 2 and black.any() and white.any():
+        return (index == used[white]).astype(np.float32), bool(white[0])
+    if (colours[0] == 0).all():
+        return index.astype(np.float32), False
+    raise BadInput(f"{file}: its palette does not show which colour is background (index 0 is not "
+                   "black), save it as grey with background 0")
