@@ -80,7 +80,7 @@ def test_it_predicts_what_eval_predicts(trained, tmp_path, monkeypatch, capsys, 
     folder, config = trained
     code, out, err = run_here(monkeypatch, capsys, predict, tmp_path, "--run", folder / "run", folder / "d" / "a",
                               f"out={tmp_path / 'p'}", *words)
-    whose = "of each image itself" if "case" in words[0] else "of site a"
+    whose = "of each image itself" if "case" in words[0] else "of the run's site a"
     assert (code, err) == (0, "") and whose in out
     config.test_stats = "case" if "case" in words[0] else "site"
     sites = load_sites(config)
