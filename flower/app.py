@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from config import BadInput, as_yaml
+from config import BadInput
 from datasets import sites_of_round
 from federated import average_weights, local_update
 from flower.faults import accept, sit_out
@@ -88,7 +88,7 @@ def train_site(content, context):
     file, device = Path(config.out) / "kept.pt", pick_device(config)
     # {round: kept}: the server says which round's update it took last, a later one does not count
     kept = read(file)
-    times, before = check_answers(kept, t, last, config, context.node_config), kept.get(last)  # None before the first
+    before, answered = kept.get(last), check_answers(kept, t, last, config, context.node_config)
     w = received(content["weights"], model, method, device)
     scores = scored(content, t - 1, w, before, config, site, model) if content["round"]["score"] else {}
     if not (site.train_slices and content["turn"]["train"]):  # nothing to train on, or not its turn
@@ -96,9 +96,8 @@ def train_site(content, context):
     G = unpack(content["prototypes"], device)
     update = local_update(model, site, w, G, before, t, config, method, take_step=find_step(config, device))
     check_declared(update.prototypes, method.vectors(model))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save(file.with_name("config.yaml"), as_yaml(config).encode())
-    save(file, as_bytes({last: before, t: update.kept, "answered": kept.get("answered", {}) | {t: times + 1}}))
+    prepare_run_folder(file.parent, (), config)
+    save(file, as_bytes({last: before, t: update.kept, "answered": answered}))
     return scores | {"weights": pack_weights(update.weights), "prototypes": pack(update.prototypes),
                      "losses": MetricRecord(update.losses),
                      "scalars": MetricRecord({"n": update.n, "seconds": update.seconds})}

@@ -51,15 +51,13 @@ def load_decoded(name, config):
 
 
 def check_own_folder(config):
-    """Raise BadInput if a site's out lies in its data, or holds another run, whose files would be replaced."""
-    out, data = Path(config.out), Path(config.data)
-    check_apart(out, data.parent if is_table(data) else data)
-    file = out / "config.yaml"
+    """Raise BadInput if a site's out lies in its data, or holds another run's files."""
+    out, file = Path(config.out), Path(config.out, "config.yaml")
+    check_apart(out, Path(config.data))
     if file.exists():
         check_same_config(file, read_yaml(file), yaml.safe_load(as_yaml(config)))
-    elif there := [name for name in ("best.pt", "last.pt", "kept.pt", *OF_THE_END) if (out / name).exists()]:
-        raise BadInput(f"{out / there[0]}: is there without a config.yaml, so it is of another run; give "
-                       "another out in this site's node-config")
+    elif any((out / name).exists() for name in ("best.pt", "last.pt", "kept.pt", *OF_THE_END)):
+        raise BadInput(f"{out}: has a run's files but no config.yaml; give another out in the node-config")
 
 
 def load_own_site(name, config):
