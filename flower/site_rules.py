@@ -60,27 +60,23 @@ def check_bounds(config, node):
         wanted, most = getattr(config, key), int(node.get(f"max_{key}", largest))
         if (len(wanted) if key == "levels" else wanted) > most:
             raise BadInput(f"{key}: the server wants {wanted}, this site's max_{key} is {most}")
-    # at the least: the maps of the first level's four convolutions and their norms, in float32
-    need = 8 * 4 * config.batch_size * config.image_size**2 * config.width
-    free = free_memory() if pick_device(config).type == "cpu" else None
-    if free is not None and need > free:
-        raise BadInput(f"batch_size: a training step takes more than {need / GB:.2f} GB at this width and "
-                       f"image_size, {free / GB:.2f} GB are free; close other programs, or bound them by max_KEY")
+    need = 96 * config.batch_size * config.image_size**2 * config.width  # measured: 26 maps of float32
+    if pick_device(config).type == "cpu" and need > (free := free_memory() or need):
+        raise BadInput(f"batch_size: a training step takes more than {need / GB:.2f} GB, {free / GB:.2f} GB "
+                       "are free; close other programs, or lower max_batch_size, max_image_size or max_width")
 
 
 def check_answers(kept, t, last, config, node):
-    """Return how often round t was trained before. kept: what the site's kept.pt holds.
-
-    Raises BadInput for no round of the run, or one that was trained `max_answers` times; warns if what the
-    site kept of its round `last`, the last that was taken, is not there.
-    """
-    times, most = kept.get("answered", {}).get(t, 0), int(node.get("max_answers", ANSWERS))
+    """Return {round: how often it was trained}, t counted in. kept: what kept.pt holds; last: the last round
+    taken, of which it warns if nothing is kept. Raises BadInput for a round of no run, or too often."""
+    answered, most = kept.get("answered", {}), int(node.get("max_answers", ANSWERS))
+    times = answered.get(t, 0)
     if not 1 <= t <= config.rounds or times >= most:
-        raise BadInput(f"round {t}: the run has {config.rounds} rounds, and this site has trained this one {times} "
-                       f"times, its max_answers is {most}; ask the server's operator why it asks again")
+        raise BadInput(f"round {t}: the run has {config.rounds} rounds and this site has trained this one "
+                       f"{times} times, its max_answers is {most}; ask those who run the server why")
     if last and last not in kept:
-        warn(node["site"], [f"kept.pt holds nothing of round {last}, so a new optimizer and no own weights are used"])
-    return times
+        warn(node["site"], [f"kept.pt holds nothing of round {last}; it goes on with a new optimizer"])
+    return answered | {t: times + 1}
 
 
 def check_images(site, node):

@@ -18,7 +18,7 @@ from rounds.lock import LOCK
 from sites.files import check_regular
 
 SHARE = 0.05  # of a run's time that may go into writing checkpoints, its first and last round apart
-OF_THE_END = ("result.json", "cases.csv", "predictions.png", "curves.png", "result_eval.json",
+OF_THE_END = ("result.json", "cases.csv", "predictions.png", "curves.png", "dice.png", "result_eval.json",
               "cases_eval.csv")
 
 
