@@ -3,8 +3,9 @@
 The config and its overrides are those of the whole rounds, of which the second is measured. Prints a
 table, and as its last line one JSON object. Times are medians of 5, taken in turn in one process; memory
 is the peak resident size less that before the first step, in a process of its own. The rows `bf16` are
-with `amp: bf16`. It runs on the GPU if there is one, and then says how many kernels a step launches and how
-often it waits for the device. A round's parts are training, validation, and saving what last.pt holds.
+with `amp: bf16`. It runs on the GPU if there is one, and then has rows `graph`, with `graph: true`, and says
+how many kernels a step launches and how often it waits for the device. A round's parts are training,
+validation, and saving what last.pt holds.
 """
 
 import json
@@ -20,10 +21,10 @@ import torch
 from torch.nn import functional
 
 from config import METHODS, load_config
-from datasets import load_sites
-from federated import Context, average_weights, local_update, make_optimizer, take_step
+from datasets import keep_on, load_sites
+from federated import Context, average_weights, local_update, make_optimizer
 from fft_style import recalibrate, recalibrate_fourier
-from methods.find import method_and_model
+from methods.find import find_step, method_and_model
 from rounds.checkpoint import as_bytes, save
 from scoring.evaluate import pick_device, validate
 from settings.program import Parser, run_program
@@ -40,9 +41,19 @@ def blobs(batch, size, foreground, generator):
     return torch.rand(batch, 3, size, size, generator=generator), (height > cut).long()
 
 
-def setting(method, amp="none"):
+def rows_of_table():
+    """Return {row: its overrides}: every method, FedAvg and FedBCS in bfloat16, and on a GPU as graphs."""
+    rows = {name: [f"method={name}"] for name in METHODS}
+    for kind, key in (("bf16", "amp=bf16"), ("graph", "graph=true")):
+        if kind == "bf16" or torch.cuda.is_available():
+            rows |= {f"{name} {kind}": [*words, key] for name, words in rows.items()
+                     if name.split()[0] in ("fedavg", "fedbcs")}
+    return rows
+
+
+def setting(*overrides):
     """Return the config of a row of the table: batch 6, 256 pixels, width 32."""
-    return load_config(SETTING, [f"method={method}", f"amp={amp}"])
+    return load_config(SETTING, overrides)
 
 
 def training_step(config):
@@ -63,7 +74,8 @@ def training_step(config):
     G = rules.aggregate([rules.send(model, context)])
     context.G = {path: {j: P[:1].repeat(2, 1) for j, P in G[path].items()} for path in G}
     context.total = {}
-    return lambda: take_step(rules, model, optimizer, x, y, context)
+    take = find_step(config, device)
+    return lambda: take(rules, model, optimizer, x, y, context)
 
 
 def fsr_passes():
@@ -74,17 +86,17 @@ def fsr_passes():
     return {name: lambda form=form: form(z, l, l).sum().backward() for name, form in forms.items()}
 
 
-def whole_round(file, overrides, method, amp="none"):
+def whole_round(file, overrides):
     """Return the seconds of round 2 of a config, the first with prototypes: of its training, validation and
     saving."""
-    config = load_config(file, [*overrides, f"method={method}", f"amp={amp}"])
-    sites, (method, model), kept = load_sites(config), method_and_model(config), {}
-    device = pick_device(config)
+    config = load_config(file, overrides)
+    device, (method, model), kept = pick_device(config), method_and_model(config), {}
+    sites, step = keep_on(load_sites(config), device), find_step(config, device)
     model.to(device)
     w, G = {name: value.clone() for name, value in model.state_dict().items()}, {}
     for t in (1, 2):
         start = time.perf_counter()
-        updates = [local_update(model, site, w, G, kept.get(site.name), t, config, method)
+        updates = [local_update(model, site, w, G, kept.get(site.name), t, config, method, take_step=step)
                    for site in sites]
         w, G = average_weights(updates), method.aggregate([u.prototypes for u in updates])
         kept = {update.site: update.kept for update in updates}
@@ -98,15 +110,16 @@ def whole_round(file, overrides, method, amp="none"):
 
 
 def median_seconds(calls, repeats=REPEATS):
-    """Return {name: median seconds} of {name: call}, called in turn after one warm-up."""
+    """Return {name: median seconds} of {name: call}, called in turn after two warm-ups: a graph is recorded
+    in its second step."""
     seconds = {name: [] for name in calls}
-    for repeat in range(repeats + 1):
+    for repeat in range(repeats + 2):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if repeat:
+            if repeat > 1:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
@@ -116,16 +129,17 @@ def launches_and_waits(step):
     if not torch.cuda.is_available():
         return None, None
     step()
+    step()
     with torch.profiler.profile() as found:
         step()
     counts = {event.key: event.count for event in found.key_averages()}
-    return tuple(sum(n for name, n in counts.items() if word in name)
-                 for word in ("LaunchKernel", "StreamSynchronize"))
+    return tuple(sum(n for name, n in counts.items() if any(word in name for word in words))
+                 for words in (("LaunchKernel", "GraphLaunch"), ("StreamSynchronize",)))
 
 
-def peak_of_steps(method, amp="none"):
+def peak_of_steps(*overrides):
     """Return the peak MB of three steps, less what was before; for a fresh process. On a GPU its own."""
-    step = training_step(setting(method, amp))
+    step = training_step(setting(*overrides))
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
         for _ in range(3):
@@ -144,18 +158,17 @@ def main():
     parser.add_argument("--config", default=Path(__file__).parents[1] / "config.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_intermixed_args()
-    rows = {name: (name, "none") for name in METHODS} | {
-        f"{name} bf16": (name, "bf16") for name in ("fedavg", "fedbcs")}
+    rows = rows_of_table()
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         peak = {name: pool.apply(peak_of_steps, words) for name, words in rows.items()}
     steps = {name: training_step(setting(*words)) for name, words in rows.items()}
     counts, step = {name: launches_and_waits(steps[name]) for name in rows}, median_seconds(steps)
     fsr = median_seconds(fsr_passes())
     result, base = {"threads": torch.get_num_threads()}, "fedavg"
-    print(f"{'training step':14}{'s':>8}{'ratio':>8}{'peak MB':>10}{'ratio':>8}{'launches':>10}{'waits':>8}")
+    print(f"{'training step':18}{'s':>8}{'ratio':>8}{'peak MB':>10}{'ratio':>8}{'launches':>10}{'waits':>8}")
     for name in rows:
         launches, waits = counts[name]
-        print(f"{name:14}{step[name]:8.4f}{step[name] / step[base]:8.2f}{peak[name]:10.0f}"
+        print(f"{name:18}{step[name]:8.4f}{step[name] / step[base]:8.2f}{peak[name]:10.0f}"
               f"{peak[name] / peak[base]:8.2f}{launches or '-':>10}{'-' if waits is None else waits:>8}")
         result |= {f"{name}_step_s": step[name], f"{name}_peak_mb": peak[name],
                    f"{name}_step_ratio": step[name] / step[base], f"{name}_launches": launches,
@@ -166,10 +179,10 @@ def main():
                "fsr_ratio": fsr["rfft2"] / fsr["spatial"]}
     print(f"FSR layer, s: spatial {fsr['spatial']:.3f}, rfft2 {fsr['rfft2']:.3f}, "
           f"ratio {result['fsr_ratio']:.2f}")
-    for name in ("fedavg", "fedbcs", "fedavg bf16", "fedbcs bf16"):
-        parts = whole_round(given.config, given.overrides, *rows[name])
+    for name in (name for name in rows if name.split()[0] in ("fedavg", "fedbcs")):
+        parts = whole_round(given.config, [*given.overrides, *rows[name]])
         result |= {f"{name}_{part}_s": seconds for part, seconds in parts.items()}
-        print(f"whole round, s: {name:12}", ", ".join(f"{part} {s:.2f}" for part, s in parts.items()))
+        print(f"whole round, s: {name:18}", ", ".join(f"{part} {s:.2f}" for part, s in parts.items()))
     print(json.dumps({name: value and round(value, 4) for name, value in result.items()}))
 
 
