@@ -164,8 +164,12 @@ client.evaluate("finish")(answering(finish_site))
 
 @server.main()
 def run_server(grid, context):
-    """Run all rounds, then have every site score the best and the last weights on its test data."""
-    config, guards = settings(context)
+    """Run all rounds, then have every site score the best and the last weights on its test data.
+
+    FEDBCS_OUT in the server's environment is its run folder: the run's settings go to every site.
+    """
+    own = os.environ.get("FEDBCS_OUT")
+    config, guards = settings(context, *([f"out={own}"] if own else []))
     with locked(config):
         run_rounds(Nodes(grid, guards, context.run_config, config.hold_out), config, guards)
 

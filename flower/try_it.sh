@@ -31,7 +31,7 @@ start() { local log=$1; shift; timeout "$limit" "$@" &> "$folder/$log.log" & sta
 federate() {
   local name=$1
   printf '[superlink.loop]\naddress = "127.0.0.1:%s"\n%s\n' "$port" "$trust" > "$folder/config.toml"
-  start "$name" flower-superlink "${link[@]}" --host 127.0.0.1 --port "$port" --database "$folder/$name.db"
+  FEDBCS_OUT="$folder/$name" start "$name" flower-superlink "${link[@]}" --host 127.0.0.1 --port "$port" --database "$folder/$name.db"
   until grep -qs "running on" "$folder/$name.log"; do  # its own log, for another's server answers at a port as well
     kill -0 ${started[0]} 2> /dev/null || { cat "$folder/$name.log" >&2; echo "error: the server did not start, see above" >&2; exit 1; }
     sleep 0.5
@@ -40,7 +40,7 @@ federate() {
   hospital "$name" east $((port + 1)) "${east[@]}"
   hospital "$name" north $((port + 2)) "${north[@]}"
   timeout "$limit" flwr run . loop --stream --run-config \
-    "timeout=${TIMEOUT:-600} overrides='${OVERRIDES:-rounds=3} \"out=$folder/$name\"'"
+    "timeout=${TIMEOUT:-600} overrides='${OVERRIDES:-rounds=3}'"
   stop
   [ -e "$folder/$name/result.json" ] || { echo "error: the run $name did not end well, see $folder/$name*.log" >&2; exit 1; }
 }

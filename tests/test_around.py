@@ -295,7 +295,7 @@ def test_escape_codes_in_names_of_files(tmp_path, program):
 
 def test_the_table_of_rounds_cuts_no_name_and_shows_progress(capsys, monkeypatch):
     long = "University Hospital of Somewhere, Department of Pathology"
-    table = RoundTable(SimpleNamespace(rounds=9, task="nuclei"), ["a", long])
+    table = RoundTable(load_config({"task": "nuclei", "data": "demo", "out": "o", "rounds": 9}), ["a", long])
     update = SimpleNamespace(site="a", losses={"dice": 0.5})
     table.add(1, [update], 2.0, {"sites": {"a": {"dice": 0.25}, long: {"dice": None}}, "mean": {"dice": 0.25}})
     out = capsys.readouterr().out
@@ -333,9 +333,10 @@ def test_a_file_that_cannot_be_written_says_why(tmp_path):
 
 # ---- Training that goes wrong ----
 
-def told(dice, losses, task="nuclei", rounds=20, misses=0):
+def told(dice, losses, task="nuclei", rounds=20, misses=0, **settings):
     """The rounds in which Advice speaks, and its words; dice: of the two sites, round by round."""
-    advice, lines = Advice(SimpleNamespace(rounds=rounds, task=task)), io.StringIO()
+    config = load_config({"task": task, "data": "demo", "out": "o", "rounds": rounds} | settings)
+    advice, lines = Advice(config), io.StringIO()
     with contextlib.redirect_stderr(lines):
         for t, (pair, loss) in enumerate(zip(dice, losses, strict=False), 1):
             sites = {site: {"dice": d, "misses": misses, "cases": 4} for site, d in zip("ab", pair)}
@@ -349,12 +350,14 @@ def test_training_that_goes_wrong_is_said_once_and_one_that_learns_is_left_alone
     rising, falling = [1 / t for t in range(1, 21)], [1 - t / 40 for t in range(1, 21)]
     line, = told([(0.6, 0.0)] * 20, falling, misses=4)
     assert line.startswith("warning: round 6: the validation Dice of site b is 0.000, and nothing is found in 4 of 4 images; "
-                           "try optimizer=adam lr=0.001, more rounds or local_epochs, or tiles=true")
+                           "try optimizer=adam lr=0.001, tiles=true if objects are small in large images, batch_size=2 and")
     assert "window=[low,high]" in told([(0.0, 0.0)] * 20, falling, task="volumes")[0]
+    line, = told([(0.0, 0.0)] * 20, falling, "volumes", optimizer="adam", batch_size=2, window=[0, 200])
+    assert "; try more rounds; check_data.py" in line  # what is set already is not asked for
     line, = told([(0.6, 0.6)] * 8 + [(0.5, 0.54)] * 12, falling)
     assert line.startswith("warning: round 9: the mean validation Dice has fallen from 0.600 in round 1 to 0.520")
     line, = told([(0.3, 0.6), (0.3004, 0.58)] * 10, falling)
-    assert line.startswith("warning: round 6: the validation Dice of site a stays at 0.300, as if all is predicted")
+    assert line.startswith("warning: round 6: the validation Dice of site a stays at 0.300, as if all of an image is predicted")
     line, = told([(0.3, 0.4), (0.4, 0.3)] * 10, [0.7] * 20)
     assert line.startswith("warning: round 6: the loss stands still at 0.700, with a mean validation Dice of 0.350")
     assert told([(0.0, 0.0)] * 5 + [(0.3 + t / 100, 0.3 + t / 90) for t in range(15)], rising) == []  # slow at first
