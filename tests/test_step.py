@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import federated
 from config import METHODS
+from experiments import bench
 from methods.find import method_and_model
 from scoring.evaluate import pick_device
 from test_fedbcs import tiny_config
@@ -126,3 +127,12 @@ def test_deterministic_is_what_torch_is_told(monkeypatch):
             step(x, y)
         assert not {"nll_loss2d_forward", "put_", "put", "upsample_bilinear2d_backward", "cumsum_backward",
                     "_adaptive_avg_pool2d_backward"} & {name for name, _ in watched.found}
+
+
+def test_bench_has_a_row_for_every_method_and_on_a_gpu_for_graphs(monkeypatch):
+    assert bench.rows_of_table().keys() == {*METHODS, "fedavg bf16", "fedbcs bf16"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    rows = bench.rows_of_table()
+    assert rows["fedbcs bf16 graph"] == ["method=fedbcs", "amp=bf16", "graph=true"]
+    assert rows.keys() == {*METHODS, *(f"{name}{kind}" for name in ("fedavg", "fedbcs")
+                                       for kind in (" bf16", " graph", " bf16 graph"))}
