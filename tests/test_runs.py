@@ -279,14 +279,13 @@ def test_site_means_follow_from_the_cases(tmp_path, monkeypatch, capsys, overrid
 
 def test_best_round_is_that_of_the_best_validation():
     state, kept = {"best": {"round": 0, "dice": None}}, []
-    for t, dice in enumerate([0.1, 0.5, None, 0.4, 0.5, 0.6], 1):
-        scores = {} if dice is None else {"mean": {"dice": dice}}
+    for t, dice in enumerate([0.1, 0.5, None, 0.4, 0.5, 0.6], 1):  # None: this round is not validated
         state["round"] = t
-        kept.append(run_folder.note_best(state, scores))
+        kept.append(dice is not None and run_folder.note_best(state, dice))
     assert kept == [True, True, False, False, False, True]
     assert state["best"] == {"round": 6, "dice": 0.6}
     alone = {"round": 4, "best": {"round": 3, "dice": None}}
-    assert run_folder.note_best(alone, {"mean": {"dice": None}})  # nobody validates: the last round
+    assert run_folder.note_best(alone, None)  # nobody validates: the last round
 
 
 def test_every_config_key_is_read(tmp_path):
