@@ -23,7 +23,7 @@ flwr_app = pytest.importorskip("flwr.app")
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from flower import app as flower_app
-from flower import make_certificates
+from flower import make_certificates, messages
 from tests.test_flower import Federation, Hospitals, in_process, wait_for, without_facts
 
 pytestmark = pytest.mark.flower
@@ -298,6 +298,22 @@ def test_a_class_that_a_site_lacks_is_no_fault(tmp_path, honest, capsys):
                         "train")
     assert capsys.readouterr().err == ""
     assert [row[2] for row in state["history"] if row[1] == "train"] == ["a", "b", "c"]
+
+
+def test_weights_travel_as_bytes():
+    """Of any type and shape, in whatever order the two ends have them, back to the bit."""
+    w = {"b": torch.randn(3, 2).half(), "a": torch.tensor([True]), "n": torch.tensor(7), "e": torch.zeros(0, 3),
+         "c": torch.randn(2, 3, 4).transpose(0, 2), "x": torch.tensor([float("nan"), -0.0])}
+    record = messages.pack_weights(w)
+    like = {name: torch.empty_like(w[name]) for name in reversed(w)}
+    found = messages.unpack_weights(record, like)
+    assert found.keys() == w.keys() and len(record) == 1
+    for name, value in w.items():
+        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
+        assert found[name].numpy().tobytes() == value.numpy().tobytes()
+    messages.check_weight_bytes(record, w)
+    with pytest.raises(messages.Misfit, match="are not the 121 bytes of the network's"):
+        messages.check_weight_bytes(record, w | {"n": torch.tensor(7, dtype=torch.int32)})
 
 
 # ---- What is possible, and still too much ----

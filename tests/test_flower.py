@@ -492,22 +492,6 @@ def sent_bytes(records):
     return b"|".join(found)
 
 
-def test_weights_travel_as_bytes():
-    """Of any type and shape, in whatever order the two ends have them, back to the bit."""
-    w = {"b": torch.randn(3, 2).half(), "a": torch.tensor([True]), "n": torch.tensor(7), "e": torch.zeros(0, 3),
-         "c": torch.randn(2, 3, 4).transpose(0, 2), "x": torch.tensor([float("nan"), -0.0])}
-    record = flower_messages.pack_weights(w)
-    like = {name: torch.empty_like(w[name]) for name in reversed(w)}
-    found = flower_messages.unpack_weights(record, like)
-    assert found.keys() == w.keys() and len(record) == 1
-    for name, value in w.items():
-        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
-        assert found[name].numpy().tobytes() == value.numpy().tobytes()
-    flower_messages.check_weight_bytes(record, w)
-    with pytest.raises(flower_messages.Misfit, match="are not the 121 bytes of the network's"):
-        flower_messages.check_weight_bytes(record, w | {"n": torch.tensor(7, dtype=torch.int32)})
-
-
 def test_what_leaves_a_site(tmp_path):
     """Weights, prototypes, counts and scalars: no image, no mask, no name of a file or patient."""
     data = write_nuclei(tmp_path / "data", ("a", "b"))
