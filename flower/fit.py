@@ -16,7 +16,6 @@ import statistics
 from typing import NamedTuple
 
 import torch
-from flwr.app import ConfigRecord
 
 from config import class_name
 
@@ -39,8 +38,7 @@ class Misfit(Exception):
 
 def name_of(reply):
     """Return the site's name in a reply; raises Misfit if it has none that can be used."""
-    record = reply.content.get("site")
-    name = record.get("name") if isinstance(record, ConfigRecord) else None
+    name = reply.content["site"].get("name") if "site" in reply.content else None
     if not isinstance(name, str):
         raise Misfit("its answer does not say which site it is")
     if not name or len(name) > LONGEST_NAME or not name.isprintable() or name != name.strip() \
