@@ -42,7 +42,7 @@ def format_table(scores, unit):
     sites, mean = scores["sites"], scores["mean"]
     scored = [name for name in sites if sites[name]["cases"]]
     if not scored:
-        return "no site has a case"
+        return "no site has an image"
     cases = sum(sites[name]["cases"] for name in scored)
     of_classes = {j: row | {"cases": cases} for j, row in mean.get("classes", {}).items()}
     rows = [row for name in sites for row in with_classes(name, sites[name])]

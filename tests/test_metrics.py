@@ -136,7 +136,7 @@ def test_averages_over_cases_sites_and_missing():
     lines = results.format_table(scores, "mm").split("\n")
     assert len({len(line) for line in lines}) == 1
     assert "HD95 mm" in lines[0] and lines[-1].startswith("worst: b") and "0.6250" in lines[-2]
-    assert results.format_table({"sites": {}, "mean": nothing}, "px") == "no site has a case"
+    assert results.format_table({"sites": {}, "mean": nothing}, "px") == "no site has an image"
 
 
 def test_definitions_say_what_was_done():

@@ -338,7 +338,7 @@ def test_no_table_of_dashes(capsys):
               for kind in ("best", "last")}
     print_result(result, config, True)
     out = capsys.readouterr().out
-    assert "best and last round 1, validation, statistics of the case\nno site has a case\n" in out and out.count("mean of sites") == 1
+    assert "best and last round 1, validation, statistics of the case\nno site has an image\n" in out and out.count("mean of sites") == 1
     assert " - " not in out and "keep_largest" not in definitions(config)
 
 
