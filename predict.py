@@ -32,7 +32,6 @@ from rounds.finished import open_run
 from scoring.evaluate import logits_of, pick_device
 from scoring.history import validation_of
 from scoring.norms import own_network
-from scoring.pictures import RED, fullest_slice, outlined_tiles
 from scoring.results import as_table
 from scoring.trained import model_of
 from settings.program import Parser, run_program
@@ -102,8 +101,7 @@ def predict_all(network, names, folder, config, device, whose, keys):
             print(f"warning: {text}", file=sys.stderr, flush=True)
         labels = write_one(network, names[file], folder, file, sample, config, device, keys)
         rows += outputs.table_rows(file, labels, sample.spacing, config, keys.threshold, whose)
-        named = f", slice {fullest_slice(labels) + 1} of {len(labels)}" * (config.task in VOLUMES)
-        sheet.append((file.name + named, outlined_tiles(sample, labels, config.classes, RED)))
+        sheet.append(outputs.sheet_row(file, sample, labels, config))
         if len(sheet) == ROWS:
             folder.save(next(sheets), outputs.as_sheet(sheet, config))
             sheet = []

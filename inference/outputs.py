@@ -13,7 +13,16 @@ from PIL import Image
 from config import VOLUMES, class_name
 from inference.output_names import picture_of
 from scoring.evaluate import classes_of
-from scoring.pictures import as_png, contact_sheet, legend
+from scoring.pictures import (
+    RED,
+    as_png,
+    contact_sheet,
+    draw_classes,
+    image_tile,
+    legend,
+    outlined_tiles,
+    slices_through,
+)
 from sites.volumes import load, lps_sizes, slice_order
 
 PREDICTION_COLUMNS = ("file", "class", "size", "unit", "share", "threshold", "statistics")
@@ -94,9 +103,18 @@ def table_rows(file, labels, spacing, config, threshold, statistics):
     return rows
 
 
+def sheet_row(file, sample, labels, config):
+    """Return label and tiles of an input: an image, plain and with outlines, or slices with outlines."""
+    if config.task not in VOLUMES:
+        return file.name, outlined_tiles(sample, labels, config.classes, RED)
+    chosen, words = slices_through(labels > 0)
+    return f"{file.name}, {words}", [draw_classes(image_tile(sample, s), labels[s], config.classes, RED)
+                                     for s in chosen]
+
+
 def as_sheet(rows, config):
     """Return the PNG content of a sheet of pictures of rows (label, tiles)."""
     (label, images), *rest = rows
     rows = [(label + legend([class_name(config, j) for j in range(config.classes)]), images), *rest]
     title = "prediction: red" if config.classes == 2 else "prediction"
-    return as_png(contact_sheet(rows, ("image", title)))
+    return as_png(contact_sheet(rows, (title,) if config.task in VOLUMES else ("image", title)))

@@ -7,8 +7,6 @@ from scoring import pictures
 from scoring.evaluate import predict, with_weights
 from scoring.norms import own_network
 
-SLICES = 6  # of a volume, in a row
-
 
 def draw_predictions(checkpoint, model, sites, config, device, rows):
     """Return a picture of a checkpoint, a row a site: of images the one of lowest Dice and one in the middle,
@@ -61,9 +59,6 @@ def of_volume(scored, find, config):
     """Return words on the worst volume, and slices through what is organ or is found, in equal steps."""
     dice, sample = scored[0]
     found = find(sample)
-    inside = ((found > 0) | (sample.truth > 0)).any((1, 2)).nonzero()[0]
-    inside = inside if len(inside) else np.arange(len(found))
-    chosen = np.unique(inside[np.linspace(0, len(inside) - 1, SLICES).round().astype(int)]).tolist()
-    numbers = ", ".join(str(s + 1) for s in chosen)
-    return (f"worst {sample.name} Dice {dice:.2f}, slices {numbers} of {len(found)}",
+    chosen, words = pictures.slices_through((found > 0) | (sample.truth > 0))
+    return (f"worst {sample.name} Dice {dice:.2f}, {words}",
             [pictures.coloured(sample, s, found[s]) for s in chosen])

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-TILE = 192  # pixels, side of a picture on a sheet; of a larger picture, whose objects are small, up to twice that
+TILE = 192  # pixels, side of a picture on a sheet; of a larger one, whose objects are small, up to twice that
 GAP = 4     # between them
+SLICES = 6  # of a volume, in a row
 GREEN, RED = (0, 255, 0), (255, 0, 0)
 EXTRA, MISSED, OTHER = (86, 180, 233), (213, 94, 0), (240, 228, 66)  # that the colour-blind can tell apart
 ERRORS = "white: found, orange: missed, blue: too much"
@@ -58,6 +59,15 @@ def legend(names):
         return ""
     listed = (f"{name} {colour}" for name, colour in zip(names[1:], len(names) * list(COLOURS)))
     return f"   (outlines: {', '.join(listed)})"
+
+
+def slices_through(inside):
+    """Return up to SLICES slices of (S, H, W) in equal steps through what is True, else through all, and
+    words that number them."""
+    found = inside.any((1, 2)).nonzero()[0]
+    found = found if len(found) else np.arange(len(inside))
+    chosen = np.unique(found[np.linspace(0, len(found) - 1, SLICES).round().astype(int)]).tolist()
+    return chosen, f"slices {', '.join(str(s + 1) for s in chosen)} of {len(inside)}"
 
 
 def fullest_slice(labels):

@@ -21,6 +21,7 @@ from inference.inputs import list_inputs, read_unlabelled
 from inference.output_names import output_names
 from rounds.reading import load_checkpoint
 from scoring import evaluate as evaluation
+from scoring import pictures
 from scoring.norms import own_network
 from scoring.trained import load_run
 from test_fedbcs import tiny_config, write_nuclei
@@ -271,3 +272,10 @@ def test_memory_does_not_grow_with_the_number_of_files(trained_on_images, tmp_pa
     many = write_nuclei(tmp_path / "many", ("a",), cases=20)
     assert run_here(monkeypatch, capsys, predict, tmp_path, "--run", folder / "run", many, "site=a", "out=p")[0] == 0
     assert max(most) <= 3 and len(most) == 20
+
+
+def test_sheets_of_volumes_show_slices_through_what_was_found():
+    labels = np.zeros((40, 4, 4), bool)
+    assert pictures.slices_through(labels)[1] == "slices 1, 9, 17, 24, 32, 40 of 40"  # nothing was found
+    labels[[3, 4, 9]] = True
+    assert pictures.slices_through(labels) == ([3, 4, 9], "slices 4, 5, 10 of 40")
