@@ -152,7 +152,8 @@ def check_scores(record, config):
 
 def too_far(updates, w, most):
     """Return {site: what is wrong} of the updates that are more than `most` times as long as the round's
-    median: |w_m - w|, and of a class on a path the longest of its prototypes.
+    median: |w_m - w|, and the longest prototype of each class on a path and of the path, for a class may
+    be that of one site alone.
 
     Fewer than three are not compared: of two nobody knows which one is right. most: the key `update_norm`.
     Source: ours.
@@ -163,12 +164,14 @@ def too_far(updates, w, most):
             for j, P in classes.items():
                 longest = torch.atleast_2d(P).double().norm(dim=1).max().item()
                 lengths.setdefault(f"prototype of class {j} on the {path}", {})[u.site] = longest
+                of_any = lengths.setdefault(f"longest prototype on the {path}", {})
+                of_any[u.site] = max(longest, of_any.get(u.site, 0.0))
     found = {}
     for what, of_sites in lengths.items():
         median = statistics.median_low(of_sites.values()) if len(of_sites) > 2 else 0.0
-        found |= {site: f"its {what} is {length / median:.1f} times as long as the median, "
-                        f"update_norm: {most:g}"
-                  for site, length in of_sites.items() if length > most * median > 0}
+        found = {site: f"its {what} is {length / median:.1f} times as long as the median, "
+                       f"update_norm: {most:g}"
+                 for site, length in of_sites.items() if length > most * median > 0} | found
     return found
 
 

@@ -343,6 +343,9 @@ def test_update_norm_by_hand():
     assert fit.too_far(updates[1:], w, 3) == {}  # of two nobody knows which one is right
     long = [u._replace(prototypes={"encoder": {1: torch.full((2,), 1.0 + 30 * (u.site == "p"))}}) for u in updates]
     assert list(fit.too_far(long, w, 10)) == ["p"] and "prototype of class 1 on the encoder" in fit.too_far(long, w, 10)["p"]
+    rare = {"p": {2: torch.full((2,), 9999.0)}}  # a class that the two other sites lack
+    rare = [u._replace(prototypes={"encoder": {1: torch.ones(2)} | rare.get(u.site, {})}) for u in updates]
+    assert list(fit.too_far(rare, w, 10)) == ["p"] and "longest prototype on the encoder" in fit.too_far(rare, w, 10)["p"]
     assert fit.too_far([update("p", 0.0), update("q", 0.0), update("r", 1.0)], w, 3) == {}  # nothing to compare with
 
 
