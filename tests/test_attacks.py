@@ -201,6 +201,7 @@ SCORES = {
         "distance below 0": (metric("val", assd=-1.0), "its assd is not"),
         "more misses than cases": (metric("val", misses=99), "lack Dice or misses"),
         "half a miss": (metric("val", misses=0.5), "lack Dice or misses"),
+        "a list of misses": (metric("val", misses=[1, 2]), "lack Dice or misses"),
         "another's name": (replaced("site", ConfigRecord({"name": "a"})), "has answered as b before and now as a"),
         "no name": (without("site"), "does not say which site it is")}}
 HARMLESS = [  # more than was asked for, which nobody reads: (kind of the answer, attack)
