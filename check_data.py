@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from config import VOLUMES, BadInput, class_name, load_config
-from datasets import SPLITS, Site, given_splits, split_of
+from datasets import SPLITS, Site, split_of
 from rounds.checkpoint import save
 from scoring.pictures import GREEN, as_png, contact_sheet, legend, outlined_tiles
 from settings.program import Parser, run_program
 from sites import across, demo_data
+from sites.given_splits import given_splits
 from sites.layouts import DATA_KINDS, list_files, unread
 from sites.patients import shared_names
 from sites.readers import read_sample
@@ -30,7 +31,6 @@ def check(config, sheet):
     """Print the report on config.data, write the contact sheet, return the number of problems."""
     folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
     entries, problems = list_files(folder, config.task, config.case_pattern, config.leave_out or ())
-    problems += across.dead_links(folder, config.leave_out or ())
     files = [entry for found in entries.values() for entry in found]
     across.check_memory(folder, files, config)
     rows, warnings, sites = [], unread(folder, files, config.leave_out or ()), []

@@ -1,8 +1,6 @@
 """Sites: splitting their cases, and feeding their images to training."""
 
-import json
 import random
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,11 +8,10 @@ import torch
 
 from config import BadInput
 from sites import across, demo_data
-from sites.files import reading, say_left_out, warn
-from sites.layouts import as_seen, is_table, list_files, unread
+from sites.across import SPLITS
+from sites.files import say_left_out, warn
+from sites.layouts import is_table, list_files, unread
 from sites.readers import read_sample, slice_of, slices_of
-
-SPLITS = ("train", "val", "test")
 
 
 class Site:
@@ -46,7 +43,7 @@ def load_sites(config, splits=None, strict=True):
     folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
     left_out = config.leave_out or []
     entries, problems = list_files(folder, config.task, config.case_pattern, left_out)
-    if problems := across.dead_links(folder, left_out) + problems:
+    if problems:
         raise BadInput(problems[0])
     files = [entry for site in entries.values() for entry in site]
     across.check_memory(folder, files, config)
@@ -55,7 +52,9 @@ def load_sites(config, splits=None, strict=True):
         say_left_out(left_out, folder, strict)
     if strict and config.hold_out not in (None, *entries):
         raise BadInput(f"hold_out: {folder} has no site {config.hold_out}, name one of {', '.join(entries)}")
-    splits = given_splits(config) if splits is None else splits
+    if splits is None and (config.splits or is_table(folder)):
+        from sites.given_splits import given_splits  # a run that makes its splits does not load it
+        splits = given_splits(config)
     warn_of_patients(entries, splits, config)
     sites = [load_site(name, entries[name], splits, config, strict) for name in entries]
     missing = (splits or {}).keys() - entries.keys()
@@ -126,6 +125,7 @@ def split_of(site, cases, splits, config, strict=True):
         return {"train": [], "val": [], "test": sorted(cases)}
     if splits is None:
         return split_cases(site, cases, config)
+    from sites.given_splits import known_split
     return known_split(site, cases, splits, strict, config.folds)
 
 
@@ -150,58 +150,6 @@ def split_cases(site, cases, config):
         return {"train": cases[:1], "val": [], "test": cases[1:]}
     k = max(1, round(n / 5))
     return {"train": cases[2 * k:], "val": cases[k:2 * k], "test": cases[:k]}
-
-
-def known_split(site, cases, splits, strict, folds=None):
-    """Return a site's split as given by `splits`; raises BadInput where the data contradict it. Only with
-    folds may a site have no test case."""
-    split = {part: list(splits.get(site, {}).get(part, [])) for part in SPLITS}
-    listed = {case for part in SPLITS for case in split[part]}
-    unlisted, missing = sorted(cases - listed), sorted(listed - cases)
-    if not strict:
-        if site in splits:
-            trained = len(cases & {*split["train"], *split["val"]})
-            print(f"{site}: taken for the run's site of that name: {trained} of its cases trained or "
-                  f"validated, {len(unlisted)} are new and tested, {len(missing)} of the run's are missing")
-        split["test"] += unlisted
-        return {part: [case for case in split[part] if case in cases] for part in SPLITS}
-    if site not in splits:
-        raise BadInput(f"splits: does not mention the site {site}, add it or remove its folder")
-    if missing:
-        raise BadInput(f"splits: case {missing[0]} of site {site} is not in the data, "
-                       "restore the file or mend the splits")
-    if not split["test"] and not folds and len(listed) > 1:
-        raise BadInput(f"splits: site {site} has no test case, add one")
-    if unlisted:
-        print(f"{site}: {len(unlisted)} cases in no split are not used: {', '.join(unlisted)}")
-    return split
-
-
-def given_splits(config):
-    """Return the splits of the file config.splits, or of a table's column split; None if there are none."""
-    if is_table(config.data):
-        from sites.table import table_splits
-        found = table_splits(config)
-        if found:
-            return found
-    return read_splits(config.splits) if config.splits else None
-
-
-def read_splits(file):
-    """Return {site: {train|val|test: [case]}} of a splits.json; raises BadInput if it is none."""
-    with reading(file, "JSON"):
-        splits = json.loads(Path(file).read_text(encoding="utf-8"))
-    for site, split in splits.items() if isinstance(splits, dict) else [("", None)]:
-        if not (isinstance(split, dict) and split.keys() <= set(SPLITS) and all(
-                isinstance(cases, list) and all(isinstance(case, str) for case in cases)
-                for cases in split.values())):
-            raise BadInput(f"{file}: is not of the form {{SITE: {{train|val|test: [CASE]}}}}, mend it")
-        listed = Counter(case for cases in split.values() for case in cases)
-        twice = [case for case in listed if listed[case] > 1]
-        if twice:
-            raise BadInput(f"{file}: case {twice[0]} of site {site} is listed twice, keep one")
-    return {as_seen(site): {part: [as_seen(case) for case in cases] for part, cases in split.items()}
-            for site, split in splits.items()}
 
 
 def splits_of(sites):

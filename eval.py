@@ -8,7 +8,7 @@ import settings  # noqa: F401 - it says how idle threads wait, before torch is i
 # isort: split
 import time
 
-from datasets import load_sites, read_splits
+from datasets import load_sites
 from inference.words import path_of
 from rounds.checkpoint import save
 from rounds.finished import open_run
@@ -20,6 +20,7 @@ from scoring.trained import model_of
 from settings.program import Parser, run_program
 
 FREE_ON_EVAL = {"data", "device", "test_stats", "eval_slices", "case_pattern", "keep_largest"}
+from sites.given_splits import read_splits
 
 
 def main():

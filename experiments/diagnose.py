@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from datasets import load_sites, read_splits, stack
+from datasets import load_sites, stack
 from experiments.reproduce import TAUS
 from federated import Context
 from fft_style import EPS
@@ -23,7 +23,7 @@ from methods.find import find_method
 from prototypes import columns, contrastive_loss, cosines
 from rounds.finished import open_run
 from scoring.evaluate import logits_of
-from scoring.metrics import dice
+from scoring.metrics import overlap_scores
 from scoring.norms import own_network
 from scoring.trained import load_run
 from settings.program import Parser, run_program
@@ -31,6 +31,7 @@ from unet import UNet
 
 IMAGES = 12  # of each site, at most
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+from sites.given_splits import read_splits
 
 
 def print_gradients(model, batches, context, method):
@@ -127,7 +128,9 @@ def print_thresholds(model, statistics, local, sites, config):
         for sample in (sample for sample in site.val if sample.truth.any()):
             logits = torch.cat(list(logits_of(network, sample, config, torch.device("cpu"))))
             p, truth = 1 - logits.softmax(1)[:, 0].numpy(), sample.truth > 0
-            found.append([(dice(p > t, truth), (p > t).sum() / truth.sum()) for t in THRESHOLDS])
+            n = [((p > t) & truth, p > t, truth) for t in THRESHOLDS]
+            n = [[mask.sum() for mask in masks] for masks in n]
+            found.append([(overlap_scores(*of_t)["dice"], of_t[1] / of_t[2]) for of_t in n])
         of_sites += [np.mean(found, 0)] if found else []
     if of_sites:
         print("\nvalidation, mean of sites, foreground where p exceeds a threshold")

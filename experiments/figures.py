@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from config import load_config
-from datasets import load_sites, read_splits
+from datasets import load_sites
 from experiments import paired
 from experiments.curves import LOOKS, axes, read_curves, save_figure
 from experiments.run_grid import by_setting, result_of
@@ -28,6 +28,7 @@ def band(ax, x, curves, look, label):
             markevery=max(1, len(x) // 10), label=label)
     if len(curves) > 1:
         ax.fill_between(x, curves.min(0), curves.max(0), color=colour, alpha=0.12, linewidth=0)
+from sites.given_splits import read_splits
 
 
 def draw_tau(file, runs, config):

@@ -21,7 +21,7 @@ from PIL import Image
 from torch.nn import functional
 
 from config import BadInput
-from datasets import load_sites, read_splits, stack
+from datasets import load_sites, stack
 from experiments.curves import axes, save_figure
 from experiments.figures import LOOKS
 from experiments.style_bias import LEVELS, scene_batches, scenes, style_bias
@@ -35,6 +35,7 @@ from unet import UNet
 
 MAY_DIFFER = {"rounds", "out", "eval_every", "resume", "device", "data", "splits"}
 TURN = {"vmin": -torch.pi, "vmax": torch.pi}
+from sites.given_splits import read_splits
 
 
 def panels(rows, columns, size=2.3, ticks=False):

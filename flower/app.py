@@ -194,7 +194,7 @@ def run_rounds(nodes, config, guards):
         kept |= {update.site: update.kept for update in updates}         # here, its round alone
         run.save(t, w, G, updates)
         line = t, updates, run.seconds()
-    scores = ask_scores(ask_sites, run, method, config, guards) if run.lacks_scores() else None
+    scores = ask_scores(ask_sites, run, method, config, guards) if lacks_scores(run) else None
     show(table, method, line, scores)
     ask_results(ask_sites, run, config, guards, method, bool(batch_norms(model)))
 
@@ -205,6 +205,12 @@ def show(table, method, line, scores):
         t, updates, seconds = line
         table.add(t, updates, seconds, scores)
         method.log(t, updates, scores)
+
+
+def lacks_scores(run):
+    """Return whether the last saved round is due for validation and has no scores yet."""
+    t = run.state["round"]
+    return t > 0 and run.is_due(t) and not any(row[:2] == (t, "val") for row in run.state["history"])
 
 
 def draw_sites(ask_sites, t, config):
@@ -220,7 +226,7 @@ def draw_sites(ask_sites, t, config):
 def train_round(ask_sites, t, w, G, chosen, run, config, guards, method, fields):
     """Return the fit updates of round t, and the scores of round t - 1."""
     counts = {site: kept["n"] for site, kept in run.kept.items() if "n" in kept}
-    wanted = run.lacks_scores()
+    wanted = lacks_scores(run)
     answers = ask_updates(ask_sites, t, w, G, chosen, run, config, guards, method, wanted)
     updates = {site: as_update(site, answer, t, fields) for site, answer in answers.items()}
     results = {site: of_the_chosen(site, update, chosen, config) for site, update in updates.items()

@@ -7,13 +7,14 @@ import torch
 import yaml
 
 from config import BadInput, as_yaml, read_yaml
-from datasets import SPLITS, Site, given_splits, load_site, warn_of_patients
+from datasets import SPLITS, Site, load_site, warn_of_patients
 from rounds.checkpoint import as_bytes, save
 from rounds.lock import check_apart
 from rounds.reading import check_same_config, load_whole
 from rounds.run_folder import OF_THE_END
 from sites import across
 from sites.files import warn
+from sites.given_splits import given_splits
 from sites.layouts import files_below, files_of, is_table, list_files, list_site, unread
 from sites.readers import Sample
 
@@ -63,7 +64,7 @@ def check_own_folder(config):
 def load_own_site(name, config):
     """Return the Site of one hospital, its own folder being config.data; raises as `datasets.load_sites`."""
     entries, problems = list_own(name, config.data, config.task, config.case_pattern)
-    if problems := across.dead_links(config.data) + problems:
+    if problems:
         raise BadInput(problems[0])
     across.check_memory(config.data, entries, config)
     splits = given_splits(config)

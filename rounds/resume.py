@@ -3,10 +3,11 @@
 import sys
 
 from config import BadInput
-from datasets import read_splits, splits_of
+from datasets import splits_of
 from rounds.reading import FREE_ON_RESUME, TO_RESUME, check_fits, checkpoint_of, load_checkpoint
 
 ALIKE = 0.0005  # means of the same image differ by less, whatever machine decoded and resized it
+from sites.given_splits import read_splits
 
 
 def start_of(config, last, state, sites, device):

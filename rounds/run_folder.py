@@ -79,12 +79,6 @@ class RunFolder:
         """Return whether round t is validated: every `eval_every` rounds, and the last."""
         return t % self.config.eval_every == 0 or t == self.config.rounds
 
-    def lacks_scores(self):
-        """Return whether the last saved round is due for validation and has no scores yet."""
-        t = self.state["round"]
-        scored = any(row[0] == t and row[1] == "val" for row in self.state["history"])
-        return t > 0 and self.is_due(t) and not scored
-
     def __enter__(self):
         return self
 

@@ -9,7 +9,7 @@ from config import VOLUMES, BadInput, class_name, method_module
 from rounds.checkpoint import save
 from rounds.run_folder import as_json
 from scoring import pictures
-from scoring.metrics import dice_alone, mean_scores, score, site_scores
+from scoring.metrics import mean_scores, overlap_scores, score, site_scores
 from scoring.norms import batch_norms, one_by_one, own_network
 from scoring.results import KINDS, SCORED, as_table, case_rows, explained, print_result
 from unet import mixed_precision
@@ -148,7 +148,7 @@ def dice_of_cases(found, config, undrawn=()):
             n = n[:, sample.truth.any((1, 2)).nonzero()[0].tolist()]
         counts.append(n.sum(1, keepdim=True) if config.task in VOLUMES and config.eval_slices == "all" else n)
     read = torch.cat(counts, 1).tolist() if counts else [[]] * (config.classes - 1)
-    return {class_name(config, j): [dice_alone(*n) for n in of_class] if j not in undrawn else []
+    return {class_name(config, j): [overlap_scores(*n) for n in of_class] if j not in undrawn else []
             for j, of_class in enumerate(read, 1)}
 
 

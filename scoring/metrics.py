@@ -85,21 +85,11 @@ def nearest_distance(at, to, spacing):
     return np.sqrt(np.concatenate([spread_to(part, squared, last, spacing[last]) for part in parts]))
 
 
-def dice(prediction, truth):
-    """Return 2 |P and T| / (|P| + |T|) of two bool masks; 1 when both are empty."""
-    return dice_alone(*(int(mask.sum()) for mask in (prediction & truth, prediction, truth)))["dice"]
-
-
-def dice_alone(both, p, t):
-    """Return what `score` does of the numbers of pixels in P and T, in P and in T, without what takes longer."""
-    return {"dice": 2 * both / (p + t) if p + t else 1.0, "hd95": None, "assd": None,
-            "miss": int((p > 0) != (t > 0))}
-
-
-def precision_and_recall(prediction, truth):
-    """Return |P and T| / |P| and |P and T| / |T|; 1 when both masks are empty, 0 when one is."""
-    both, p, t = (int(mask.sum()) for mask in (prediction & truth, prediction, truth))
-    return (both / p if p else float(not t), both / t if t else float(not p))
+def overlap_scores(both, p, t):
+    """Return Dice 2 |P and T| / (|P| + |T|), precision |P and T| / |P| and recall |P and T| / |T| of numbers of
+    pixels, 1 when both masks are empty, 0 when one is; and whether one is."""
+    return {"dice": 2 * both / (p + t) if p + t else 1.0, "precision": both / p if p else float(not t),
+            "recall": both / t if t else float(not p), "miss": int((p > 0) != (t > 0))}
 
 
 def surface_distances(prediction, truth, spacing):
@@ -115,19 +105,17 @@ def score(prediction, truth, spacing):
     """Return {dice, precision, recall, hd95, assd, miss} of two bool masks of one shape, 2-D or 3-D.
 
     Both empty: 1, 1, 1, 0, 0, 0. One empty: 0, 0, 0, twice the image's diagonal sqrt(sum (N_i s_i)^2), 1."""
-    empty = (not prediction.any()) + (not truth.any())
-    if empty:
-        hd95 = assd = math.hypot(*(n * s for n, s in zip(truth.shape, spacing))) if empty == 1 else 0.0
-    else:
+    both, p, t = (int(mask.sum()) for mask in (prediction & truth, prediction, truth))
+    if p and t:
         hd95, assd = surface_distances(prediction, truth, spacing)
-    precision, recall = precision_and_recall(prediction, truth)
-    return {"dice": dice(prediction, truth), "precision": precision, "recall": recall, "hd95": hd95,
-            "assd": assd, "miss": int(empty == 1)}
+    else:
+        hd95 = assd = math.hypot(*(n * s for n, s in zip(truth.shape, spacing))) if p or t else 0.0
+    return overlap_scores(both, p, t) | {"hd95": hd95, "assd": assd}
 
 
 def mean_of(rows, name):
     """Return the mean of rows' `name`; None without rows or where the value is missing."""
-    values = [row[name] for row in rows]
+    values = [row.get(name) for row in rows]
     return None if not values or None in values else float(np.mean(values))
 
 

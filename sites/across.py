@@ -1,14 +1,11 @@
 """What shows only when all files of the sites are looked at together: memory, links, copies, classes."""
 
-import os
-import resource
 from pathlib import Path
 
 import torch
 
-from config import BadInput, class_name
+from config import BadInput
 from sites.files import check_regular
-from sites.layouts import as_seen
 from sites.readers import reader_of
 
 GB, SPLITS = 2**30, ("train", "val", "test")
@@ -16,18 +13,6 @@ CGROUP = Path("/sys/fs/cgroup")  # of a container or a queue, where the system h
 
 
 # ---- Before a file is decoded ----
-
-def dead_links(folder, leave_out=()):
-    """Return a text for each link to nowhere at or below a folder; hidden names, sites left out are no data."""
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders[:], names = (sorted(name for name in here if not name.startswith(".") and (
-            place != str(folder) or as_seen(name) not in leave_out)) for here in (folders, names))
-        paths = [os.path.join(place, name) for name in names]
-        found += [f"{path}: is a link to nowhere ({os.readlink(path)}), mend or remove it"
-                  for path in paths if os.path.islink(path) and not os.path.exists(path)]
-    return found
-
 
 def check_memory(folder, entries, config):
     """Raise BadInput if the entries need more memory than is free: what is kept of all, and what decoding
@@ -63,19 +48,15 @@ def size_of(entry, config):
 
 
 def free_memory():
-    """Return how many bytes this process can still take, None where the system does not say so: the least
-    of what the machine, the container and the limit of the process (ulimit -v) leave."""
+    """Return how many bytes this process can still take, None where the system does not say so: the lesser
+    of what the machine and the container leave."""
     found = []
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         found.append(1024 * int(lines["MemAvailable"].split()[0]))
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        used = Path("/proc/self/statm").read_text().split()[0]
-        if limit != resource.RLIM_INFINITY:
-            found.append(limit - int(used) * resource.getpagesize())
         rows = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
         found.append(int((CGROUP / "memory.max").read_text()) - int(rows["anon"]))
-    except (OSError, ValueError, KeyError):  # not Linux, or no container, or no limit
+    except (OSError, ValueError, KeyError):  # not Linux, or no container
         pass
     return min(found, default=None)
 
@@ -87,7 +68,10 @@ def compare(sites, config, hospital=False):
     hospital knows its own masks alone, and so of no class that nobody draws it."""
     samples = {site.name: [(part, sample) for part in SPLITS for sample in getattr(site, part)]
                for site in sites}
-    texts, nobody = missing_classes(samples, config, hospital)
+    texts, nobody = [], set()
+    if config.classes > 2:  # of two nothing is said: a site without foreground is an error
+        from sites.several_classes import missing_classes
+        texts, nobody = missing_classes(samples, config, hospital)
     return same_pictures(samples) + texts, nobody
 
 
@@ -112,23 +96,3 @@ def same_pictures(sites):
             else:
                 alike.append((site, part, sample))
     return [text for _, _, text in sorted(found, key=lambda row: row[:2])]
-
-
-def missing_classes(sites, config, hospital):
-    """Return texts on the classes that no mask, or no mask of one site, has, and those of nobody, a set. Of
-    two classes nothing is said: a site without foreground is an error."""
-    wanted = set(range(1, config.classes)) if config.classes > 2 else set()
-    drawn = {site: set().union(*((sample.facts or {}).get("labels", wanted) for _, sample in samples))
-             for site, samples in sites.items() if samples}
-    nobody = wanted - set().union(*drawn.values()) if drawn and not hospital else set()
-    texts = [f"{named(j, config)}: no mask of any site has it; it is left out of all scores, mend the masks "
-             "or set classes" for j in sorted(nobody)]
-    texts += [f"{named(j, config)}: site {site} never draws it, so it trains there as background; if it is "
-              "not absent, draw it or leave the site out"
-              for site, classes in drawn.items() for j in sorted(wanted - nobody - classes)]
-    return texts, nobody
-
-
-def named(j, config):
-    """Return a class for a message: its label, and its name if it has one."""
-    return f"class {j}" + f" ({class_name(config, j)})" * bool(config.class_names)

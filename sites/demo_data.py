@@ -12,22 +12,10 @@ def folder_of(task):
     return Path("data") / f"demo_{task}"
 
 
-def clear_killed(folder):
-    """Remove what processes that are gone left half written beside `folder`."""
-    for part in folder.parent.glob(f"{folder.name}.*.part"):
-        try:
-            os.kill(int(part.name.split(".")[-2]), 0)
-        except (ProcessLookupError, ValueError):
-            shutil.rmtree(part, ignore_errors=True)
-        except OSError:  # another user's process, and alive
-            pass
-
-
 def ensure(task):
     """Return the folder of the generated sites of a task, which are generated if it is not there yet;
     raises BadInput if the disk does not take them."""
     folder = folder_of(task)
-    clear_killed(folder)
     if folder.exists():
         return folder
     from sites.scenes import WRITE  # a run on real data does not load the generator

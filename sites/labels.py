@@ -7,8 +7,7 @@ from config import BadInput
 NEARLY_ALL = 0.98    # of a mask: more foreground than this is suspicious
 AROUND = 0.75        # of a mask's border: as suspicious
 NEARLY_WHOLE = 0.05  # from a label to the number that a file stores for it, which a scale may change
-UNCERTAIN = (255, 65535)  # what many sets write where nobody knows the label,
-SMALL = 32                # beside labels of at most so much
+UNCERTAIN = (255, 65535)  # what many sets write where nobody knows the label
 
 
 def whole(labels, file, found):
@@ -38,46 +37,15 @@ def values_of(labels):
     return np.flatnonzero(np.bincount(labels.ravel().astype(np.uint16)))  # quicker
 
 
-def fades(labels, values):
-    """Return whether a mask with these values fades from object to background, as one that was smoothed, or
-    one of probabilities, does: below its highest value about every second pixel inside differs from the next.
-
-    Objects with a number each, and classes, are flat inside; small numbers are classes."""
-    if len(values) < 4 or values[-1] <= SMALL:
-        return False
-    pairs = unequal = 0
-    for axis in (0, 1):
-        lines = np.moveaxis(labels, axis, 0)
-        a, b = lines[:-1], lines[1:]
-        inside = (a > 0) & (b > 0) & ((a < values[-1]) | (b < values[-1]))
-        pairs, unequal = pairs + inside.sum(), unequal + (inside & (a != b)).sum()
-    return bool(unequal > 0.45 * pairs)
-
-
 def look_at(labels, file, classes, found):
     """Return labels as they count, and their different values; what is suspicious goes to `found`. Of two
     classes a mask that fades counts where it is above half. Raises BadInput for a mask without background."""
     values = values_of(labels)
-    if classes == 2 and fades(labels, values):
-        above = labels > values[-1] / 2
-        found.append(f"{file}: fades from 0 to {values[-1]:g}, as a smoothed mask does; what is above half "
-                     f"counts as foreground ({100 * above.mean():.1f} % of it, while "
-                     f"{100 * (labels > 0).mean():.1f} % is above 0), save it with two values")
-        labels = above.astype(np.float32)
-    elif classes == 2 and (values > 0).sum() > 1:
-        found.append(f"{file}: {several(values[values > 0])}")
+    if classes == 2 and (values > 0).sum() > 1:
+        from sites.unusual_masks import as_one  # a run on masks of two values does not load it
+        labels = as_one(labels, values, file, found)
     check_background(labels, file, classes, found)
     return labels, values
-
-
-def several(values):
-    """Return what is suspicious about several labels above 0 where all of them become one class."""
-    listed = ", ".join(f"{value:g}" for value in values[:6]) + " ..." * (len(values) > 6)
-    if values[-1] in UNCERTAIN and values[-2] <= SMALL:
-        return (f"has the labels {listed}; {values[-1]:g} mostly means uncertain but counts as foreground "
-                "here, save it as 0 or as an object")
-    return (f"has {len(values)} labels above 0 ({listed}), which all count as foreground; set classes to "
-            "tell them apart, or save it with two values")
 
 
 def border_share(inside):

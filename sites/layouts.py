@@ -49,6 +49,8 @@ def list_files(data, task, case_pattern=None, leave_out=()):
     entries, problems = {}, []
     for site in visible(data):
         name = as_seen(site.name)
+        if name not in leave_out:
+            problems += nowhere(site)
         if site.is_dir() and name not in leave_out:
             if name in entries:
                 problems.append(f"{site}: is a second site of that name, rename one")
@@ -72,6 +74,7 @@ def list_site(site, task, case_pattern=None, data=None):
     """Return the entries of one site's folder and a list of everything wrong with it, as texts; data: the
     folder of all sites, for advice."""
     found, problems, unpaired = find_pairs(site, task)
+    problems = [text for path in files_below(site) for text in nowhere(path)] + problems
     if unpaired or not (found or problems):
         from sites.advice import problems_of  # a run on good data does not load it
         problems += problems_of(site, found, unpaired, task, data)
@@ -141,6 +144,11 @@ def files_below(folder):
         found += [Path(place, name) for name in names if not name.startswith(HIDDEN) and real not in entered]
         entered.add(real)
     return sorted(found)
+
+
+def nowhere(path):
+    """Return a list of what is wrong with a path, if it is a link to nowhere."""
+    return [f"{path}: is a link to nowhere ({os.readlink(path)}), mend or remove it"] if not path.exists() else []
 
 
 def as_seen(name):

@@ -1,11 +1,14 @@
-"""Masks that are not plain grey: lossy files, alpha channels, palettes, colours and inverted lookup tables."""
+"""Masks that are not plain grey (lossy files, alpha channels, palettes, colours, inverted lookup tables), and
+those of several labels where two classes are asked for."""
 
 import numpy as np
 
 from config import BadInput
 from sites.files import reading
-from sites.labels import AROUND, border_share, check_background, look_at, whole
+from sites.labels import AROUND, UNCERTAIN, border_share, check_background, look_at, whole
 from sites.opening import GREY, PHOTOMETRIC, as_array, is_lossy
+
+SMALL = 32  # labels of at most so much are classes, or numbers of few objects
 
 
 def read_unusual(file, image, classes, found):
@@ -80,3 +83,44 @@ def palette_labels(file, image):
         return index.astype(np.float32), False
     raise BadInput(f"{file}: its palette does not show which colour is background (index 0 is not "
                    "black), save it as grey with background 0")
+
+
+# ---- Several labels where all of them become one class ----
+
+def as_one(labels, values, file, found):
+    """Return labels of which all above 0 are foreground; a mask that fades counts where it is above half.
+    Why that is suspicious goes to `found`."""
+    if not fades(labels, values):
+        found.append(f"{file}: {several(values[values > 0])}")
+        return labels
+    above = labels > values[-1] / 2
+    found.append(f"{file}: fades from 0 to {values[-1]:g}, as a smoothed mask does; what is above half "
+                 f"counts as foreground ({100 * above.mean():.1f} % of it, while "
+                 f"{100 * (labels > 0).mean():.1f} % is above 0), save it with two values")
+    return above.astype(np.float32)
+
+
+def fades(labels, values):
+    """Return whether a mask with these values fades from object to background, as one that was smoothed, or
+    one of probabilities, does: below its highest value about every second pixel inside differs from the next.
+
+    Objects with a number each, and classes, are flat inside; small numbers are classes."""
+    if len(values) < 4 or values[-1] <= SMALL:
+        return False
+    pairs = unequal = 0
+    for axis in (0, 1):
+        lines = np.moveaxis(labels, axis, 0)
+        a, b = lines[:-1], lines[1:]
+        inside = (a > 0) & (b > 0) & ((a < values[-1]) | (b < values[-1]))
+        pairs, unequal = pairs + inside.sum(), unequal + (inside & (a != b)).sum()
+    return bool(unequal > 0.45 * pairs)
+
+
+def several(values):
+    """Return what is suspicious about several labels above 0 where all of them become one class."""
+    listed = ", ".join(f"{value:g}" for value in values[:6]) + " ..." * (len(values) > 6)
+    if values[-1] in UNCERTAIN and values[-2] <= SMALL:
+        return (f"has the labels {listed}; {values[-1]:g} mostly means uncertain but counts as foreground "
+                "here, save it as 0 or as an object")
+    return (f"has {len(values)} labels above 0 ({listed}), which all count as foreground; set classes to "
+            "tell them apart, or save it with two values")

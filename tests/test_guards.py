@@ -21,7 +21,6 @@ from rounds.reading import load_checkpoint
 from rounds.run_folder import RunFolder
 from scoring.trained import load_run
 from settings import program as programs
-from sites import demo_data
 from test_fedbcs import HERE, tiny_config, write_nuclei
 from tests import mutate
 from tests.helpers import a_config, assert_same, run_here, some_sites, start_training, write_run
@@ -245,16 +244,6 @@ def test_a_run_that_goes_on_has_no_earlier_end(finished_run, tmp_path):
     longer = tiny_config(finished_run / "d", run, "optimizer=adam", "lr=1e-3", "resume=true", "rounds=3")
     RunFolder(longer, w, load_sites(longer))
     assert not (run / "result.json").exists() and not (run / "predictions.png").exists()
-
-
-def test_half_written_demo_data_are_cleared(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    for pid in (gone.pid, os.getpid(), "x"):
-        (tmp_path / "data" / f"demo_nuclei.{pid}.part").mkdir(parents=True)
-    demo_data.clear_killed(demo_data.folder_of("nuclei"))
-    assert [path.name for path in (tmp_path / "data").iterdir()] == [f"demo_nuclei.{os.getpid()}.part"]
 
 
 def kill_and_resume(folder, seconds, whole, writing=False):

@@ -14,7 +14,7 @@ from datasets import load_sites, stack
 from experiments import style_bias, tour
 from fused_features import literal_features
 from rounds.finished import open_run
-from scoring.metrics import dice
+from scoring.metrics import score
 from scoring.trained import model_of
 from sites import scenes
 from test_fedbcs import HERE, tiny_config, write_nuclei
@@ -96,7 +96,7 @@ def test_trained_network_predicts_generated_images(tmp_path, program):
     for case in range(2):
         found, truth = (np.asarray(Image.open(file)) > 0 for file in (
             next((tmp_path / "p").rglob(f"{case}*.png")), tmp_path / "north" / "masks" / f"{case}.png"))
-        assert dice(found, truth) > 0.8
+        assert score(found, truth, (1, 1))["dice"] > 0.8
 
 
 @pytest.fixture(scope="module")

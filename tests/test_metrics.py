@@ -91,9 +91,9 @@ def test_metrics_of_empty_masks():
     assert metrics.score(empty, full, (3, .5, .5)) == metrics.score(full, empty, (3, .5, .5)) == one
     assert metrics.score(empty, empty, (3, .5, .5)) == {
         "dice": 1, "precision": 1, "recall": 1, "hd95": 0, "assd": 0, "miss": 0}
-    assert metrics.dice_alone(0, 0, 8) == metrics.dice_alone(0, 8, 0) == {
-        "dice": 0, "hd95": None, "assd": None, "miss": 1}
-    assert metrics.dice_alone(0, 0, 0)["dice"] == 1 and metrics.dice_alone(0, 0, 0)["miss"] == 0
+    assert metrics.overlap_scores(0, 0, 8) == metrics.overlap_scores(0, 8, 0) == {
+        "dice": 0, "precision": 0, "recall": 0, "miss": 1}
+    assert metrics.overlap_scores(0, 0, 0) == {"dice": 1, "precision": 1, "recall": 1, "miss": 0}
 
 
 def test_distance_and_border_against_brute_force():
@@ -111,11 +111,11 @@ def test_distance_and_border_against_brute_force():
 
 def test_precision_and_recall():
     p, t = box((8, 8), (0, 4), (0, 4)), box((8, 8), (2, 4), (0, 8))
-    assert metrics.precision_and_recall(p, t) == (8 / 16, 8 / 16)
-    assert metrics.precision_and_recall(p, p & t) == (8 / 16, 1)
-    none = np.zeros((8, 8), bool)
-    assert [metrics.precision_and_recall(*pair) for pair in ((none, none), (p, none), (none, t))] == [
-        (1, 1), (0, 0), (0, 0)]
+    none, found = np.zeros((8, 8), bool), []
+    for pair in ((p, t), (p, p & t), (none, none), (p, none), (none, t)):
+        scores = metrics.score(*pair, (1, 1))
+        found.append((scores["precision"], scores["recall"]))
+    assert found == [(8 / 16, 8 / 16), (8 / 16, 1), (1, 1), (0, 0), (0, 0)]
 
 
 def test_averages_over_cases_sites_and_missing():
