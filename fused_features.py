@@ -68,9 +68,10 @@ def squares_and_dots(X, W, *v):
     M, M_3 = (torch.cat([W.T, *v]) @ W).split([sum(C), x_3.shape[3]], 1)
     *z, q_3, U_3 = functional.linear(x_3, M_3).split([*C, x_3.shape[3], K], 3)
     total = torch.cat([(q_3 * x_3).sum(3, keepdim=True), U_3], 3)
-    *rows, _, U = (row.split(C, 1) for row in M.split([*C, x_3.shape[3], K]))
-    for k in reversed(range(len(x))):
-        total = Products.apply(x[k], rows[k][k], U[k], z[k], total)
+    *rows, _, U = M.split([*C, x_3.shape[3], K])
+    A = [row.narrow(1, sum(C[:k]), C[k]) for k, row in enumerate(rows)]
+    for x_k, A_k, U_k, z_k in reversed([*zip(x, A, U.split(C, 1), z)]):
+        total = Products.apply(x_k, A_k, U_k, z_k, total)
     return total.split([1, *map(len, v)], 3)
 
 
@@ -78,9 +79,8 @@ class Products(torch.autograd.Function):
     """[q.x, U x] + up(s) of every pixel, q = A x + 2 up(z): (B, h, w, 1 + K); A = A' (C, C), U (K, C).
 
     Maps x (B, h, w, C), and z (.., C), s (.., 1 + K) of coarser levels. If the result's gradient is [g, d]
-    and t = 2 g x, those of x, A, U, z, s are  2 g (A x + up(z)) + U'd, sum of t x' / 2, sum of d x', down(t),
-    down([g, d]). They are written out because torch's own backward pass would hold three more maps for each.
-    """
+    and t = g x, those of x, A, U, z, s are  2 g (A x + up(z)) + U'd, sum of t x', sum of d x', 2 down(t),
+    down([g, d]). They are written out because torch's own backward pass would hold three more maps each."""
 
     @staticmethod
     def forward(ctx, x, A, U, z, s):
@@ -92,11 +92,11 @@ class Products(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         x, A, U, z = ctx.saved_tensors
-        g, d = 2 * gradient[..., :1], gradient[..., 1:].flatten(0, 2)
+        g, d = gradient[..., :1], gradient[..., 1:].flatten(0, 2)
         t, of_x = g * x, add_up(x @ A, z).mul_(g)
-        of_x.flatten(0, 2).addmm_(d, U)
-        of_A, of_U = t.flatten(0, 2).T @ x.flatten(0, 2) / 2, d.T @ x.flatten(0, 2)
-        return of_x, of_A, of_U, down(t, z.shape[1:3]), down(gradient, ctx.size)
+        of_x.flatten(0, 2).addmm_(d, U, beta=2)
+        of_A, of_U = t.flatten(0, 2).T @ x.flatten(0, 2), d.T @ x.flatten(0, 2)
+        return of_x, of_A, of_U, 2 * down(t, z.shape[1:3]), down(gradient, ctx.size)
 
 
 def add_up(fine, coarse, times=1):
@@ -109,7 +109,8 @@ def add_up(fine, coarse, times=1):
 def down(fine, size):
     """Return the sums of fine (B, h, w, C) over the blocks that lie on each pixel of a coarser size."""
     block = fine.shape[1] // size[0], fine.shape[2] // size[1]
-    return functional.avg_pool2d(fine.permute(0, 3, 1, 2), block, divisor_override=1).permute(0, 2, 3, 1)
+    return fine if block == (1, 1) else functional.avg_pool2d(
+        fine.permute(0, 3, 1, 2), block, divisor_override=1).permute(0, 2, 3, 1)
 
 
 @torch.no_grad()

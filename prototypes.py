@@ -132,7 +132,7 @@ def consistency_loss(square, dots, Gbar):
 
         1/D |f - Gbar[p][j]|^2 = 1/D (|f|^2 - 2 f.Gbar + |Gbar|^2),   Gbar = mean of G's rows; in float32
     its error is below 1 % where f is 0.01 |Gbar| from Gbar, for the large terms cancel. Source: paper."""
-    return functional.relu(torch.sub(square + Gbar.square().sum(1), dots, alpha=2)) / Gbar.shape[1]
+    return functional.relu(torch.add(square + Gbar.square().sum(1), dots, alpha=-2)) / Gbar.shape[1]
 
 
 def mean_over_classes(values, member):
@@ -141,5 +141,5 @@ def mean_over_classes(values, member):
     values: (..., B, h, w, J); member (B, h, w, J): 1 at the pixels of class j, else 0. Returns (...).
     """
     n = member.flatten(0, -2).sum(0)
-    share = member / (n.clamp_min(1) * (n > 0).sum().clamp_min(1))
+    share = member / (n * (n > 0).sum()).clamp_min(1)
     return (values * share).flatten(-member.dim()).sum(-1)
