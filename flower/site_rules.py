@@ -60,7 +60,8 @@ def check_bounds(config, node):
         wanted, most = getattr(config, key), int(node.get(f"max_{key}", largest))
         if (len(wanted) if key == "levels" else wanted) > most:
             raise BadInput(f"{key}: the server wants {wanted}, this site's max_{key} is {most}")
-    need = 96 * config.batch_size * config.image_size**2 * config.width  # measured: 26 maps of float32
+    need = 96 * config.batch_size * config.image_size**2 * config.width  # measured: 26 maps of float32, and
+    need += 32000 * config.width**2 * (9 if config.optimizer == "adam" else 5)  # so many times the weights
     if pick_device(config).type == "cpu" and need > (free := free_memory() or need):
         raise BadInput(f"batch_size: a training step takes more than {need / GB:.2f} GB, {free / GB:.2f} GB "
                        "are free; close other programs, or lower max_batch_size, max_image_size or max_width")

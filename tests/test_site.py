@@ -47,10 +47,15 @@ def test_bounds_hold_by_default_and_can_be_raised(tmp_path, monkeypatch, key, wa
     site_rules.check_bounds(flower_app.settings(nodes.context(1))[0], nodes.nodes[1])
 
 
-def test_memory_is_looked_at_before_a_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(site_rules, "free_memory", lambda: 3 * 2**17 - 1)
+@pytest.mark.parametrize("optimizer, copies", [("sgd", 5), ("adam", 9)])
+def test_memory_is_looked_at_before_a_step(tmp_path, monkeypatch, optimizer, copies):
+    _, ask = a_site(tmp_path, f"optimizer={optimizer}")
+    need = 3 * 2**17 + copies * 4 * 32000  # maps, and weights of width 2
+    monkeypatch.setattr(site_rules, "free_memory", lambda: need - 1)
     with pytest.raises(BadInput, match=r"a training step takes more than 0\.00 GB, 0\.00 GB are free"):
-        a_site(tmp_path)[1](1)
+        ask(1)
+    monkeypatch.setattr(site_rules, "free_memory", lambda: need)
+    ask(1)
 
 
 def test_a_round_is_not_trained_without_end(tmp_path):
