@@ -12,8 +12,6 @@ local prototypes only sums of f (`class_sums`): f is not built, nor is up(x_3).
 import torch
 from torch.nn import functional
 
-PATHS = ("encoder", "decoder")
-
 
 def literal_features(path, maps, heads):
     """Context fusion: return f (B, h, w, D) on the path's grid, see `on_grids`. For reading and tests.
@@ -40,7 +38,7 @@ def on_grids(maps, fusion, labels, classes):
     """
     found, classes = {}, torch.arange(classes, device=labels.device)
     member = (labels[..., None] == classes).to(next(fusion.parameters()).dtype)
-    for path in PATHS:
+    for path in fusion:
         levels = sorted(map(int, fusion[path]), reverse=path == "decoder")
         convs, step = [fusion[path][str(k)] for k in levels], [max(1, 2 ** (levels[0] - k)) for k in range(4)]
         *x, x_3 = (maps[path][k].permute(0, 2, 3, 1)[:, ::step[k], ::step[k]].to(member.dtype)

@@ -11,7 +11,7 @@ ones (K, D). m: site, p: path.
 import torch
 from torch.nn import functional
 
-from fused_features import PATHS, class_sums, squares_and_dots
+from fused_features import class_sums, squares_and_dots
 
 
 def add_class_sums(total, fused):
@@ -81,15 +81,15 @@ def aggregate_prototypes(prototypes):
 
 
 def alignment_loss(fused, G, tau, clip=False):
-    """L_MP: return its two terms, L_contra and L_consis, each the mean over the two paths.
+    """L_MP: return its two terms, L_contra and L_consis, each the mean over the paths of `fused`.
 
         L_MP = mean over paths of mean over classes j of  L_contra_j + L_consis_j
 
     j: the foreground classes that have a global prototype and a pixel in the batch; a term is its mean over
     their pixels. A path without any counts as 0. fused: from `on_grids`, outside autocast. Source: paper.
     """
-    L = torch.zeros(2, device=fused["encoder"][2].device)  # L_contra, L_consis
-    for path in reversed(PATHS):  # the encoder last: the backward pass is then done first with its large maps
+    L = next(iter(fused.values()))[2].new_zeros(2)  # L_contra, L_consis
+    for path in reversed(fused):  # the encoder last: the backward pass is then done first with its large maps
         if not (foreground := [j for j in G.get(path, ()) if j > 0]):
             continue
         X, W, member = fused[path]
@@ -99,7 +99,7 @@ def alignment_loss(fused, G, tau, clip=False):
         contra = torch.stack([contrastive_loss(cos, own[j], tau, clip) for j in foreground], 3)
         pairs = torch.stack([contra, consistency_loss(square, to_mean, Gbar)])
         L = L + mean_over_classes(pairs, torch.stack([member[..., j] for j in foreground], 3))
-    return L / len(PATHS)
+    return L / len(fused)
 
 
 def columns(G_p):
