@@ -115,7 +115,7 @@ def build_model(config, method):
     if method.input_transform is not None:
         model.input_transform = method.input_transform
     if config.prototype_weight > 0 and not model.fusion:
-        raise ValueError("network: its fusion is empty; give it unet.fusion_heads, or set prototype_weight to 0")
+        raise ValueError("network: its fusion is empty; add unet.fusion_heads, or set prototype_weight to 0")
     if model.fusion and type(model) is not UNet:  # whose strides are known
         check_strides(model, config.image_size)
     return model
@@ -125,7 +125,7 @@ def build_model(config, method):
 def check_strides(model, size):
     """Raise ValueError unless the maps that are aligned have the strides 1, 2, 4, 8 of their levels."""
     try:
-        maps = copy.deepcopy(model).features(torch.zeros(2, 3, size, size))[1]
+        maps = copy.deepcopy(model).features(torch.zeros(2, 3, size, size))[1]  # a copy: norms may keep averages
     except RuntimeError as problem:
         raise ValueError(f"network: it cannot be given images of {size} px ({str(problem).splitlines()[0]}); "
                          "mend its features, or set another image_size") from None

@@ -250,7 +250,7 @@ def test_maps_of_other_strides_are_refused(tmp_path, monkeypatch, pooling, size,
 def test_prototypes_without_fusion_heads_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(worked_example("small")[0].replace("PATHS if levels else ()", "()"))
-    with pytest.raises(BadInput, match="network: its fusion is empty; give it"):
+    with pytest.raises(BadInput, match="network: its fusion is empty; add"):
         method_and_model(tiny_config("d", "o", "method=mine.py:small", "prototype_weight=1"))
     assert not method_and_model(tiny_config("d", "o", "method=mine.py:small"))[1].fusion
 
