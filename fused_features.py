@@ -18,7 +18,7 @@ def literal_features(path, maps, heads):
 
         f_k = Conv_k([x_k ; up(x_3)]),   f = [f_k over the levels],   up: nearest
 
-    maps: [x_0 .. x_3], heads: {k: Conv_k}. Source: released code; the paper's summaries fuse 'adjacent levels'.
+    maps: [x_0 .. x_3], heads: {k: Conv_k}. Source: released code; the paper's summaries: 'adjacent levels'.
     """
     levels = sorted(map(int, heads), reverse=path == "decoder")  # the first gives the grid
     nearest = functional.interpolate  # its default mode

@@ -238,13 +238,13 @@ def test_paths_are_those_of_the_network():
     model, maps, labels, G = random_problem(2, [0, 1, 2], 3)
     heads = model.fusion
 
-    def loss(paths):  # {name: the path whose maps, heads and prototypes it has}
-        found = [{name: of[path] for name, path in paths.items()} for of in (maps, heads, G)]
-        return prototypes.alignment_loss(on_grids(found[0], nn.ModuleDict(found[1]), labels, 3), found[2], 0.3)
+    def loss(**paths):  # name=the path whose maps, heads and prototypes it has
+        x, h, g = ({name: of[path] for name, path in paths.items()} for of in (maps, heads, G))
+        return prototypes.alignment_loss(on_grids(x, nn.ModuleDict(h), labels, 3), g, 0.3)
 
-    e, d = loss({"encoder": "encoder"}), loss({"decoder": "decoder"})
-    torch.testing.assert_close(loss({path: path for path in PATHS}), (e + d) / 2)
-    torch.testing.assert_close(loss({"encoder": "encoder", "decoder": "decoder", "third": "encoder"}), (2 * e + d) / 3)
+    e, d = loss(encoder="encoder"), loss(decoder="decoder")
+    torch.testing.assert_close(loss(encoder="encoder", decoder="decoder"), (e + d) / 2)
+    torch.testing.assert_close(loss(encoder="encoder", decoder="decoder", third="encoder"), (2 * e + d) / 3)
 
 
 @pytest.mark.parametrize("width, levels, classes", LEVELS)
