@@ -4,9 +4,9 @@ A path's feature f at a pixel is the concatenation over the chosen levels k (768
 
     f_k = S_k x_k + R_k up(x_3) + b_k          [S_k R_k], b_k: weight and bias of the 1x1 convolution
 
-x: the path's maps, e or d of unet.py; up: nearest upsampling. `literal_features` builds f. It is linear in
+x: the path's maps, e or d of unet.py; up: nearest upsampling. `literal_features` is f itself. f is linear in
 the maps: f = W X, X = [x_k for each level k; up(x_3); 1]. The losses need only |f|^2 and f.v of a few vectors
-v (`squares_and_dots`), local prototypes only sums of f (`class_sums`): so f is never built, nor is up(x_3).
+v (`squares_and_dots`), local prototypes only sums of f (`class_sums`): training builds neither f nor up(x_3).
 """
 
 import torch

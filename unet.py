@@ -125,7 +125,7 @@ def build_model(config, method):
 def check_strides(model, size):
     """Raise ValueError unless the maps that are aligned have the strides 1, 2, 4, 8 of their levels."""
     try:
-        maps = copy.deepcopy(model).features(torch.zeros(2, 3, size, size))[1]  # a copy: norms may keep averages
+        maps = copy.deepcopy(model).features(torch.zeros(2, 3, size, size))[1]  # norms may keep averages
     except RuntimeError as problem:
         raise ValueError(f"network: it cannot be given images of {size} px ({str(problem).splitlines()[0]}); "
                          "mend its features, or set another image_size") from None
