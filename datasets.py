@@ -75,7 +75,7 @@ def load_sites(config, splits=None, strict=True):
     return sites
 
 
-def keep_on(sites, device):
+def store_on(sites, device):
     """Return the sites with their images and masks on the device, unless that is the CPU or more than half of
     its free memory would be taken."""
     size = sum(part.nbytes for site in sites for sample in samples_of(site) for part in sample[3:5])

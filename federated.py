@@ -71,15 +71,15 @@ class Method(NamedTuple):
     aggregate: Callable = aggregate_prototypes
     # (optimizer, closure); closure() computes the batch's loss L and its gradient, and returns L
     step: Callable = lambda optimizer, closure: optimizer.step(closure)
-    # (model, config, t) -> optimizer of round t, then given the site's kept state: the same parameters in all
+    # (model, config, t) -> optimizer of round t, all with the same parameters; it gets the site's kept state
     optimizer: Callable = make_optimizer
     # name of a weight -> whether it stays at its site
     local: Callable = lambda name: False
     # a change of the input before the network; its buffers are sent with the weights
     input_transform: nn.Module | None = None
-    # (config, levels) -> the network, a UNet or what has its `features`, `fusion` and `classes`
+    # (own: the config, levels) -> the network, a UNet or what has its `features`, `fusion` and `classes`
     network: Callable = lambda own, levels: UNet(own.width, own.classes, own.fsr, levels, own.norm)
-    # whether a step may become one CUDA graph: its functions keep nothing in Python, all is in tensors
+    # whether a step may become one CUDA graph: its functions count and decide nothing in Python
     graph: bool = False
     # (t, updates, scores) after every round, for a logger; scores: see scoring.evaluate, or None
     log: Callable = lambda t, updates, scores: None
@@ -131,7 +131,7 @@ def local_update(model, site, w, G, kept, t, config, method, progress=lambda *_:
     if not torch.stack([torch.isfinite(value).all() for value in weights.values()]).all():
         raise Diverged(f"weights are not finite at site {site.name}, round {t}, after step {step}")
     kept = {"optimizer": optimizer.state_dict(), "memory": context.memory,
-            "local": {name: weights.pop(name) for name in list(weights) if method.local(name)}}
+            "local": {name: weights.pop(name) for name in list(weights) if method.local(name)}}  # not sent
     return Update(site.name, len(site.train_slices), weights, prototypes, losses, kept,
                   time.perf_counter() - start)
 
@@ -141,7 +141,7 @@ def with_state(optimizer, state):
 
     Its settings, such as the learning rate, stay those of this round. Raises ValueError for other parameters.
     """
-    if state is not None:  # copied, for the optimizer changes it in place; torch compares "params"
+    if state is not None:  # copied, for steps change it in place; torch compares the number of "params"
         now, kept = optimizer.state_dict()["param_groups"], state["param_groups"]
         groups = [new | {"params": old["params"]} for new, old in zip(now, kept, strict=True)]
         optimizer.load_state_dict({"state": copy.deepcopy(state["state"]), "param_groups": groups})
@@ -153,8 +153,8 @@ def mean_losses(found, where):
 
     The terms are read from the device at once. Raises Diverged, naming the step, if a loss is not finite.
     """
-    terms = [term.double() for terms in found.values() for term in terms.values()]
-    values, total = iter(torch.stack(terms).tolist()), {}
+    on_device = [term.double() for terms in found.values() for term in terms.values()]
+    values, total = iter(torch.stack(on_device).tolist()), {}
     for step, terms in found.items():
         numbers = {name: next(values) for name in terms}
         if not math.isfinite(L := sum(numbers.values())):

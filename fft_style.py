@@ -15,7 +15,7 @@ def recalibrate_fourier(z, l_norm, l_org):
 
     z: (B, C, H, W), real; l_norm, l_org: anything that broadcasts against it; F: 2-D DFT over
     (H, W), of which rfft2 keeps the half that determines a real signal.
-    The absolute value has no gradient at 0: on constant channels this form is for values, not for gradients.
+    |F(z)| has no gradient where it is 0, so on a constant channel this form has the right value, no gradient.
     Source: paper. The released code floors the squared amplitude at 1e-5, which turns an all-zero
     channel into 3e-3; here a zero channel stays zero.
     """
@@ -31,13 +31,13 @@ def recalibrate(z, l_norm, l_org, scale=1.0, shift=0.0):
         out = scale z_hat + shift,   z_hat = l_norm IN(z) + l_org z
 
     IN divides every frequency by one sigma and zeroes the DC bin, and the phase is kept; hence the
-    equality, which holds for odd sizes and negative means too. z: (B, C, H, W), the other arguments
-    broadcast against (B, C, 1, 1). Source: ours (derived from the paper's equation above).
+    equality, which holds for odd sizes and negative means too. z: (B, C, H, W), bfloat16 under autocast; the
+    other arguments broadcast against (B, C, 1, 1). Source: ours (derived from the paper's equation above).
     """
     var, mean = torch.var_mean(z, (2, 3), correction=0, keepdim=True)
-    a_norm = l_norm * torch.rsqrt(var + EPS)
-    gain = scale * (a_norm + l_org)
-    return torch.addcmul((shift - scale * (a_norm * mean)).to(z.dtype), z, gain.to(z.dtype))
+    l_sigma = l_norm * torch.rsqrt(var + EPS)  # l_norm / sigma
+    gain = scale * (l_sigma + l_org)
+    return torch.addcmul((shift - scale * (l_sigma * mean)).to(z.dtype), z, gain.to(z.dtype))
 
 
 class StyleRecalibration(nn.Module):

@@ -4,15 +4,13 @@ A path's feature f at a pixel is the concatenation over the chosen levels k (768
 
     f_k = S_k x_k + R_k up(x_3) + b_k          [S_k R_k], b_k: weight and bias of the 1x1 convolution
 
-x: the path's maps, e or d of unet.py; up: nearest upsampling. `literal_features` is f itself. It is linear,
-f = W X, X = [x_k for each level k; up(x_3); 1]. The losses need only |f|^2 and f.v (`squares_and_dots`),
-local prototypes only sums of f (`class_sums`): f is not built, nor is up(x_3).
+x: the path's maps, e or d of unet.py; up: nearest upsampling. `literal_features` is f itself. f is linear in
+the maps: f = W X, X = [x_k for each level k; up(x_3); 1]. The losses need only |f|^2 and f.v of a few vectors
+v (`squares_and_dots`), local prototypes only sums of f (`class_sums`): training builds neither f nor up(x_3).
 """
 
 import torch
 from torch.nn import functional
-
-PATHS = ("encoder", "decoder")
 
 
 def literal_features(path, maps, heads):
@@ -20,9 +18,10 @@ def literal_features(path, maps, heads):
 
         f_k = Conv_k([x_k ; up(x_3)]),   f = [f_k over the levels],   up: nearest
 
-    Source: released code: each level with the deepest; the paper's summaries fuse 'adjacent levels'.
+    maps: [x_0 .. x_3], heads: {k: Conv_k}. Source: released code; the paper's summaries: 'adjacent levels'.
     """
-    levels, nearest = sorted(map(int, heads), reverse=path == "decoder"), functional.interpolate
+    levels = sorted(map(int, heads), reverse=path == "decoder")  # the first gives the grid
+    nearest = functional.interpolate  # its default mode
     f = [heads[str(k)](torch.cat([maps[k], nearest(maps[3], maps[k].shape[2:])], 1)) for k in levels]
     return torch.cat([nearest(f_k, maps[levels[0]].shape[2:]) for f_k in f], 1).permute(0, 2, 3, 1)
 
@@ -32,15 +31,15 @@ def on_grids(maps, fusion, labels, classes):
 
         W = [S_0 0 0 R_0 b_0 ; 0 S_1 0 R_1 b_1 ; 0 0 S_2 R_2 b_2]        of three levels
 
-    The levels' order is 0, 1, 2 on the encoder path and 2, 1, 0 on the decoder path; the first chosen one
-    gives the grid. Finer maps are sampled, the top-left pixel of each block (the decoder's then lie side by
-    side as one map), coarser ones keep their size, [x_3 ; 1] is last. W: (D, C); member (B, h, w, J): 1 at
-    the pixels of class j, else 0. maps: {path: [x_0 .. x_3]}, x_k (B, C_k, H/2^k, W/2^k); fusion: {path:
-    {level: 1x1 convolution}}, whose dtype X and member have; labels: (B, H, W); classes: J.
+    The levels' order is 0, 1, 2, but 2, 1, 0 on the decoder path; the first chosen one gives the grid. Of a
+    finer map the top-left pixel of each block is taken, and a coarser map keeps its size. So the decoder's
+    maps have one size, and are one map; [x_3 ; 1] is last. W: (D, C); member (B, h, w, J): 1 at the pixels of
+    class j, else 0. maps: {path: [x_0 .. x_3]}, x_k (B, C_k, H/2^k, W/2^k); fusion: {path: {level: 1x1
+    convolution}}, whose dtype X and member get; labels: (B, H, W), the size of x_0; classes: their number J.
     """
-    found, classes = {}, torch.arange(classes, device=labels.device)
-    member = (labels[..., None] == classes).to(next(fusion.parameters()).dtype)
-    for path in PATHS:
+    found, j = {}, torch.arange(classes, device=labels.device)
+    member = (labels[..., None] == j).to(next(fusion.parameters()).dtype)
+    for path in fusion:
         levels = sorted(map(int, fusion[path]), reverse=path == "decoder")
         convs, step = [fusion[path][str(k)] for k in levels], [max(1, 2 ** (levels[0] - k)) for k in range(4)]
         *x, x_3 = (maps[path][k].permute(0, 2, 3, 1)[:, ::step[k], ::step[k]].to(member.dtype)
@@ -57,11 +56,11 @@ def on_grids(maps, fusion, labels, classes):
 def squares_and_dots(X, W, *v):
     """Return |f|^2 (B, h, w, 1) and, for each v (K, D), f.v (B, h, w, K) of K vectors. X, W: of `on_grids`.
 
-        |f|^2 = X' W'W X,   f.v = v W X
+        f.v = v W X,   |f|^2 = X' W'W X = sum over k of  (A x_k + 2 up(z)) . x_k + |up(R_k x_3 + b_k)|^2
 
-    Each map adds its part at its own size, to |f|^2 (A x_k + 2 up(z)) . x_k: A is the block of W'W that is
-    x_k's alone, z the one that it shares with x_3, times x_3. In float32 |f|^2 is right to 1e-6 of its
-    largest part. Source: ours, equal to what `literal_features` gives.
+    A = S_k'S_k is the block of W'W that is x_k's alone; z = S_k'(R_k x_3 + b_k) is the one that x_k shares
+    with [x_3 ; 1], times it. Each map adds its part at its own size. In float32 |f|^2 is right to 1e-6 of
+    its largest part. Source: ours, equal to what `literal_features` gives.
     """
     *x, x_3 = X
     C, K = [x_k.shape[3] for x_k in x], sum(len(vectors) for vectors in v)
@@ -122,4 +121,4 @@ def class_sums(X, W, member):
     A pixel of a coarse map counts as often as class j lies on it. X, W, member: of `on_grids`.
     """
     sums = [down(member, x_k.shape[1:3]).flatten(0, 2).T @ x_k.flatten(0, 2) for x_k in X]
-    return torch.cat(sums, 1) @ W.T, sums[-1][:, -1]
+    return torch.cat(sums, 1) @ W.T, sums[-1][:, -1]  # the last, of the 1 behind x_3, are the numbers

@@ -11,7 +11,7 @@ ones (K, D). m: site, p: path.
 import torch
 from torch.nn import functional
 
-from fused_features import PATHS, class_sums, squares_and_dots
+from fused_features import class_sums, squares_and_dots
 
 
 def add_class_sums(total, fused):
@@ -23,8 +23,8 @@ def add_class_sums(total, fused):
 def local_prototypes(total):
     """Local prototypes: c_m[p][j] = mean over the pixels of class j of the fused feature of path p.
 
-    total: from `add_class_sums`; the site's classes alone, (D,). The mean is over all pixels; the released
-    code takes the mean of batch means. Source: paper.
+    total: from `add_class_sums`. Returns {path: {class: (D,)}}, only of classes that the site has. The mean
+    is over all pixels; the released code takes the mean of batch means. Source: paper.
     """
     return {path: {j: sums[j] / n[j] for j in range(len(n)) if n[j] > 0}
             for path, (sums, n) in total.items()}
@@ -54,8 +54,8 @@ def cluster_means(x, labels):
 def finch(x):
     """Return FINCH's partitions of rows x (n, D), a list of labels (n,). The last is the one to use.
 
-    First neighbours are linked, then those of the clusters' means (of all original rows), until the next
-    would be one cluster; a first partition of one cluster is taken. Source: FINCH (CVPR 2019), released code.
+    First neighbours are linked, then those of the clusters' means (of all original rows), until all would be
+    one cluster; a first partition of one cluster is kept. Source: FINCH (CVPR 2019), released code.
     """
     partitions = [first_neighbour_clusters(x)]
     while partitions[-1].max() > 0:
@@ -69,7 +69,7 @@ def finch(x):
 def aggregate_prototypes(prototypes):
     """Server: return the global prototypes G[p][j] = means of FINCH's clusters, always (K, D).
 
-    prototypes: of each site {path: {class: (D,) or several (k, D)}}, without the classes that it lacks.
+    prototypes: a list, for each site {path: {class: (D,) or several (k, D)}} of the classes that it has.
     """
     G = {}
     for path in dict.fromkeys(path for c in prototypes for path in c):
@@ -81,36 +81,36 @@ def aggregate_prototypes(prototypes):
 
 
 def alignment_loss(fused, G, tau, clip=False):
-    """L_MP: return its two terms, L_contra and L_consis, each the mean over the two paths.
+    """L_MP: return its two terms, L_contra and L_consis, each the mean over the paths of `fused`.
 
         L_MP = mean over paths of mean over classes j of  L_contra_j + L_consis_j
 
-    j: the foreground classes that have a global prototype and a pixel in the batch; a term is its mean over
-    their pixels. A path without any counts as 0. fused: from `on_grids`, outside autocast. Source: paper.
+    j: the foreground classes that have a global prototype and a pixel in the batch; its terms are means over
+    its pixels. A path without any j counts as 0. fused: from `on_grids`, outside autocast. Source: paper.
     """
-    L = torch.zeros(2, device=fused["encoder"][2].device)  # L_contra, L_consis
-    for path in reversed(PATHS):  # the encoder last: the backward pass is then done first with its large maps
+    L = next(iter(fused.values()))[2].new_zeros(2)  # L_contra, L_consis
+    for path in reversed(fused):  # the encoder last: the backward pass then frees its large maps first
         if not (foreground := [j for j in G.get(path, ()) if j > 0]):
             continue
         X, W, member = fused[path]
         g, Gbar = torch.cat([*G[path].values()]), torch.stack([G[path][j].mean(0) for j in foreground])
-        square, dots, to_mean = squares_and_dots(X, W, functional.normalize(g), Gbar)
-        cos, own = cosines(square, dots), columns(G[path])
+        square, f_dot_g, f_dot_Gbar = squares_and_dots(X, W, functional.normalize(g), Gbar)
+        cos, own = cosines(square, f_dot_g), columns(G[path])
         contra = torch.stack([contrastive_loss(cos, own[j], tau, clip) for j in foreground], 3)
-        pairs = torch.stack([contra, consistency_loss(square, to_mean, Gbar)])
+        pairs = torch.stack([contra, consistency_loss(square, f_dot_Gbar, Gbar)])
         L = L + mean_over_classes(pairs, torch.stack([member[..., j] for j in foreground], 3))
-    return L / len(PATHS)
+    return L / len(fused)
 
 
 def columns(G_p):
-    """Return {class: the slice that is its own} of the prototypes of all classes, class after class."""
+    """Return {class: the slice of its prototypes} where those of all classes stand one after the other."""
     rows = [j for j, g in G_p.items() for _ in g]
     return {j: slice(rows.index(j), rows.index(j) + len(g)) for j, g in G_p.items()}
 
 
-def cosines(square, dots):
-    """Return cos(f, g) = f.g / (|f| |g|), (B, h, w, K), from |f|^2 (B, h, w, 1) and f.(g / |g|), one a g."""
-    return dots * functional.threshold(square, 1e-12, 1e-12).rsqrt()
+def cosines(square, f_dot_g):
+    """Return cos(f, g) = f.g / (|f| |g|) of K g, (B, h, w, K), from |f|^2 (B, h, w, 1), f.(g / |g|)."""
+    return f_dot_g * functional.threshold(square, 1e-12, 1e-12).rsqrt()  # |f|^2 of at least 1e-12
 
 
 def contrastive_loss(cos, own, tau, clip=False):
@@ -127,12 +127,13 @@ def contrastive_loss(cos, own, tau, clip=False):
     return -(cos / tau).log_softmax(-1)[..., own].logsumexp(-1)
 
 
-def consistency_loss(square, dots, Gbar):
+def consistency_loss(square, f_dot_Gbar, Gbar):
     """L_consis_j of every pixel and class, from |f|^2 (B, h, w, 1), f.Gbar (B, h, w, J) and Gbar (J, D).
 
-        1/D |f - Gbar[p][j]|^2 = 1/D (|f|^2 - 2 f.Gbar + |Gbar|^2),   Gbar = mean of G's rows; in float32
-    its error is below 1 % where f is 0.01 |Gbar| from Gbar, for the large terms cancel. Source: paper."""
-    return functional.relu(torch.add(square + Gbar.square().sum(1), dots, alpha=-2)) / Gbar.shape[1]
+        1/D |f - Gbar[p][j]|^2 = 1/D (|f|^2 - 2 f.Gbar + |Gbar|^2),   Gbar = mean of G's rows
+
+    Large terms cancel: in float32 the error is below 1 % where f is 0.01 |Gbar| from Gbar. Source: paper."""
+    return functional.relu(torch.add(square + Gbar.square().sum(1), f_dot_Gbar, alpha=-2)) / Gbar.shape[1]
 
 
 def mean_over_classes(values, member):

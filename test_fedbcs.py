@@ -24,9 +24,9 @@ import train
 from config import load_config
 from datasets import batches, load_sites, seeded
 from fft_style import StyleRecalibration, recalibrate, recalibrate_fourier
-from fused_features import PATHS, Products, literal_features, on_grids, squares_and_dots
+from fused_features import Products, literal_features, on_grids, squares_and_dots
 from methods.find import find_method
-from unet import UNet, build_model
+from unet import PATHS, UNet, build_model
 
 HERE = Path(__file__).parent
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
@@ -231,6 +231,20 @@ def test_alignment_without_some_classes():
             assert a > 0
     terms = alignment_loss(maps, model.fusion, torch.zeros_like(labels), G, 0.3)
     assert terms.tolist() == [0, 0]
+
+
+def test_paths_are_those_of_the_network():
+    """One path alone is its own mean; a third one, here the encoder again, counts as the others do."""
+    model, maps, labels, G = random_problem(2, [0, 1, 2], 3)
+    heads = model.fusion
+
+    def loss(**paths):  # name=the path whose maps, heads and prototypes it has
+        x, h, g = ({name: of[path] for name, path in paths.items()} for of in (maps, heads, G))
+        return prototypes.alignment_loss(on_grids(x, nn.ModuleDict(h), labels, 3), g, 0.3)
+
+    e, d = loss(encoder="encoder"), loss(decoder="decoder")
+    torch.testing.assert_close(loss(encoder="encoder", decoder="decoder"), (e + d) / 2)
+    torch.testing.assert_close(loss(encoder="encoder", decoder="decoder", third="encoder"), (2 * e + d) / 3)
 
 
 @pytest.mark.parametrize("width, levels, classes", LEVELS)

@@ -3,7 +3,7 @@
 import sys
 
 from config import BadInput, load_config, method_module
-from datasets import keep_on, load_sites, sites_of_round
+from datasets import load_sites, sites_of_round, store_on
 from federated import Diverged, average_weights, local_update
 from methods.find import find_step, method_and_model
 from rounds.lock import locked
@@ -18,7 +18,7 @@ def train(config):
     device = pick_device(config)
     check_run_folder(config)
     method, model = method_and_model(config)
-    sites = keep_on(load_sites(config), device)
+    sites = store_on(load_sites(config), device)
     training_sites = sites_that_train(sites, config)
     model.to(device)
     step = find_step(config, device)

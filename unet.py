@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn import functional
 
 from fft_style import StyleRecalibration
-from fused_features import PATHS
 
 
 def batch_norm(channels):
@@ -27,6 +26,7 @@ def group_norm(channels):
 
 
 NORMS = {"batch": batch_norm, "group": group_norm}
+PATHS = ("encoder", "decoder")
 
 
 def block(inputs, outputs, norm=batch_norm):
@@ -41,13 +41,12 @@ def block(inputs, outputs, norm=batch_norm):
 class UNet(nn.Module):
     """U-Net of widths w, 2w, 4w, 8w, 16w (w = `width`): (B, 3, H, W) -> logits (B, classes, H, W).
 
-    H and W have to be multiples of 16. fsr: "none", "global" or "adaptive". levels: the shallow
-    levels that are fused with the deepest (3); with [] there are no fusion heads at all.
-    The U-Net proper is built first, so its initial weights depend on the seed alone.
-    norm: "batch", "group", or channels -> the layer behind every convolution of a block.
-    `input_transform` is a map (B, 3, H, W) -> (B, 3, H, W) that a method may put before the network.
-    Maps are stored channels last, which is faster. Raises ValueError for another fsr or norm.
-    Source: released code; `adaptive`: paper.
+    H and W have to be multiples of 16. fsr: "none", "global" or "adaptive". levels: the shallow levels that
+    are fused with the deepest (3); with [] there are no fusion heads at all. norm: "batch", "group", or
+    channels -> the layer behind every convolution of a block. `input_transform` is a map (B, 3, H, W) ->
+    (B, 3, H, W) that a method may put before the network. The U-Net proper is built first, so its initial
+    weights depend on the seed alone. Maps are stored channels last, which is faster.
+    Raises ValueError for another fsr or norm. Source: released code; `adaptive`: paper.
     """
 
     def __init__(self, width=32, classes=2, fsr="adaptive", levels=(0, 1, 2), norm="batch"):
@@ -94,8 +93,7 @@ class UNet(nn.Module):
 def fusion_heads(c, levels):
     """Return the 1x1 convolutions of one path, f_k = Conv_k([x_k ; up(x_3)]), under the name of k.
 
-    c: channels per level. All give c[3] channels (256 at width 32). Source: released code; the
-    paper's summaries fuse 'adjacent levels', the released code each level with the deepest.
+    c: channels per level. All give c[3] channels (256 at width 32). Source: released code.
     """
     return nn.ModuleDict({str(k): nn.Conv2d(c[k] + c[3], c[3], 1) for k in sorted(levels)})
 
@@ -105,8 +103,8 @@ def fusion_heads(c, levels):
 def build_model(config, method):
     """Return the method's network, its initial weights seeded; without prototypes it has no fusion heads.
 
-    Raises ValueError if the network cannot be built from the config, or its maps do not have the strides
-    1, 2, 4, 8 of the levels that are aligned.
+    Raises ValueError if the network cannot be built from the config, has no fusion heads for prototypes, or
+    maps without the strides 1, 2, 4, 8 of the levels that are aligned.
     """
     torch.manual_seed(config.seed)
     try:
@@ -116,6 +114,8 @@ def build_model(config, method):
                          f"fsr: {config.fsr} ({problem}); choose others") from None
     if method.input_transform is not None:
         model.input_transform = method.input_transform
+    if config.prototype_weight > 0 and not model.fusion:
+        raise ValueError("network: its fusion is empty; add unet.fusion_heads, or set prototype_weight to 0")
     if model.fusion and type(model) is not UNet:  # whose strides are known
         check_strides(model, config.image_size)
     return model
@@ -125,7 +125,7 @@ def build_model(config, method):
 def check_strides(model, size):
     """Raise ValueError unless the maps that are aligned have the strides 1, 2, 4, 8 of their levels."""
     try:
-        maps = copy.deepcopy(model).features(torch.zeros(2, 3, size, size))[1]
+        maps = copy.deepcopy(model).features(torch.zeros(2, 3, size, size))[1]  # norms may keep averages
     except RuntimeError as problem:
         raise ValueError(f"network: it cannot be given images of {size} px ({str(problem).splitlines()[0]}); "
                          "mend its features, or set another image_size") from None

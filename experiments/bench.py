@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional
 
 from config import METHODS, load_config
-from datasets import keep_on, load_sites
+from datasets import load_sites, store_on
 from federated import Context, average_weights, local_update, make_optimizer
 from fft_style import recalibrate, recalibrate_fourier
 from methods.find import find_step, method_and_model
@@ -91,7 +91,7 @@ def whole_round(file, overrides):
     saving."""
     config = load_config(file, overrides)
     device, (method, model), kept = pick_device(config), method_and_model(config), {}
-    sites, step = keep_on(load_sites(config), device), find_step(config, device)
+    sites, step = store_on(load_sites(config), device), find_step(config, device)
     model.to(device)
     w, G = {name: value.clone() for name, value in model.state_dict().items()}, {}
     for t in (1, 2):

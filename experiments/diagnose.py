@@ -18,7 +18,7 @@ from datasets import load_sites, stack
 from experiments.reproduce import TAUS
 from federated import Context
 from fft_style import EPS
-from fused_features import PATHS, on_grids, squares_and_dots
+from fused_features import on_grids, squares_and_dots
 from methods.find import find_method
 from prototypes import columns, contrastive_loss, cosines
 from rounds.finished import open_run
@@ -27,7 +27,7 @@ from scoring.metrics import overlap_scores
 from scoring.norms import own_network
 from scoring.trained import load_run
 from settings.program import Parser, run_program
-from unet import UNet
+from unet import PATHS, UNet
 
 IMAGES = 12  # of each site, at most
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)

@@ -25,13 +25,13 @@ from datasets import load_sites, stack
 from experiments.curves import axes, save_figure
 from experiments.figures import LOOKS
 from experiments.style_bias import LEVELS, scene_batches, scenes, style_bias
-from fused_features import PATHS, on_grids, squares_and_dots
+from fused_features import on_grids, squares_and_dots
 from methods.find import method_and_model
 from prototypes import add_class_sums, aggregate_prototypes, cosines, local_prototypes
 from rounds.finished import open_run
 from scoring.trained import model_of
 from settings.program import Parser, run_program
-from unet import UNet
+from unet import PATHS, UNet
 
 MAY_DIFFER = {"rounds", "out", "eval_every", "resume", "device", "data", "splits"}
 TURN = {"vmin": -torch.pi, "vmax": torch.pi}

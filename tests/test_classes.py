@@ -19,13 +19,13 @@ import train
 from config import DEFAULTS, BadInput, as_yaml, class_name, load_config
 from datasets import load_sites
 from experiments import reproduce
-from fused_features import PATHS
 from scoring import evaluate as evaluation
 from scoring import metrics, pictures, results
 from scoring.trained import load_run
 from sites import demo_data, images, scenes, volumes
 from test_fedbcs import literal_alignment, random_problem, tiny_config
 from tests.helpers import a_config, a_sample, finished, run_here, start_training
+from unet import PATHS
 
 NAMES = "class_names=[disc,cup]"
 

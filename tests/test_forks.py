@@ -247,6 +247,14 @@ def test_maps_of_other_strides_are_refused(tmp_path, monkeypatch, pooling, size,
         method_and_model(config)
 
 
+def test_prototypes_without_fusion_heads_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(worked_example("small")[0].replace("PATHS if levels else ()", "()"))
+    with pytest.raises(BadInput, match="network: its fusion is empty; add"):
+        method_and_model(tiny_config("d", "o", "method=mine.py:small", "prototype_weight=1"))
+    assert not method_and_model(tiny_config("d", "o", "method=mine.py:small"))[1].fusion
+
+
 def test_another_norm_layer(tmp_path, monkeypatch, capsys):
     """No statistics are collected or spoken of; a width that it cannot divide is one line."""
     state, _ = run_example("group_norm", tmp_path, "width=8")

@@ -12,12 +12,11 @@ import prototypes
 import train
 from datasets import batches, seeded, sites_of_round
 from federated import Diverged
-from fused_features import PATHS
 from methods.find import find_method
 from rounds.reading import load_checkpoint
 from test_fedbcs import first_state, one_round, tiny_config, write_nuclei
 from tests.helpers import assert_same
-from unet import UNet
+from unet import PATHS, UNet
 
 # ---- The round ----
 
