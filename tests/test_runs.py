@@ -160,7 +160,8 @@ def small_run(tmp_path_factory):
 
 
 def test_eval_repeats_trains_numbers(small_run):
-    done = run_eval("--run", "run", folder=small_run)
+    done = subprocess.run([sys.executable, HERE / "eval.py", "--run", "run"], cwd=small_run, capture_output=True, text=True,
+                          check=False)  # a process of its own, as small_run's training was
     assert done.returncode == 0, done.stderr
     told = json.loads((small_run / "run" / "result_eval.json").read_text(), parse_constant=pytest.fail)
     saved = json.loads((small_run / "run" / "result.json").read_text())
