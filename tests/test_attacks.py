@@ -406,39 +406,38 @@ def test_a_count_is_stated_once_and_kept(tmp_path, capsys):
     assert "site b failed in round 2: it has 3000 training images, and stated 3 before" in capsys.readouterr().err
 
 
-# ---- Eight rounds with the defaults ----
+# ---- Several rounds with the defaults ----
 
-EIGHT = {
-    "an update of 1e6 x": (arrays("weights", floats(lambda v: v * 1e6)), "its update is"),
-    "weights of 9e7": (arrays("weights", floats(lambda v: v * 0 + 9e7)), "its update is"),
-    "prototypes of 9999": (arrays("prototypes", each(lambda v: v * 0 + 9999)), "its prototype of class")}
-
-
-@pytest.fixture(scope="module")
-def eight_alone(tmp_path_factory):
-    """A data folder with the sites a, b and c, and what a and c reach alone in eight rounds."""
-    folder = tmp_path_factory.mktemp("eight")
-    data = write_nuclei(folder / "data", ("a", "b", "c"))
-    return data, Hospitals(folder, data, "ac", ("rounds=8", *SKIP[1:])).train()[0]
+LONG = (  # what b sends, and what is said of it
+    (arrays("weights", floats(lambda v: v * 1e6)), "its update is"),
+    (arrays("weights", floats(lambda v: v * 0 + 9e7)), "its update is"),
+    (arrays("prototypes", each(lambda v: v * 0 + 9999)), "its prototype of class"))
 
 
-@pytest.mark.parametrize("attack, words", EIGHT.values(), ids=EIGHT)
-def test_eight_rounds_of_an_attack_change_nothing(tmp_path, eight_alone, capsys, attack, words):
-    """The attacker is named in every round, and the honest end as they do alone, to the bit."""
-    data, alone = eight_alone
-    nodes = Hospitals(tmp_path, data, "abc", ("rounds=8", *SKIP[1:]))
-    nodes.spoil = lambda message, reply: (attack(reply.content) if message.metadata.dst_node_id == 2
-                                          and message.metadata.message_type == "train" else None, reply)[1]
+def test_rounds_of_attacks_change_nothing(tmp_path, capsys):
+    """Each attack in three of nine rounds; the attacker is named in all, and the honest end as they do alone, to
+    the bit."""
+    data, settings = write_nuclei(tmp_path / "data", ("a", "b", "c")), (f"rounds={3 * len(LONG)}", *SKIP[1:])
+    alone = Hospitals(tmp_path / "alone", data, "ac", settings).train()[0]
+    nodes = Hospitals(tmp_path, data, "abc", settings)
+
+    def spoil(message, reply):
+        if message.metadata.dst_node_id == 2 and message.metadata.message_type == "train":
+            LONG[message.content["round"]["t"] % len(LONG)][0](reply.content)
+        return reply
+    nodes.spoil = spoil
+    capsys.readouterr()
     state, _ = nodes.train()
     said = capsys.readouterr().err
-    assert all(f"site b failed in round {t}: {words}" in said for t in range(1, 9)) and "site a" not in said
+    assert all(f"site b failed in round {t}: {LONG[t % len(LONG)][1]}" in said for t in range(1, 3 * len(LONG) + 1))
+    assert "site a" not in said
     assert_same(dict(state["weights"]), dict(alone["weights"]))
     assert_same(state["prototypes"], alone["prototypes"])
 
 
 def test_a_site_that_hardly_moves_throws_nobody_out(tmp_path, capsys):
-    """Of two, b moves one weight by 1e-6 in each of eight rounds: nobody can tell who is wrong, both count."""
-    nodes = Hospitals(tmp_path, write_nuclei(tmp_path / "data", ("a", "b")), "ab", ("rounds=8", *SKIP[1:]))
+    """Of two, b moves one weight by 1e-6 in each of four rounds: nobody can tell who is wrong, both count."""
+    nodes = Hospitals(tmp_path, write_nuclei(tmp_path / "data", ("a", "b")), "ab", ("rounds=4", *SKIP[1:]))
 
     def spoil(message, reply):
         if message.metadata.dst_node_id == 2 and message.metadata.message_type == "train":
@@ -449,12 +448,12 @@ def test_a_site_that_hardly_moves_throws_nobody_out(tmp_path, capsys):
     nodes.spoil = spoil
     state, _ = nodes.train()
     assert "failed" not in capsys.readouterr().err
-    assert [row[2] for row in state["history"] if row[1] == "train"] == ["a", "b"] * 8
+    assert [row[2] for row in state["history"] if row[1] == "train"] == ["a", "b"] * 4
 
 
 def test_the_best_round_is_that_of_the_median_site(tmp_path):
     """b says 1 after the first round and 0 ever after; by the mean round 1 would be the best."""
-    nodes = Hospitals(tmp_path, write_nuclei(tmp_path / "data", ("a", "b", "c")), "abc", ("rounds=8", *SKIP[1:]))
+    nodes = Hospitals(tmp_path, write_nuclei(tmp_path / "data", ("a", "b", "c")), "abc", ("rounds=4", *SKIP[1:]))
 
     def spoil(message, reply):
         if "val" in reply.content:
@@ -464,7 +463,7 @@ def test_the_best_round_is_that_of_the_median_site(tmp_path):
         return reply
     nodes.spoil = spoil
     state, result = nodes.train()
-    assert state["best"] == {"round": 8, "dice": pytest.approx(0.5)} and result["best"]["round"] == 8
+    assert state["best"] == {"round": 4, "dice": pytest.approx(0.3)} and result["best"]["round"] == 4
 
 
 # ---- The same over a real server ----
@@ -484,10 +483,8 @@ def change(content, name, how):
 
 ATTACKS = {
     1: lambda content: change(content, "prototypes", torch.Tensor.double),
-    2: lambda content: change(content, "prototypes", lambda v: v.to(torch.complex64)),
-    3: lambda content: change(content, "weights", lambda v: (v.view(torch.float32) * 0 + 1e30).view(torch.uint8)),
-    4: lambda content: change(content, "weights", lambda v: (v.view(torch.float32) / 0).view(torch.uint8)),
-    5: lambda content: content.__setitem__("site", ConfigRecord({"name": "a"}))}
+    2: lambda content: change(content, "weights", lambda v: (v.view(torch.float32) / 0).view(torch.uint8)),
+    3: lambda content: content.__setitem__("site", ConfigRecord({"name": "a"}))}
 
 
 def spoilt(app, message, context):
@@ -503,18 +500,16 @@ def spoilt(app, message, context):
 ClientApp.__call__ = spoilt
 '''
 SAID = ("round 1: its prototypes of the encoder are not vectors of 48 numbers",
-        "round 2: its prototypes of the encoder are not vectors of 48 numbers",
-        r"round 3: its weights reach 1\.0e\+30, more than 1e\+08",
-        "round 4: its weights are not finite",
-        "round 5: its node has answered as c before and now as a")
+        "round 2: its weights are not finite",
+        "round 3: its node has answered as c before and now as a")
 
 
-def test_the_five_worst_attacks_over_a_real_server(tmp_path):
+def test_three_attacks_over_a_real_server(tmp_path):
     """The run is that of the honest site alone, to the bit; all that the other sends is named and left out."""
     data = write_nuclei(tmp_path / "data", ("a", "c"))
     (tmp_path / "hostile").mkdir()
     (tmp_path / "hostile" / "sitecustomize.py").write_text(HOSTILE)
-    settings = ("rounds=5", "eval_every=5", "on_site_failure=skip")
+    settings = ("rounds=3", "eval_every=3", "on_site_failure=skip")
     with contextlib.closing(Federation(tmp_path)) as federation:
         federation.start_link()
         federation.start_node("a", data / "a")
@@ -591,24 +586,25 @@ def test_a_site_allows_training_by_default(tmp_path):
     assert {sample.case for sample in site.train} <= set("01234")
 
 
-@pytest.mark.parametrize("name", ["kept.pt", "decoded.pt"])
 @pytest.mark.parametrize("damage", [lambda content: content[:100], lambda content: b"", lambda content: b"x" * 999,
                                     lambda content: content[:300] + b"\0" + content[301:]])
-def test_a_damaged_file_of_a_site_is_replaced(tmp_path, capsys, damage, name):
-    """The site warns, goes on with a fresh optimizer or decodes again, and writes the file anew."""
+def test_damaged_files_of_a_site_are_replaced(tmp_path, capsys, damage):
+    """The site warns, goes on with a fresh optimizer and decodes again, and writes both files anew."""
     data, damaged = write_nuclei(tmp_path / "data", ("a", "b")), []
     nodes = Hospitals(tmp_path, data, "ab", ("rounds=3", "optimizer=adam", "lr=1e-3"))
 
     def spoil(message, reply):
-        file = tmp_path / "a" / name
         if message.metadata.dst_node_id == 1 and not damaged:
-            damaged.append(file.write_bytes(damage(file.read_bytes())))
+            for name in ("kept.pt", "decoded.pt"):
+                file = tmp_path / "a" / name
+                damaged.append(file.write_bytes(damage(file.read_bytes())))
         return reply
     nodes.spoil = spoil
     state, _ = nodes.train()
-    said = capsys.readouterr().err
-    assert state["round"] == 3 and name in said and "goes on without it and writes it anew" in said
-    assert set(load_whole(tmp_path / "a" / "kept.pt")) == {2, 3, "answered"}
+    said = [line for line in capsys.readouterr().err.splitlines() if "goes on without it and writes it anew" in line]
+    assert state["round"] == 3 and [name for line in said for name in ("kept.pt", "decoded.pt") if name in line] == [
+        "decoded.pt", "kept.pt"]
+    assert set(load_whole(tmp_path / "a" / "kept.pt")) == {2, 3, "answered"} and load_whole(tmp_path / "a" / "decoded.pt")
 
 
 # ---- Keys ----
