@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import importlib
+import io
 import json
 import subprocess
 import sys
@@ -10,8 +11,11 @@ from types import SimpleNamespace
 
 import nibabel
 import numpy as np
+import pytest
 import torch
 
+import eval as scoring
+import train
 from config import load_config
 from datasets import Site
 from experiments import run_grid
@@ -127,10 +131,22 @@ def start_here(monkeypatch):
     monkeypatch.setattr(run_grid.time, "sleep", lambda _: None)
 
 
+def run_quietly(module, *arguments, folder):
+    """The same without fixtures; return what a process of its own would: returncode, stdout and stderr."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        try:
+            run_program(module.main)
+        except SystemExit as end:
+            code = end.code
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
 def run_eval(*arguments, folder):
-    """Run eval.py in a process of its own, in `folder`."""
-    return subprocess.run([sys.executable, HERE / "eval.py", *map(str, arguments)], cwd=folder,
-                          capture_output=True, text=True, check=False)
+    """Run eval.py in `folder`."""
+    return run_quietly(scoring, *arguments, folder=folder)
 
 
 def eval_result(folder, *overrides):
@@ -138,6 +154,12 @@ def eval_result(folder, *overrides):
     done = run_eval("--run", "run", *overrides, folder=folder)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "run" / "result_eval.json").read_text())
+
+
+def train_by(folder, *overrides):
+    """Run train.py on c.yaml in `folder`."""
+    done = run_quietly(train, "--config", "c.yaml", *overrides, folder=folder)
+    assert done.returncode == 0, done.stderr
 
 
 def rows_of(run):

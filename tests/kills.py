@@ -4,10 +4,11 @@
 """
 
 import random
+import shutil
 import tempfile
 from pathlib import Path
 
-from tests.test_guards import kill_and_resume, prepare_kills
+from tests.test_guards import after, half_written, killed, prepare_kills, resumes_to
 
 
 def main():
@@ -16,9 +17,11 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         whole, seconds = prepare_kills(Path(folder))
         for number in range(60):
-            writing = 20 <= number < 40
-            until = 1.0 if number < 20 else seconds
-            kill_and_resume(Path(folder), moments.uniform(0, until), whole, writing)
+            writing, run = half_written(Path(folder)), Path(folder) / "run"
+            over = after(moments.uniform(0, 1.0 if number < 20 else seconds))
+            shutil.rmtree(run, ignore_errors=True)
+            killed(Path(folder), (lambda: over() and writing()) if 20 <= number < 40 else over)  # noqa: B023 - called here
+            resumes_to(whole, Path(folder))
             print(f"\r{number + 1} kills, all resumed to the same bits", end="", flush=True)
     print()
 

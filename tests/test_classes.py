@@ -24,7 +24,7 @@ from scoring import metrics, pictures, results
 from scoring.trained import load_run
 from sites import demo_data, images, scenes, volumes
 from test_fedbcs import literal_alignment, random_problem, tiny_config
-from tests.helpers import a_config, a_sample, finished, run_here, start_training
+from tests.helpers import a_config, a_sample, run_here, train_by
 from unet import PATHS
 
 NAMES = "class_names=[disc,cup]"
@@ -284,8 +284,7 @@ def test_a_run_of_three_classes_resumes_to_the_bit(trained, tmp_path):
     folder, config = trained
     (tmp_path / "c.yaml").write_text(as_yaml(config).replace("rounds: 2", "rounds: 1"))
     for words in (("out=r",), ("out=r", "rounds=2", "resume=true")):
-        code, _, err = finished(start_training(tmp_path, *words, "device=cpu"))
-        assert code == 0, err
+        train_by(tmp_path, *words, "device=cpu")
     ours, once = (torch.load(place / "last.pt", weights_only=True) for place in (tmp_path / "r", folder / "run"))
     assert all(torch.equal(ours["weights"][name], once["weights"][name]) for name in once["weights"])
     assert (tmp_path / "r" / "cases.csv").read_bytes() == (folder / "run" / "cases.csv").read_bytes()

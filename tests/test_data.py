@@ -5,8 +5,6 @@ import itertools
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel
@@ -23,8 +21,8 @@ from config import BadInput
 from datasets import batches, load_sites, seeded, splits_of
 from sites import demo_data, readers, scenes
 from sites.readers import Sample
-from test_fedbcs import HERE, write_nuclei
-from tests.helpers import nuclei_config, prostate_config, write_prostate
+from test_fedbcs import write_nuclei
+from tests.helpers import nuclei_config, prostate_config, run_quietly, write_prostate
 
 # ---- Data ----
 
@@ -438,11 +436,9 @@ def test_report_names_everything_that_is_wrong(tmp_path, monkeypatch, capsys):
                   "1 pixel", "ignored   1 files"):
         assert words in out
     assert Image.open("sheet.png").width > 500
-    done = subprocess.run([sys.executable, HERE / "check_data.py", "d", "--task", "nuclei", "image_size=64"],
-                          cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run_quietly(check_data, "d", "--task", "nuclei", "image_size=64", folder=tmp_path)
     assert done.returncode == 1 and done.stderr == "" and "3 problems" in done.stdout
-    done = subprocess.run([sys.executable, HERE / "check_data.py", "nowhere", "--task", "nuclei"],
-                          cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run_quietly(check_data, "nowhere", "--task", "nuclei", folder=tmp_path)
     assert done.returncode == 2 and re.fullmatch("error: nowhere: .*\n", done.stderr)
 
 

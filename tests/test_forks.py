@@ -4,8 +4,6 @@ import copy
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,11 +29,10 @@ from test_fedbcs import HERE, tiny_config, write_nuclei
 from tests.helpers import (
     assert_same,
     eval_result,
-    finished,
     rows_of,
     run_eval,
     run_here,
-    start_training,
+    train_by,
     without_seconds,
 )
 from tests.test_methods import cosine
@@ -145,10 +142,7 @@ def run_example(name, folder, *overrides):
     (folder / "mine.py").write_text(code)
     (folder / "c.yaml").write_text(as_yaml(tiny_config("data", "run")))
     assert command[:4] == ["python", "train.py", "--config", "config.yaml"]
-    command = ["--config", "c.yaml", *command[4:], "out=run", *overrides]
-    done = subprocess.run([sys.executable, HERE / "train.py", *command], cwd=folder, check=False,
-                          capture_output=True, text=True, timeout=170)
-    assert done.returncode == 0, done.stderr
+    train_by(folder, *command[4:], "out=run", *overrides)
     return load_checkpoint_in(folder, "run"), [row for row in rows_of(folder / "run") if row["split"] == "train"]
 
 
@@ -167,9 +161,7 @@ def test_moon_remembers_over_rounds_and_kills(tmp_path):
     assert [row["loss_contrast"] for row in rows[:2]] == ["null"] * 2
     assert all(0 < float(row["loss_contrast"]) < 0.01 * math.log(1 + math.exp(2 / 0.5)) for row in rows[2:])
     for rounds in ("rounds=1", "rounds=3"):
-        command = ["--config", "c.yaml", "method=mine.py:moon", rounds, "out=again", "resume=true"]
-        assert finished(subprocess.Popen([sys.executable, HERE / "train.py", *command], cwd=tmp_path,
-                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE))[0] == 0
+        train_by(tmp_path, "method=mine.py:moon", rounds, "out=again", "resume=true")
     again = load_checkpoint_in(tmp_path, "again")
     for key in ("weights", "kept"):
         assert_same(again[key], state[key])
@@ -308,9 +300,9 @@ def test_a_number_for_each_site(tmp_path, monkeypatch):
 def test_a_schedule_is_followed_in_every_round_and_after_a_kill(tmp_path):
     """lr_t is in the optimizer of round t; Adam counts on."""
     run_example("decay", tmp_path, "optimizer=adam", "lr=1e-3", "rounds=2")
-    command = ["c.yaml", *worked_example("decay")[1][4:], "out=run", "optimizer=adam", "lr=1e-3", "resume=true"]
+    command = [*worked_example("decay")[1][4:], "out=run", "optimizer=adam", "lr=1e-3", "resume=true"]
     for rounds in (2, 4):  # stopped after 2 of 4: the schedule is that of the config it was stopped in
-        assert finished(start_training(tmp_path, *command[1:], f"rounds={rounds}"))[0] == 0
+        train_by(tmp_path, *command, f"rounds={rounds}")
         for kept in load_checkpoint_in(tmp_path, "run")["kept"].values():
             group, = kept["optimizer"]["param_groups"]
             assert group["lr"] == pytest.approx(1e-3 * (1 - (rounds - 1) / rounds) ** 0.9)
@@ -373,7 +365,7 @@ def test_a_logger_is_called_once_a_round(tmp_path, monkeypatch):
         assert float(loss) == pytest.approx(np.mean([float(row["loss_dice"]) for row in rows if row["round"] == t]))
     assert float(rows[-1]["loss_contrast"]) > 0  # it is FedBCS that is logged
     command = [*worked_example("logged")[1][4:], "out=run", "eval_every=2", "rounds=4", "resume=true"]
-    assert finished(start_training(tmp_path, *command))[0] == 0
+    train_by(tmp_path, *command)
     assert run_eval("--run", "run", "trust=true", folder=tmp_path).returncode == 0
     lines = (tmp_path / "run" / "log.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["1", "2", "3", "4"]
@@ -458,7 +450,7 @@ def test_some_sites_a_round(tmp_path):
     assert command.split()[:4] == ["python", "train.py", "--config", "config.yaml"]
     write_nuclei(tmp_path / "data", "abc")
     (tmp_path / "c.yaml").write_text(as_yaml(tiny_config("data", "run")))
-    assert finished(start_training(tmp_path, *command.split()[4:]))[0] == 0
+    train_by(tmp_path, *command.split()[4:])
     rows = [(row["round"], row["split"]) for row in rows_of(tmp_path / "run")]
     assert [rows.count((t, split)) for t in "12" for split in ("train", "val")] == [2, 3, 2, 3]
 

@@ -23,7 +23,16 @@ from scoring.trained import load_run
 from settings import program as programs
 from test_fedbcs import HERE, tiny_config, write_nuclei
 from tests import mutate
-from tests.helpers import a_config, assert_same, run_here, some_sites, start_training, write_run
+from tests.helpers import (
+    a_config,
+    assert_same,
+    rows_of,
+    run_here,
+    some_sites,
+    start_training,
+    without_seconds,
+    write_run,
+)
 
 # ---- Settings ----
 
@@ -246,49 +255,70 @@ def test_a_run_that_goes_on_has_no_earlier_end(finished_run, tmp_path):
     assert not (run / "result.json").exists() and not (run / "predictions.png").exists()
 
 
-def kill_and_resume(folder, seconds, whole, writing=False):
-    """Start a run, kill it after so many seconds, go on by the same command; its end has to be `whole`.
-
-    writing: kill it at the next moment after that in which a file is half written.
-    """
-    shutil.rmtree(folder / "run", ignore_errors=True)
+def killed(folder, until):
+    """Start or go on with a run and kill it once until() is true, if it has not come to its end by then."""
     process = start_training(folder, "resume=true")
-    time.sleep(seconds)
-    while writing and process.poll() is None and not list((folder / "run").glob("*.part")):
-        pass
+    while process.poll() is None and not until():
+        time.sleep(0.002)
     process.kill()
-    process.communicate()
+    err = process.communicate()[1]
+    assert process.returncode in (0, -signal.SIGKILL), err
+
+
+def after(seconds):
+    """A moment so long from now."""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
+
+
+def half_written(folder):
+    """A moment in which a file of the run is half written."""
+    return lambda: list((folder / "run").glob("*.part"))
+
+
+def scored(folder, t):
+    """The moment in which round t has its scores, so that the next one goes on."""
+    return lambda: (folder / "run" / "metrics.csv").exists() and f"\n{t},val" in (folder / "run" / "metrics.csv").read_text()
+
+
+def resumes_to(whole, folder):
+    """Go on with a killed run by the same command; its end has to be that of the run in the folder `whole`."""
     left = sorted(path.name for path in (folder / "run").iterdir()) if (folder / "run").exists() else []
     process = start_training(folder, "resume=true")
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, (seconds, left, out, err)
-    state = load_checkpoint(folder / "run" / "last.pt")
-    for key in ("weights", "prototypes", "kept", "best"):
-        assert_same(state[key], whole[0][key])
-    assert json.loads((folder / "run" / "result.json").read_text())["last"] == whole[1]
-    names = {path.name for path in (folder / "run").iterdir()}
-    assert names == {"best.pt", "last.pt", "config.yaml", "metrics.csv", "predictions.png", "result.json",
-                     "splits.json", "cases.csv"}
+    assert process.returncode == 0, (left, out, err)
+    for name in ("last.pt", "best.pt"):
+        a, b = (load_checkpoint(run / name) for run in (whole, folder / "run"))
+        assert a.keys() == b.keys() > {"round", "weights", "statistics", "local"}
+        for key in a.keys() - {"config", "seconds", "history"}:
+            assert_same(a[key], b[key])
+    a, b = (json.loads((run / "result.json").read_text()) for run in (whole, folder / "run"))
+    assert a["best"] == b["best"] and a["last"] == b["last"]
+    assert without_seconds(rows_of(whole)) == without_seconds(rows_of(folder / "run"))
+    assert {path.name for path in (folder / "run").iterdir()} == {path.name for path in whole.iterdir()} == {
+        "best.pt", "last.pt", "config.yaml", "metrics.csv", "predictions.png", "result.json", "splits.json", "cases.csv"}
+    return out
 
 
 def prepare_kills(folder):
-    """Return (state, result) of an uninterrupted run in `folder` and how many seconds it took."""
+    """Return the folder of an uninterrupted run in `folder` and how many seconds it took."""
     write_nuclei(folder / "d")
-    (folder / "c.yaml").write_text("task: nuclei\ndata: d\nout: run\nrounds: 6\nwidth: 2\nimage_size: 32\n"
+    (folder / "c.yaml").write_text("task: nuclei\ndata: d\nout: run\nrounds: 8\nwidth: 2\nimage_size: 32\n"
                                    "batch_size: 2\ndevice: cpu\noptimizer: adam\nlr: 1e-3\n")
     start = time.perf_counter()
-    process = start_training(folder, "resume=true")
+    process = start_training(folder, "out=whole")
     process.communicate()
-    seconds = time.perf_counter() - start
-    result = json.loads((folder / "run" / "result.json").read_text())["last"]
-    return (load_checkpoint(folder / "run" / "last.pt"), result), seconds
+    return folder / "whole", time.perf_counter() - start
 
 
 def test_kills_at_any_moment(tmp_path):
-    """Four here; `python -m tests.kills` makes 60."""
+    """Four of one run, at its start, in a round, while a file is half written and in a later round; `python -m
+    tests.kills` makes 60, each of a run of its own."""
     whole, seconds = prepare_kills(tmp_path)
-    for share in (0.15, 0.4, 0.65, 0.9):
-        kill_and_resume(tmp_path, share * seconds, whole)
+    for until in (after(0.15 * seconds), scored(tmp_path, 2), half_written(tmp_path), scored(tmp_path, 4)):
+        killed(tmp_path, until)
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert "resuming after round" in resumes_to(whole, tmp_path)
 
 
 def test_spoilt_inputs_end_as_documented(capsys):
