@@ -20,7 +20,7 @@ from scoring.pictures import GREEN, as_png, contact_sheet, legend, outlined_tile
 from settings.program import Parser, run_program
 from sites import across, demo_data
 from sites.given_splits import given_splits
-from sites.layouts import DATA_KINDS, list_files, unread
+from sites.layouts import list_files, unread
 from sites.patients import shared_names
 from sites.readers import read_sample
 
@@ -33,24 +33,23 @@ def check(config, sheet):
     entries, problems = list_files(folder, config.task, config.case_pattern, config.leave_out or ())
     files = [entry for found in entries.values() for entry in found]
     across.check_memory(folder, files, config)
-    rows, warnings, sites = [], unread(folder, files, config.leave_out or ()), []
+    warnings = unread(folder, files, config.leave_out or ())
     warnings += [f"{site}: {text}" for site, text in shared_names(entries).items()]
-    splits, *wrong = [None] if problems else attempt(given_splits, config)
-    problems += wrong
-    for site in entries:
-        samples = read_all(site, entries[site], config, problems)
+    splits = None if problems else attempt(problems, given_splits, config)
+    rows, sites = [], []
+    for site, of_site in entries.items():
+        samples = [attempt(problems, read_sample, entry, site, config.task, config.image_size, config.classes,
+                           config.window) for entry in of_site]
+        samples = [sample for sample in samples if sample]
         warnings += [text for sample in samples for text in sample.warnings]
         if samples and not any(sample.truth.any() for sample in samples):
-            warnings.append(f"{entries[site][0].mask.parent}: all masks of site {site} are empty, foreground "
+            warnings.append(f"{of_site[0].mask.parent}: all masks of site {site} are empty, foreground "
                             "has to be > 0; if its cases are healthy it may train, or set leave_out")
-        cases = {entry.case for entry in entries[site]}
-        parts, *wrong = attempt(split_of, site, cases, splits, config) if cases else [{}]
-        problems += wrong
-        of_parts = {part: set((parts or {}).get(part, ())) for part in SPLITS}
-        sites.append(Site(site, **{part: [sample for sample in samples if sample.case in cases]
-                                   for part, cases in of_parts.items()}))
-        print("\n".join(report(site, config, entries[site], samples, parts,
-                               other_files(folder / site))))
+        cases = {entry.case for entry in of_site}
+        parts = cases and attempt(problems, split_of, site, cases, splits, config) or {}
+        sites.append(Site(site, **{part: [sample for sample in samples if sample.case in parts.get(part, ())]
+                                   for part in SPLITS}))
+        print("\n".join(report(site, config, of_site, samples, parts)))
         if samples:
             key = "" if rows else legend([class_name(config, j) for j in range(config.classes)])
             rows.append((site + key, [tile for sample in examples(samples) for tile in outlined_tiles(
@@ -65,57 +64,39 @@ def check(config, sheet):
     return len(problems)
 
 
-def attempt(function, *given):
-    """Return [what a function returns], or [None, what is wrong] if it raises BadInput."""
+def attempt(problems, function, *given):
+    """Return what a function returns; None if it raises BadInput, which goes to `problems`."""
     try:
-        return [function(*given)]
+        return function(*given)
     except BadInput as problem:
-        return [None, str(problem)]
+        problems.append(str(problem))
+        return None
 
 
-def read_all(site, entries, config, problems):
-    """Return the Samples of all files that can be read; others go to `problems`."""
-    samples = []
-    for entry in entries:
-        try:
-            samples.append(read_sample(entry, site, config.task, config.image_size, config.classes,
-                                       config.window))
-        except BadInput as problem:
-            problems.append(str(problem))
-    return samples
-
-
-def report(site, config, entries, samples, parts, ignored):
+def report(site, config, entries, samples, parts):
     """Return the lines on one site; samples: of the files that could be read."""
     slices = f", {sum(len(sample.images) for sample in samples)} slices" if config.task in VOLUMES else ""
     lines = [site, f"  images    {len(samples)} of {len(entries)} readable{slices}",
              f"  cases     {len({entry.case for entry in entries})}"]
-    facts = [sample.facts for sample in samples]
-    if facts:
+    if facts := [sample.facts for sample in samples]:
         labels = sorted(set().union(*(fact["labels"] for fact in facts)))
         low, high = min(fact["low"] for fact in facts), max(fact["high"] for fact in facts)
         listed = ", ".join(f"{label:g}" for label in labels[:8]) + " ..." * (len(labels) > 8)
+        shares = [f"{100 * np.mean([(sample.truth == j).mean() for sample in samples]):.1f} %"
+                  for j in range(config.classes)]
+        if config.classes == 2:
+            shares = [f"foreground is > 0, {shares[1]}"]
+        else:
+            names = config.class_names or [""] * config.classes
+            shares = [f"{f'{j} {names[j]}'.strip()} {shares[j]}" for j in range(1, config.classes)]
         lines += [f"  size      {distinct(fact['size'] for fact in facts)}",
                   f"  channels  {distinct(fact['channels'] for fact in facts)}",
                   f"  values    {low:g} to {high:g}",
-                  f"  labels    {listed}; {shares(samples, config)} of the pixels",
+                  f"  labels    {listed}; {', '.join(shares)} of the pixels",
                   f"  spacing   {distinct(fact['spacing'] for fact in facts)}"]
     if parts:
-        sizes = ", ".join(f"{part} {len(parts[part])}" for part in ("train", "val", "test"))
-        lines.append(f"  split     {sizes} cases")
-    if ignored:
-        lines.append(f"  ignored   {ignored} files of other kinds")
+        lines.append(f"  split     {', '.join(f'{part} {len(parts[part])}' for part in SPLITS)} cases")
     return lines
-
-
-def shares(samples, config):
-    """Return how much of the pixels is foreground, or of more than two classes each of them."""
-    found = [f"{100 * np.mean([(sample.truth == j).mean() for sample in samples]) if samples else 0:.1f} %"
-             for j in range(config.classes)]
-    if config.classes == 2:
-        return f"foreground is > 0, {found[1]}"
-    names = config.class_names or [""] * config.classes
-    return ", ".join(" ".join(filter(None, (str(j), names[j], found[j]))) for j in range(1, config.classes))
 
 
 def distinct(values, at_most=4):
@@ -123,12 +104,6 @@ def distinct(values, at_most=4):
     different = Counter(values).most_common()
     listed = ", ".join(f"{value} ({number})" for value, number in different[:at_most])
     return listed + f", {len(different) - at_most} others" * (len(different) > at_most)
-
-
-def other_files(site):
-    """Return how many files of a site's folders are of kinds that hold no images and no volumes."""
-    paths = (*site.glob("[!.]*"), *site.glob("[!.]*/[!.]*"))
-    return sum(path.is_file() and not path.name.lower().endswith((*DATA_KINDS, "list.txt")) for path in paths)
 
 
 def examples(samples):

@@ -16,8 +16,6 @@ from sites.layouts import (
 )
 from sites.names import role_of
 
-NEAREST = 50  # files among which the nearest name is looked for
-
 TO_NIFTI = "convert it to .nii.gz, for example with 3D Slicer or SimpleITK"
 TO_PNG = "save it as .png"
 FORMATS = {  # endings: (what they are, what to do)
@@ -56,68 +54,47 @@ def is_dicom(path):
 def warnings_on(left, entries):
     """Return the warnings on files that could be data and are not read, {folder: [name]}, and one on images
     with several masks."""
-    several = [entry for entry in entries if isinstance(entry.mask, Masks)]
-    return [not_read(place, names) for place, names in left.items()] + ([united(several)] if several else [])
-
-
-def not_read(place, names):
-    """Return the warning on the files `names` of a folder that could be data and belong to no entry."""
-    one = len(names) == 1
-    number = "1 file that could be data is" if one else f"{len(names)} files that could be data are"
-    known = [name for name in names if format_advice(name)]
-    if known:
-        return f"{place}: {number} not read, such as {known[0]}: {format_advice(known[0])}"
-    advice = "docs/data.md shows where data are looked for"
-    if names[0].lower() == "list.txt":
-        advice = "a table takes its place, see docs/data.md"
-    return f"{place}: {number} not read, such as {names[0]}; {advice}"
-
-
-def united(entries):
-    """Return the warning on images that have several masks."""
-    image, files = entries[0].image, entries[0].mask.files
-    more = f", and so are those of {len(entries) - 1} other images" * (len(entries) > 1)
-    return (f"{image}: its {len(files)} masks are united, {files[0].name} to {files[-1].name}{more}; if they "
-            "are classes, or of several readers, say so in a table")
-
-
-def table_command(site, task, data):
-    """Return the command that writes a table of what was found."""
-    folder = data or Path(site).parent
-    return f"python check_data.py {folder} --task {task} --write {str(folder).rstrip('/')}.csv"
+    texts = []
+    for place, names in left.items():
+        number = "1 file that could be data is" if len(names) == 1 else \
+            f"{len(names)} files that could be data are"
+        name = next(filter(format_advice, names), names[0])  # one that something can be said of
+        advice = format_advice(name) or "docs/data.md shows where data are looked for, and a table for others"
+        texts.append(f"{place}: {number} not read, such as {name}; {advice}")
+    if several := [entry for entry in entries if isinstance(entry.mask, Masks)]:
+        image, files = several[0].image, several[0].mask.files
+        more = f", and so are those of {len(several) - 1} other images" * (len(several) > 1)
+        texts.append(f"{image}: its {len(files)} masks are united, {files[0].name} to {files[-1].name}{more};"
+                     " if they are classes, or of several readers, say so in a table")
+    return texts
 
 
 def problems_of(site, found, unpaired, task, data):
-    """Return the problems of a site whose files have no partner, or in which nothing was found."""
-    return without_partner(site, found, unpaired, task, data) if unpaired else [nothing_found(site, task)]
-
-
-def without_partner(site, found, unpaired, task, data):
-    """Return the problems of images without mask and of masks without image, sorted; each names the file that
-    looks most like the other one. found: the entries of the site."""
-    used = {file for entry in found for file in files_of(entry)}
+    """Return the problems of a site whose files (image, None) or (None, mask) have no partner, each with the
+    file that looks most like the other one, or in which nothing was found. found: the entries of the site."""
+    if not unpaired:
+        return [nothing_found(site, task)]
+    used, folder = {file for entry in found for file in files_of(entry)}, str(data or Path(site).parent)
     rest = [path for path in files_below(site) if path.name.lower().endswith(DATA_KINDS) and path not in used]
     problems = []
     for image, mask in unpaired:
         path, what, lack = (image, "image", "mask") if image else (mask, "mask", "image")
         same = {pair[0 if image else 1] for pair in unpaired}
-        others = {str(other.relative_to(site)): other for other in rest if other not in same}
+        others = [other.relative_to(site) for other in rest if other not in same]
         near = nearest(path.relative_to(site), others)
         advice = f"{near} looks like it, rename one" if near else f"add it or remove the {what}"
         if near and format_advice(near):
             advice = f"{near} may be it: {format_advice(near)}"
         problems.append(f"{path}: has no {lack} of that name; {advice}, or mend the table that this writes: "
-                        f"{table_command(site, task, data)}")
+                        f"python check_data.py {folder} --task {task} --write {folder.rstrip('/')}.csv")
     return sorted(problems)
 
 
 def nearest(path, others):
-    """Return which of the names `others` looks most like a path, None without any: one of the same stem, else
-    by the letters of file and folder."""
-    stems = [other for other in others if look(stem_of(Path(other))) == look(stem_of(path))]
-    near = stems or list(others)[:1] if len(others) > NEAREST else \
-        difflib.get_close_matches(str(path), stems or others, 1, 0)
-    return next(iter(near), None)
+    """Return which of the paths `others` looks most like a path, as text, None without any: one of the same
+    stem, else by the letters of folder and name, of the first 50, for it takes long."""
+    alike = [other for other in others if look(stem_of(other)) == look(stem_of(path))] or others
+    return next(iter(difflib.get_close_matches(str(path), map(str, alike[:50]), 1, 0)), None)
 
 
 def wrong_level(data, sites):
@@ -129,16 +106,13 @@ def wrong_level(data, sites):
 
 def nothing_found(site, task):
     """Return the problem of a site in which no image of a task was found."""
-    paths = files_below(site)
-    other = IMAGE_KINDS if task in VOLUMES else VOLUME_KINDS
-    text = f"{site}: has no images of task {task}"
+    other, word = (IMAGE_KINDS, "images") if task in VOLUMES else (VOLUME_KINDS, "volumes")
+    text, paths = f"{site}: has no images of task {task}", files_below(site)
     for path in paths:
         if path.name.lower().endswith(other):
-            word = "images" if task in VOLUMES else "volumes"
             return f"{text}, but files such as {path.name}, which are of task {word}; set task={word}"
-        advice = format_advice(path.name) or (is_dicom(path) and format_advice(".dcm"))
-        if advice:
+        if advice := format_advice("x.dcm" if is_dicom(path) else path.name):
             return f"{text}, but files such as {path.name}: {advice}"
-    if any(path.name.lower() == "list.txt" for path in paths):
+    if any(look(path.name) == "list.txt" for path in paths):
         return f"{text}; list.txt is not read, give its pairs as a table: docs/data.md shows one"
     return f"{text}; lay it out as docs/data.md says or remove the folder"

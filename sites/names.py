@@ -55,8 +55,7 @@ def sort_files(site, paths):
 
 
 def pairs_by_name(site, paths):
-    """Return the entries of a site's folder, a list of problems, and [(image, None) or (None, mask)] of files
-    that have no partner. paths: of all files in it that could be images or masks."""
+    """Return what `layouts.find_pairs` does; paths: of all files of the site that could be images or masks."""
     slides = [path for path in visible(site) if path.is_dir() and re.fullmatch(r"(?i)slide_.+", path.name)]
     if slides and any(path.parent in slides for path in paths):
         return list_slides(site, slides, paths)
@@ -65,7 +64,7 @@ def pairs_by_name(site, paths):
 
 
 def list_slides(site, slides, paths):
-    """Return what `pairs_by_name` does of a site in the TNBC download's layout: Slide_NN beside GT_NN."""
+    """Return the same of a site in the TNBC download's layout: Slide_NN beside GT_NN."""
     folders = {path.name: [file for file in paths if file.parent == path] for path in visible(site)}
     other = [path for path in paths if not re.match(r"(?i)slide_|gt_", path.relative_to(site).parts[0])]
     if other:

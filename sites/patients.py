@@ -36,9 +36,8 @@ def shared_names(entries):
     """Return {site: warning} of the sites in which each image is a case of its own although several share all
     of their names but a short ending; it names the case_pattern that joins them. entries: {site: [Entry]}."""
     names = {site: [name_of(entry) for entry in found] for site, found in entries.items()}
-    stems = {site: stems_of(names[site]) for site, found in entries.items()
-             if len({entry.case for entry in found}) == len(found) == len(set(names[site]))}
-    stems = {site: found for site, found in stems.items() if found}
+    stems = {site: stems for site, found in entries.items() if (stems := stems_of(names[site]))
+             and len({entry.case for entry in found}) == len(found) == len(set(names[site]))}
     together = pattern_of([pair for found in stems.values() for pair in found])
     fits = all(joins(together, names[site], stems.get(site, zip(names[site], names[site]))) for site in names)
     return {site: warning(names[site], found, together if fits else pattern_of(found))
@@ -58,8 +57,7 @@ def stems_of(names):
 def stem_of(name):
     """Return (stem, ending) of a name, the ending "" if it has no short one."""
     for ending in ENDINGS:
-        match = ending.fullmatch(name)
-        if match:
+        if match := ending.fullmatch(name):
             return match[1], re.escape(match[2]) + r"\d+" * bool(match[3])
     return re.sub(r"(?is)(\.nii)?\.[^.]+$", "", name), ""
 
@@ -75,15 +73,10 @@ def pattern_of(stems):
 
 
 def joins(pattern, names, stems):
-    """Return whether a pattern makes the cases that the stems are."""
+    """Return whether a pattern makes the cases that the stems are: as many, and one for each stem."""
     matches = [re.search(pattern, name) for name in names]
-    return all(matches) and in_groups(match[1] for match in matches) == in_groups(stem for stem, _ in stems)
-
-
-def in_groups(words):
-    """Return of each word the place of the first that is equal."""
-    first = {}
-    return [first.setdefault(word, place) for place, word in enumerate(words)]
+    pairs = {(match and match[1], stem) for match, (stem, _) in zip(matches, stems)}
+    return all(matches) and len(pairs) == len({case for case, _ in pairs}) == len({stem for _, stem in pairs})
 
 
 def warning(names, stems, pattern):

@@ -45,17 +45,19 @@ def list_table(file, task, case_pattern=None):
     rows, entries, problems, images, names = read_rows(file), {}, [], {}, {}
     with_cases = any(row.get("case") for _, row in rows)
     for number, row in rows:
-        entry, wrong = read_row(Path(file).parent, row, task, with_cases)
-        first = entry and images.setdefault(os.path.realpath(entry.image), number)
-        if first != number and not wrong:
-            wrong = f"names the image of line {first} again; give it one line, and join its masks with ;"
-        elif entry and not with_cases and names.setdefault((row["site"], entry.case), number) != number:
-            wrong = f"has an image called {entry.case}, as line {names[row['site'], entry.case]} has; fill " \
-                    "in the column case, which says whose they are"
-        if wrong:
-            problems.append(f"{file}: line {number}: {wrong}")
-        else:
+        try:
+            entry = read_row(Path(file).parent, row, task, with_cases)
+            first = images.setdefault(os.path.realpath(entry.image), number)
+            if first != number:
+                raise BadInput(f"names the image of line {first} again; give it one line, and join its masks "
+                               "with ;")
+            first = names.setdefault((row["site"], entry.case), number)
+            if first != number and not with_cases:
+                raise BadInput(f"has an image called {entry.case}, as line {first} has; fill in the column "
+                               "case, which says whose they are")
             entries.setdefault(as_seen(row["site"]), []).append(entry)
+        except BadInput as wrong:
+            problems.append(f"{file}: line {number}: {wrong}")
     if case_pattern and with_cases:
         problems.append(f"{file}: has the column case, which case_pattern contradicts; leave one out")
     elif case_pattern:
@@ -66,8 +68,8 @@ def list_table(file, task, case_pattern=None):
 
 
 def read_rows(file):
-    """Return [(line number, {column: text})] of a table; raises BadInput for what is none, and for a double
-    or a missing column."""
+    """Return [(line number, {column: text})] of a table; raises BadInput for what is none, and for a column
+    that is missing, double, or spelt nearly as a known one."""
     with reading(file, "a table"):
         text = decoded(Path(file).read_bytes())
         own = re.match(r"(?i)\"?sep=.\"?\r?\n", text)  # a line that Excel writes for itself
@@ -101,16 +103,15 @@ def is_class(column):
 
 def check_columns(file, columns):
     """Raise BadInput for a column that is missing, double, or spelt nearly as a known one."""
-    wanted = [name for name in ("image", "mask", "site") if name not in columns]
-    if "mask" in wanted and any(map(is_class, columns)):
-        wanted.remove("mask")
-    elif "mask" in columns and any(map(is_class, columns)):
+    classes = any(map(is_class, columns))
+    if classes and "mask" in columns:
         raise BadInput(f"{file}: has the columns mask and mask_1, keep mask, or the columns of classes alone")
-    if wanted:
-        raise BadInput(f"{file}: has no column {wanted[0]}; its first line has to name image, mask, site, "
-                       f"and if wanted case and split, not {', '.join(columns)[:200]}")
-    for name in columns:
-        if name and columns.count(name) > 1:
+    for name in ("image", "site") if classes else ("image", "mask", "site"):
+        if name not in columns:
+            raise BadInput(f"{file}: has no column {name}; its first line has to name image, mask, site, and "
+                           f"if wanted case and split, not {', '.join(columns)[:200]}")
+    for name in filter(None, columns):
+        if columns.count(name) > 1:
             raise BadInput(f"{file}: has two columns {name}, keep one")
         near = [] if name in COLUMNS or is_class(name) else difflib.get_close_matches(name, COLUMNS, 1, 0.8)
         near = ["case"] if name in PATIENT and "case" not in columns else near
@@ -119,27 +120,25 @@ def check_columns(file, columns):
 
 
 def read_row(folder, row, task, with_cases):
-    """Return the Entry of a line and None, or None and what is wrong with it."""
-    names = {column: row[column].split(";") for column in row
-             if column in ("image", "mask") or (is_class(column) and row[column])}
-    names = {column: [name.strip() for name in parts if name.strip()] for column, parts in names.items()}
-    empty = next((name for name in ("site", "image", *["case"] * with_cases) if not row[name]), None)
-    if empty:
-        remedy = "leave the whole column empty" if empty == "case" else "remove the line"
-        return None, f"its {empty} is empty, fill it in or {remedy}"
+    """Return the Entry of a line; raises BadInput that says what is wrong with it."""
+    for name in ("site", "image", *["case"] * with_cases):
+        if not row[name]:
+            remedy = "leave the whole column empty" if name == "case" else "remove the line"
+            raise BadInput(f"its {name} is empty, fill it in or {remedy}")
     if re.search(r"^\.|[/\0-\x1f]", row["site"]):
-        return None, f"its site {row['site']!r} cannot be a folder's name, rename it"
-    image = find_file(folder, row["image"])
-    masks = [(find_file(folder, name), int(column[5:]) if is_class(column) else None)
-             for column, parts in names.items() if column != "image" for name in parts]
+        raise BadInput(f"its site {row['site']!r} cannot be a folder's name, rename it")
+    masks = [(find_file(folder, name.strip()), int(column[5:]) if is_class(column) else None)
+             for column in row if column == "mask" or is_class(column)
+             for name in row[column].split(";") if name.strip()]
     if not masks:
-        return None, "its mask is empty, fill it in or remove the line"
-    files = [image, *(file for file, _ in masks)]
-    wrong = next(filter(None, (wrong_file(folder, file, task) for file in files)), None)
-    if wrong or len(set(map(os.path.realpath, files))) < len(files):
-        return None, wrong or "names one file twice, as image and mask or as two masks; mend it"
-    mask = Masks(*map(tuple, zip(*masks))) if masks[0][1] else one_mask([file for file, _ in masks])
-    return Entry(as_seen(row.get("case") or stem_of(image)), image, mask), None
+        raise BadInput("its mask is empty, fill it in or remove the line")
+    files = [find_file(folder, row["image"]), *(file for file, _ in masks)]
+    for file in files:
+        check_file(folder, file, task)
+    if len(set(map(os.path.realpath, files))) < len(files):
+        raise BadInput("names one file twice, as image and mask or as two masks; mend it")
+    mask = Masks(*map(tuple, zip(*masks))) if masks[0][1] else one_mask(files[1:])
+    return Entry(as_seen(row.get("case") or stem_of(files[0])), files[0], mask)
 
 
 def find_file(folder, name):
@@ -150,20 +149,21 @@ def find_file(folder, name):
     return path
 
 
-def wrong_file(folder, path, task):
-    """Return what is wrong with a file that a table names, None if nothing is."""
+def check_file(folder, path, task):
+    """Raise BadInput that says what is wrong with a file that a table names."""
     if "\0" in str(path):
-        return f"{path.name!r} is no file name, mend it"
-    shown, inside = as_seen(path), Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+        raise BadInput(f"{path.name!r} is no file name, mend it")
+    name, inside = as_seen(path), Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
     if ".." in path.parts[len(folder.parts):] and not inside:
-        return f"{shown} leads out of {folder}; copy the file into it, or write its full path if it is meant"
+        raise BadInput(f"{name} leads out of {folder}; copy the file into it, or write its full path if it is "
+                       "meant")
     if not path.is_file():
-        return f"{shown} {'is no regular file' if path.exists() else 'does not exist'}, mend the line"
+        raise BadInput(f"{name} {'is no regular file' if path.exists() else 'does not exist'}, mend the line")
     kinds, other = (VOLUME_KINDS, IMAGE_KINDS) if task in VOLUMES else (IMAGE_KINDS, VOLUME_KINDS)
     if path.name.lower().endswith(other):
-        return f"{shown} is not of task {task}; set task={'images' if task in VOLUMES else 'volumes'}"
-    advice = None if path.name.lower().endswith(kinds) else format_advice(path.name)
-    return advice and f"{shown} is {advice}"
+        raise BadInput(f"{name} is not of task {task}; set task={'images' if task in VOLUMES else 'volumes'}")
+    if not path.name.lower().endswith(kinds) and (advice := format_advice(path.name)):
+        raise BadInput(f"{name} is {advice}")
 
 
 def table_warnings(file, entries):
@@ -171,9 +171,8 @@ def table_warnings(file, entries):
     columns = read_rows(file)[0][1] if entries else ()
     other = [name for name in columns if name and name not in COLUMNS and not is_class(name)]
     masks = Counter(os.path.realpath(mask) for entry in entries for mask in files_of(entry)[1:])
-    shared = [mask for mask, number in masks.items() if number > 1]
-    return [f"{file}: its column {name} is not read" for name in other] + \
-        [f"{file}: {mask} is the mask of {masks[mask]} images" for mask in shared]
+    return [f"{file}: its column {name} is not read" for name in other] + [
+        f"{file}: {mask} is the mask of {number} images" for mask, number in masks.items() if number > 1]
 
 
 def table_splits(config):
@@ -193,12 +192,12 @@ def table_splits(config):
         if split is None:
             raise BadInput(f"{file}: line {number}: its split is {row['split'] or 'empty'}; write train, val "
                            "or test in every line, or in none")
-        case = cases.get(os.path.realpath(find_file(Path(file).parent, row["image"])))
+        case = cases[os.path.realpath(find_file(Path(file).parent, row["image"]))]
         first, before = lines.setdefault((site, case), (number, split))
         if split != before:
             raise BadInput(f"{file}: line {number}: its split is {split}, that of line {first} {before}, and "
                            f"both are of case {case}; give a case one split")
-        if first == number and case is not None:
+        if first == number:
             splits[site][split].append(case)
     return splits
 
@@ -208,46 +207,32 @@ def table_splits(config):
 def write_table(file, config):
     """Write what is found in a data folder, or stands in a table, as a table; return a text that says so. A
     file without a partner gets a line with an empty cell. Raises BadInput if the file exists or cannot be
-    written, and for a name that is not FILE.csv."""
-    if file.suffix.lower() != ".csv":
-        raise BadInput(f"{file}: a table's name ends in .csv, give --write FILE.csv")
+    written."""
+    data = demo_data.ensure(config.task) if config.data == "demo" else config.data
+    folders = {} if is_table(data) else {as_seen(path.name): path for path in visible(data)}
     rows, lacking = [], 0
-    for site, entries, unpaired in all_found(config):
-        rows += [row_of(file, site, entry) for entry in entries]
-        rows += [{"site": site, column: relative(file, path), "case": stem_of(path)}
-                 for pair in unpaired for column, path in zip(("image", "mask"), pair) if path]
-        lacking += len(unpaired)
+    for site, entries in list_files(data, config.task, config.case_pattern)[0].items():
+        for entry in entries:
+            row = {"image": relative(file, entry.image), "site": site, "case": entry.case}
+            labels = entry.mask.labels if isinstance(entry.mask, Masks) else [None]
+            for mask, label in zip(files_of(entry)[1:], labels):
+                column = f"mask_{label}" if label else "mask"
+                row[column] = ";".join(filter(None, (row.get(column), relative(file, mask))))
+            rows.append(row)
+        for pair in find_pairs(folders[site], config.task)[2] if folders else []:
+            column, path = next((name, path) for name, path in zip(("image", "mask"), pair) if path)
+            rows.append({"site": site, column: relative(file, path), "case": stem_of(path)})
+            lacking += 1
     classes = sorted({name for row in rows for name in row if is_class(name)}, key=lambda name: int(name[5:]))
-    columns = ["image", *(classes or ["mask"]), "site", "case"]
     try:
         with open(file, "x", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            table = csv.DictWriter(stream, columns)
+            table = csv.DictWriter(stream, ["image", *(classes or ["mask"]), "site", "case"])
             table.writeheader()
             table.writerows(rows)
     except OSError as problem:
         raise BadInput(f"{file}: cannot be written ({problem.strerror}), give another --write") from None
     mend = f"; fill in the {lacking} empty cells or remove their lines" if lacking else ""
     return f"table of {len(rows)} lines: {file}{mend}; data={file} reads it"
-
-
-def all_found(config):
-    """Yield (site, entries, unpaired files) of a data folder or of a table; raises BadInput if it is none."""
-    data = demo_data.ensure(config.task) if config.data == "demo" else config.data
-    entries, _ = list_files(data, config.task, config.case_pattern)
-    for site in entries:
-        folder = next((path for path in visible(data) if as_seen(path.name) == site), None) \
-            if not is_table(data) else None
-        yield site, entries[site], find_pairs(folder, config.task)[2] if folder else []
-
-
-def row_of(file, site, entry):
-    """Return the line {column: text} of an entry."""
-    row = {"image": relative(file, entry.image), "site": site, "case": entry.case}
-    labels = entry.mask.labels if isinstance(entry.mask, Masks) else [None]
-    for mask, label in zip(files_of(entry)[1:], labels):
-        column = f"mask_{label}" if label else "mask"
-        row[column] = ";".join(filter(None, (row.get(column), relative(file, mask))))
-    return row
 
 
 def relative(file, path):
