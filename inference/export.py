@@ -1,6 +1,5 @@
 """A trained network as one file that runs without this project."""
 
-import glob
 import io
 import json
 import warnings
@@ -19,7 +18,6 @@ IMAGES = ("float32 (B, 3, H, W), images of any size and range of values, grey on
 SLICES = ("float32 (B, 3, H, W), slices of any size, each with the one below and above as channels, at an "
           "end the last one twice; the volume clipped at its 99 % quantile and scaled to [0, 1] by its "
           "minimum and maximum")
-
 TILES = ("float32 (B, 3, H, W), H and W multiples of 16, cut out of pictures at their own size that were "
          "scaled to [0, 1] by their minimum and maximum; predict.py averages overlapping tiles of S x S")
 
@@ -54,14 +52,6 @@ class NormOfEach(nn.Module):
         return functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
 
 
-def each_alone(network):
-    """Return the network with every batch norm in it replaced by a NormOfEach."""
-    for name, norm in batch_norms(network).items():
-        place, _, child = name.rpartition(".")
-        setattr(network.get_submodule(place), child, NormOfEach(norm))
-    return network
-
-
 def export_network(network, target, config, statistics):
     """Write a network, its statistics and the scaling of its inputs baked in, as a file of `torch.export`.
 
@@ -72,7 +62,9 @@ def export_network(network, target, config, statistics):
     if config.tiles and of_case:
         raise BadInput("site: with tiles the statistics of a case are those of many tiles, which an exported "
                        "network does not see; name a site of a run with test_stats: site")
-    network = each_alone(network) if of_case and not volumes else network
+    for name, norm in batch_norms(network).items() if of_case and not volumes else ():
+        place, _, child = name.rpartition(".")
+        setattr(network.get_submodule(place), child, NormOfEach(norm))
     whole = network if config.tiles else AsPredicted(network, S, not volumes)
     about = {"input": TILES if config.tiles else SLICES if volumes else IMAGES,
              "B": "the slices of one volume, at most 32 at a time" if of_case and volumes else "any",
@@ -85,8 +77,6 @@ def export_network(network, target, config, statistics):
         torch.export.save(as_program(whole.eval(), S, 16 if config.tiles else 1), content,
                           extra_files={"about.json": json.dumps(about, indent=1)})
     target.parent.mkdir(parents=True, exist_ok=True)
-    for part in target.parent.glob(f"{glob.escape(target.name)}.*.part"):  # of an export that was killed
-        part.unlink(missing_ok=True)
     save(target, content.getvalue())
 
 
@@ -94,9 +84,8 @@ def as_program(whole, size, step):
     """Return torch's program of a network for any batch and any sides that are multiples of `step`; raises
     BadInput if there is none."""
     x = torch.zeros(2, 3, size, size + 16, device=next(whole.parameters()).device)
-    sides = [torch.export.Dim("height"), torch.export.Dim("width")]
-    sizes = {0: torch.export.Dim("batch"), 2: step * sides[0], 3: step * sides[1]} if step > 1 else \
-        {0: torch.export.Dim("batch"), 2: sides[0], 3: sides[1]}
+    B, H, W = (torch.export.Dim(name) for name in ("batch", "height", "width"))
+    sizes = {0: B, 2: step * H, 3: step * W} if step > 1 else {0: B, 2: H, 3: W}
     try:
         return torch.export.export(whole, (x,), dynamic_shapes=(sizes,))
     except (RuntimeError, TypeError, ValueError) as problem:

@@ -40,8 +40,11 @@ def list_inputs(path, task):
     files, masks, of_none = split_by_name([file for file in rest if file.name.lower().endswith(kinds)], path)
     unread |= dict.fromkeys(of_none, "has the name of a mask, but no picture has that name; if it is a "
                                      "picture, give it alone as INPUT")
-    other = [file for file in rest if not file.name.lower().endswith(kinds)]
-    unread |= {file: why for file in other if (why := advice(file, written))}
+    for file in (file for file in rest if not file.name.lower().endswith(kinds)):
+        if known := format_advice("x.dcm" if is_dicom(file) else file.name):
+            unread[file] = f"is {known}"
+        elif file.name.lower().endswith(DATA_KINDS):
+            unread[file] = f"is of a kind that is not read for this task, save it as {written}"
     if not files:
         more = "".join(f"; {what} {min(of)}" + f" and {len(of) - 1} others" * (len(of) > 1) for of, what in
                        ((left, "left out as masks, predictions or runs:"), (unread, "not read:")) if of)
@@ -70,14 +73,6 @@ def walk(path):
                    for name in folders if (place / name).is_symlink()}
         found += [place / name for name in names if not name.startswith(HIDDEN)]
     return found, unread, {file for file in own if file.exists()}
-
-
-def advice(file, written):
-    """Return what a file is that could be data and is not read, and what to do; None for other files."""
-    known = format_advice("x.dcm" if is_dicom(file) else file.name)
-    if known or not file.name.lower().endswith(DATA_KINDS):
-        return known and f"is {known}"
-    return f"is of a kind that is not read for this task, save it as {written}"
 
 
 def read_unlabelled(file, task, size, window=None, tiles=False):

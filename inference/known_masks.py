@@ -27,31 +27,18 @@ def is_of_masks(folders):
 
 
 def named_masks(folder):
-    """Return the files that a folder's list.txt, or a table with a column `mask`, names as masks."""
+    """Return the files that a folder's list.txt of lines 'image mask', or a table with a column mask or mask_1,
+    names as masks."""
     words = []
     for file in (folder / "list.txt", *sorted(folder.glob("*.[cC][sS][vV]"))):
-        read = masks_in_list if file.name == "list.txt" else masks_in_table
-        with contextlib.suppress(OSError, ValueError):  # it is something else
-            words += read(decoded(file.read_bytes())) if file.is_file() else []
+        with contextlib.suppress(OSError, ValueError, csv.Error):  # it is something else
+            lines = decoded(file.read_bytes()).splitlines() if file.is_file() else []
+            if file.name == "list.txt":
+                pairs = [line.strip().split("\t" if "\t" in line else None) for line in lines]
+                words += [pair[1] for pair in pairs if len(pair) == 2 and not pair[0].startswith("#")]
+            elif lines and "mask" in lines[0].lower():
+                for row in csv.DictReader(lines, delimiter=max(",;\t", key=lines[0].count)):
+                    words += [word for key, value in row.items() if isinstance(value, str)
+                              and (look(key or "") == "mask" or is_class(look(key or "")))
+                              for word in value.split(";")]
     return [find_file(folder, word.strip()).resolve() for word in words if word.strip() and "\0" not in word]
-
-
-def masks_in_list(text):
-    """Return the second words of the lines 'image mask' of a list.txt."""
-    lines = [line.strip().split("\t" if "\t" in line else None) for line in text.splitlines()]
-    return [words[1] for words in lines if len(words) == 2 and not words[0].startswith("#")]
-
-
-def masks_in_table(text):
-    """Return what stands in the columns mask, mask_1 .. of a CSV file; several masks are joined by ';'. The
-    table may lack what a training needs."""
-    header = text.partition("\n")[0]
-    if "mask" not in header.lower():
-        return []
-    try:
-        rows = list(csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=header.count)))
-    except csv.Error:  # it is something else
-        return []
-    return [word for row in rows for key, value in row.items()
-            if isinstance(value, str) and (look(key or "") == "mask" or is_class(look(key or "")))
-            for word in value.split(";")]

@@ -22,11 +22,12 @@ class OutputFolder:
         BadInput, before anything is written, if that could replace a file that predict.py did not write."""
         self.path, self.written = path, {}
         self.earlier, self.names = listed_in(path), {STATISTICS, TABLE, *names}
-        check_strangers(path)
         check_targets(path, self.earlier, {file.resolve() for file in inputs}, sorted(self.names))
         path.mkdir(parents=True, exist_ok=True)
         self.write_list(self.earlier | dict.fromkeys(sorted(self.names)))
-        remove_parts(path, self.earlier)
+        for part in path.rglob("*.part"):  # what a killed call left half written
+            if part.name.startswith(LIST) or str(part.relative_to(path)).rsplit(".", 2)[0] in self.earlier:
+                part.unlink(missing_ok=True)
         (path / TABLE).unlink(missing_ok=True)  # it comes last, so a folder with a table is complete
 
     def write_list(self, listed):
@@ -69,20 +70,16 @@ def listed_in(folder):
     return listed
 
 
-def check_strangers(path):
-    """Raise BadInput for a folder that holds files and no list, or that is none."""
+def check_targets(path, listed, inputs, names):
+    """Raise BadInput if a folder is none or holds files and no list, if one of `names` below it is an input,
+    or a file that is not listed, or if a listed file is not what was written any more. inputs: resolved."""
+    advice = "move it away, or choose another out=FOLDER"
     if path.exists() and not path.is_dir():
         raise BadInput(f"{path}: is a file, choose another out=FOLDER")
-    names = [file.name for file in path.iterdir()] if path.is_dir() else []
-    held = [name for name in names if not name.startswith((".", LIST))]
+    names_there = [file.name for file in path.iterdir()] if path.is_dir() else []
+    held = [name for name in names_there if not name.startswith((".", LIST))]
     if held and not (path / LIST).is_file():
         raise BadInput(f"{path}: holds other files, such as {min(held)}; choose another out=FOLDER")
-
-
-def check_targets(path, listed, inputs, names):
-    """Raise BadInput if one of `names` below the folder is an input, or a file that is not listed, or if a
-    listed file is not what was written any more. inputs: resolved paths."""
-    advice = "move it away, or choose another out=FOLDER"
     for target, name in ((path / name, name) for name in names):
         if target.resolve() in inputs:
             raise BadInput(f"{target}: is an input and would be replaced; choose another out=FOLDER")
@@ -91,10 +88,3 @@ def check_targets(path, listed, inputs, names):
     for target, mark in ((path / name, mark) for name, mark in listed.items()):
         if mark and target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() != mark:
             raise BadInput(f"{target}: was changed since predict.py wrote it; {advice}")
-
-
-def remove_parts(path, listed):
-    """Remove what a killed call left half written."""
-    for part in path.rglob("*.part"):
-        if part.name.startswith(LIST) or str(part.relative_to(path)).rsplit(".", 2)[0] in listed:
-            part.unlink(missing_ok=True)

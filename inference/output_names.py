@@ -16,31 +16,21 @@ RESERVED = re.compile(SHEET.pattern + "|" + "|".join(map(re.escape, (LIST, STATI
 def output_names(files, path, ending):
     """Return {file: its mask's path below the output folder}: the input's with another ending. Inputs that
     differ in their endings alone keep them; what would still share a name gets a number."""
-    top, names, taken = path if path.is_dir() else path.parent, {}, set()
+    top, names = path if path.is_dir() else path.parent, {}
     full = {file: str(file.relative_to(top)) for file in files}
-    folders = looks({folder for name in full.values() for folder in Path(name).parents})
+    taken = looks({folder for name in full.values() for folder in Path(name).parents})  # as folders
     short = {file: ENDING.sub("", name) for file, name in full.items()}
     number = Counter(map(look, short.values()))
     for file in files:
-        first = short[file] if number[look(short[file])] == 1 else full[file]
-        names[file] = next(name for name in candidates(first, full[file], ending)
-                           if is_free(name, taken, folders))
-        taken |= looks(companions(names[file]))
+        stems = [short[file]] if number[look(short[file])] == 1 else []
+        numbered = (f"{full[file]}_{i}" for i in itertools.count(2))
+        for name in (Path(stem + ending) for stem in itertools.chain(stems, [full[file]], numbered)):
+            used = looks(companions(name))
+            if used.isdisjoint(taken) and not any(map(RESERVED.fullmatch, used)):
+                names[file] = name
+                taken |= used
+                break
     return names
-
-
-def candidates(first, full, ending):
-    """Yield the paths that a mask may have, the best one first."""
-    yield from (Path(first + ending), Path(full + ending))
-    for i in itertools.count(2):
-        yield Path(f"{full}_{i}{ending}")
-
-
-def is_free(mask, taken, folders):
-    """Return whether nothing that is written of an input under this name is taken or called as a folder."""
-    used = looks(companions(mask))
-    return (used.isdisjoint(taken) and used.isdisjoint(folders)
-            and not any(map(RESERVED.fullmatch, used)))
 
 
 def looks(paths):

@@ -12,17 +12,9 @@ from PIL import Image
 
 from config import VOLUMES, class_name
 from inference.output_names import picture_of
+from scoring import pictures
 from scoring.evaluate import classes_of
-from scoring.pictures import (
-    RED,
-    as_png,
-    contact_sheet,
-    draw_classes,
-    image_tile,
-    legend,
-    outlined_tiles,
-    slices_through,
-)
+from scoring.pictures import RED, as_png
 from sites.volumes import load, lps_sizes, slice_order
 
 PREDICTION_COLUMNS = ("file", "class", "size", "unit", "share", "threshold", "statistics")
@@ -30,30 +22,24 @@ PREDICTION_COLUMNS = ("file", "class", "size", "unit", "share", "threshold", "st
 
 def as_mask(labels, source, config):
     """Return a file's content: classes (S, H, W) as PNG, of two classes as 0 and 255, or as NIfTI with the
-    input's header."""
-    if config.task in VOLUMES:
-        return gzip.compress(as_labels_of(source, labels).to_bytes(), 1, mtime=0)
-    return as_png(Image.fromarray(labels[0] * np.uint8(255 if config.classes == 2 else 1)))
-
-
-def as_labels_of(file, found):
-    """Return labels found (S, H, W) as a NIfTI image on the grid of the volume in `file`, uint8."""
-    volume = load(file)[0]
-    in_lps = found.transpose(np.argsort(slice_order(lps_sizes(volume.affine))))
+    input's header, on the input's grid, uint8."""
+    if config.task not in VOLUMES:
+        return as_png(Image.fromarray(labels[0] * np.uint8(255 if config.classes == 2 else 1)))
+    volume = load(source)[0]
+    in_lps = labels.transpose(np.argsort(slice_order(lps_sizes(volume.affine))))
     turn = orientations.ornt_transform(orientations.axcodes2ornt("LPS"),
                                        orientations.io_orientation(volume.affine))
     turned = orientations.apply_orientation(in_lps, turn).astype(np.uint8)
-    labels = type(volume)(turned.reshape(volume.shape), volume.affine, volume.header)
-    labels.header.set_data_dtype(np.uint8)
-    labels.header.set_slope_inter(1, 0)
-    labels.header["cal_max"] = labels.header["cal_min"] = 0
-    return labels
+    mask = type(volume)(turned.reshape(volume.shape), volume.affine, volume.header)
+    mask.header.set_data_dtype(np.uint8)
+    mask.header.set_slope_inter(1, 0)
+    mask.header["cal_max"] = mask.header["cal_min"] = 0
+    return gzip.compress(mask.to_bytes(), 1, mtime=0)
 
 
 def labels_and_probabilities(parts, config, threshold, wanted):
-    """Return the classes (S, H, W) uint8 of a sample whose logits come in parts, and the probabilities
-    (C, S, H, W) float16, of two classes of foreground alone (C = 1), None unless wanted. threshold: as for
-    `at_threshold`. No part is kept longer than it is needed."""
+    """Return the classes (S, H, W) uint8 of a sample whose logits come in parts, none of which is kept, and
+    the probabilities (C, S, H, W) float16, of two classes of foreground alone (C = 1), None unless wanted."""
     maps = []
 
     def passing():
@@ -69,9 +55,8 @@ def labels_and_probabilities(parts, config, threshold, wanted):
 
 
 def as_files(p, mask, config):
-    """Return {path: content} of probabilities (C, S, H, W), to be written beside a mask: in NAME.npz, of two
-    classes `foreground` (S, H, W), of more `classes` (C, S, H, W), background first; and of images of two
-    classes as a grey PNG, in which 255 is 1."""
+    """Return {path: content} of probabilities (C, S, H, W), to be written beside a mask: NAME.npz with
+    `foreground` (S, H, W) or `classes`, background first; of images of two classes a grey PNG too."""
     content = io.BytesIO()
     np.savez_compressed(content, **({"foreground": p[0]} if config.classes == 2 else {"classes": p}))
     files = {Path(f"{mask}.npz"): content.getvalue()}
@@ -91,8 +76,7 @@ def at_threshold(logits, threshold):
 
 
 def table_rows(file, labels, spacing, config, threshold, statistics):
-    """Return the rows of prediction.csv on a file, one a foreground class, in pixels or mm^3. threshold: as
-    for `at_threshold`; with more than two classes there is none."""
+    """Return the rows of prediction.csv on a file, one a foreground class, in pixels or mm^3."""
     voxel, unit = (float(np.prod(spacing)), "mm^3") if config.task in VOLUMES else (1, "pixels")
     rows = []
     for j in range(1, config.classes):
@@ -106,15 +90,16 @@ def table_rows(file, labels, spacing, config, threshold, statistics):
 def sheet_row(file, sample, labels, config):
     """Return label and tiles of an input: an image, plain and with outlines, or slices with outlines."""
     if config.task not in VOLUMES:
-        return file.name, outlined_tiles(sample, labels, config.classes, RED)
-    chosen, words = slices_through(labels > 0)
-    return f"{file.name}, {words}", [draw_classes(image_tile(sample, s), labels[s], config.classes, RED)
-                                     for s in chosen]
+        return file.name, pictures.outlined_tiles(sample, labels, config.classes, RED)
+    chosen, words = pictures.slices_through(labels > 0)
+    return f"{file.name}, {words}", [
+        pictures.draw_classes(pictures.image_tile(sample, s), labels[s], config.classes, RED) for s in chosen]
 
 
 def as_sheet(rows, config):
     """Return the PNG content of a sheet of pictures of rows (label, tiles)."""
     (label, images), *rest = rows
-    rows = [(label + legend([class_name(config, j) for j in range(config.classes)]), images), *rest]
+    label += pictures.legend([class_name(config, j) for j in range(config.classes)])
     title = "prediction: red" if config.classes == 2 else "prediction"
-    return as_png(contact_sheet(rows, (title,) if config.task in VOLUMES else ("image", title)))
+    titles = (title,) if config.task in VOLUMES else ("image", title)
+    return as_png(pictures.contact_sheet([(label, images), *rest], titles))

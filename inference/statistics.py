@@ -32,8 +32,9 @@ def choose(site, model, checkpoint, config):
 
 
 def of_hospital(kept, weights, model, files, name, config, device):
-    """Return (statistics, what they are) of a hospital that took no part: those that an earlier call with
-    the same weights left in the file `kept`, else collected from the inputs and left there."""
+    """Return (statistics, what they are) of a hospital that took no part: those that an earlier call with the
+    same weights left in the file `kept`, else, left there, those of up to 64 slices of the inputs, chosen as
+    eval.py does for a site of this name. Raises BadInput if no file can be read."""
     mark = hashlib.sha256(as_bytes(weights)).hexdigest()
     try:
         stored = load_whole(kept)
@@ -44,15 +45,8 @@ def of_hospital(kept, weights, model, files, name, config, device):
             return stored["statistics"], whose
     except (BadInput, KeyError, TypeError, AttributeError):
         pass  # there is no such file, or it is damaged: it is written anew
-    print("collecting statistics of the input images themselves, unlabelled", flush=True)
-    statistics = of_inputs(model, files, name, config, device)
-    save(kept, as_bytes({"weights": mark, "statistics": statistics}))
-    return statistics, "of the input images themselves, unlabelled"
-
-
-def of_inputs(model, files, name, config, device):
-    """Return the statistics of up to 64 slices of the inputs, chosen as eval.py does for a site of this name;
-    raises BadInput if no file can be read."""
+    whose = "of the input images themselves, unlabelled"
+    print(f"collecting statistics {whose}", flush=True)
     slices = [(file, s) for file, sample in read_ahead(files, config) if not isinstance(sample, BadInput)
               for s in slices_of(sample)]
     if not slices:
@@ -61,4 +55,6 @@ def of_inputs(model, files, name, config, device):
     for file in {file for file, _ in chosen}:
         sample = read_unlabelled(file, config.task, config.image_size, config.window, config.tiles)
         images |= {(file, s): slice_of(sample, s)[0].clone() for of, s in chosen if of == file}
-    return statistics_of(model, [images[place] for place in chosen], config, device)
+    statistics = statistics_of(model, [images[place] for place in chosen], config, device)
+    save(kept, as_bytes({"weights": mark, "statistics": statistics}))
+    return statistics, whose

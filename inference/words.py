@@ -7,57 +7,48 @@ import settings.kinds as kind
 from config import BadInput
 
 OF_RUN = {"device", "test_stats", "keep_largest"}  # keys of the run that may be changed
-OWN = {  # keys of this program: (kind, default)
-    "out": (kind.path, None), "site": (kind.text, None), "export": (kind.path, None),
-    "threshold": (kind.number(above=0, most=0.9999), None),
-    "probabilities": (None, False), "trust": (None, False)}  # None: true or false
+FLAG = kind.choice("true", "false")
+OWN = {  # keys of this program: their kinds
+    "out": kind.path, "site": kind.text, "export": kind.path, "threshold": kind.number(above=0, most=0.9999),
+    "probabilities": lambda word: FLAG(word) == "true", "trust": FLAG}
 
 
 def read_words(words):
-    """Return INPUT, a path or None, and the keys of `OWN`, typed, as attributes, with `of_run`, the words for
-    the run's own keys; raises BadInput for what cannot be used."""
+    """Return INPUT, a path or None, and the keys of `OWN`, typed, None if not given, as attributes, with
+    `of_run`, the words for the run's own keys; raises BadInput for what cannot be used."""
     inputs = [word for word in words if "=" not in word or Path(word).exists()]
+    keys, of_run = dict.fromkeys(OWN), []
     given = [word.partition("=")[::2] for word in words if word not in inputs]
+    names = [key for key, _ in given]
     for key, value in given:
-        check_word(key, value, [name for name, _ in given])
-    keys = SimpleNamespace(**{key: default for key, (_, default) in OWN.items()},
-                           of_run=[f"{key}={value}" for key, value in given if key in (*OF_RUN, "trust")])
-    vars(keys).update({key: read_word(key, value) for key, value in given if key in OWN})
-    if keys.export:
-        check_export(Path(keys.export), inputs, [key for key, _ in given])
+        if key not in OWN.keys() | OF_RUN:
+            raise BadInput(f"{key}: cannot be changed here, only {', '.join(sorted(OWN.keys() | OF_RUN))} can")
+        if not value:
+            raise BadInput(f"{key}: expected a value, write {key}=...")
+        if names.count(key) > 1:
+            raise BadInput(f"{key}: is given twice, keep one")
+        if key in OWN:
+            keys[key] = typed(key, value, OWN[key])
+        if key not in OWN or key == "trust":
+            of_run.append(f"{key}={value}")
+    if keys["export"]:
+        check_export(Path(keys["export"]), inputs, names)
     elif len(inputs) != 1:
         raise BadInput("command line: expected one INPUT, a file or a folder")
-    return path_of("INPUT", inputs[0]) if inputs else None, keys
+    return path_of("INPUT", inputs[0]) if inputs else None, SimpleNamespace(**keys, of_run=of_run)
 
 
-def check_word(key, value, names):
-    """Raise BadInput for a key that is unknown, given twice, or without a value."""
-    if key not in OWN.keys() | OF_RUN:
-        raise BadInput(f"{key}: cannot be changed here, only {', '.join(sorted(OWN.keys() | OF_RUN))} can")
-    if not value:
-        raise BadInput(f"{key}: expected a value, write {key}=...")
-    if names.count(key) > 1:
-        raise BadInput(f"{key}: is given twice, keep one")
-
-
-def read_word(key, value):
-    """Return the typed value of one of `OWN`; raises BadInput for a wrong one."""
-    read = OWN[key][0]
+def typed(key, word, read):
+    """Return the value of a word by its kind; raises BadInput for a wrong one."""
     try:
-        if read is None:
-            kind.expect(value in ("true", "false"), "true or false")
-            return value == "true"
-        return read(value)
+        return read(word)
     except ValueError as problem:
-        raise BadInput(f"{key}: {kind.shown(value)} cannot be used, {problem}") from None
+        raise BadInput(f"{key}: {kind.shown(word)} cannot be used, {problem}") from None
 
 
 def path_of(key, word):
     """Return a path given on the command line, ~ being the home folder; raises BadInput."""
-    try:
-        return Path(kind.path(word))
-    except ValueError as problem:
-        raise BadInput(f"{key}: {kind.shown(word)} cannot be used, {problem}") from None
+    return Path(typed(key, word, kind.path))
 
 
 def check_export(target, inputs, names):
