@@ -18,9 +18,9 @@ from scoring.history import foreign_sites
 from scoring.results import KINDS, as_table
 from scoring.trained import model_of
 from settings.program import Parser, run_program
+from sites.given_splits import read_splits
 
 FREE_ON_EVAL = {"data", "device", "test_stats", "eval_slices", "case_pattern", "keep_largest"}
-from sites.given_splits import read_splits
 
 
 def main():

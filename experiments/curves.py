@@ -1,8 +1,7 @@
 """Draw how a run went, finished or still running: python -m experiments.curves --run RUN
 
 Writes RUN/curves.png, the loss terms and the validation Dice of each site over the rounds, and of a finished
-run RUN/dice.png, a box of each site's test Dice in the best round. It needs matplotlib
-(requirements-extra.txt).
+run RUN/dice.png, a box of each site's test Dice in the best round. It needs matplotlib.
 """
 
 import io
@@ -36,33 +35,35 @@ def read_curves(file):
     return means, dice
 
 
-def axes(columns=1, **more):
-    """Return a matplotlib figure and its axes side by side; raises BadInput if there is no matplotlib."""
+def mean_curve(dice):
+    """Return {round: mean over the sites} of {site: {round: Dice}}."""
+    return {t: statistics.mean(of_site[t] for of_site in dice.values() if t in of_site)
+            for t in sorted(set().union(*dice.values()))}
+
+
+def axes(columns=1, rows=1, size=None, **more):
+    """Return a matplotlib figure and its axes (rows, columns); raises BadInput if there is no matplotlib."""
     try:
         from matplotlib import pyplot
     except ImportError:
         raise BadInput("matplotlib: is not installed and this plot needs it; "
                        "pip install -r requirements-extra.txt") from None
     pyplot.switch_backend("Agg")  # a file, no window
-    size = 2.6 + 2.6 * columns, 3.4
-    figure, found = pyplot.subplots(1, columns, figsize=size, squeeze=False, layout="constrained", **more)
-    return figure, found[0]
+    return pyplot.subplots(rows, columns, figsize=size or (2.6 + 2.6 * columns, 3.4), squeeze=False,
+                           layout="constrained", **more)
 
 
 def draw_curves(file, losses, dice):
-    """Draw the loss terms on the left and the sites' validation Dice on the right, with a line at the round of
-    the best mean; return the figure."""
-    figure, (left, right) = axes(2)
+    """Draw the loss terms on the left, the sites' validation Dice on the right; return the figure."""
+    figure, ((left, right),) = axes(2)
     for ax, curves in ((left, losses), (right, dice)):
         for (colour, dashes, mark), (name, values) in zip(LOOKS * len(curves), curves.items()):
             label = LABELS.get(name, name.removeprefix("loss_"))
-            ax.plot(list(values), list(values.values()), dashes, color=colour, marker=mark, markersize=3,
-                    label=label)
+            ax.plot([*values], [*values.values()], dashes, color=colour, marker=mark, markersize=3, label=label)
         ax.xaxis.get_major_locator().set_params(integer=True)
         if ax is right and dice:
-            means = {t: statistics.mean(of_site[t] for of_site in dice.values() if t in of_site)
-                     for t in set().union(*dice.values())}
-            best = max(sorted(means), key=means.get)
+            means = mean_curve(dice)
+            best = max(means, key=means.get)
             ax.axvline(best, color="grey", linewidth=0.8, label=f"best round, {best}")
         if curves:
             ax.legend(fontsize=8)
@@ -73,12 +74,12 @@ def draw_curves(file, losses, dice):
 
 
 def draw_boxes(file, rows):
-    """Draw a box of Dice a site, a dot a row: median, quartiles, and whiskers to the lowest and the highest.
-    rows: of cases.csv, all of one split and round; several classes have a box each."""
+    """Draw a box of Dice a site, or a site's class, and a dot a row. rows: of cases.csv, of one split and
+    round."""
     names, dice = len({row["class"] for row in rows}) > 1, {}
     for row in rows:
         dice.setdefault(row["site"] + f"\n{row['class']}" * names, []).append(float(row["dice"]))
-    figure, (ax,) = axes(max(1, len(dice) // 5))
+    figure, ((ax,),) = axes(size=(2.6 + 2.6 * max(1, len(dice) // 5), 3.4))
     ax.boxplot(list(dice.values()), whis=(0, 100), widths=0.6, medianprops={"color": LOOKS[1][0]})
     for place, values in enumerate(dice.values(), 1):
         ax.plot([place] * len(values), values, "o", color=LOOKS[2][0], markersize=3, alpha=0.6)

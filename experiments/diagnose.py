@@ -5,7 +5,6 @@ On training images of each site, with the weights and prototypes after the last 
   - the cosines of pixels and prototypes, and which pixels keep a gradient at a tau, clipped or not;
   - what FSR does to its input, and how much of that the next convolution and norm leave.
 On validation images it prints Dice and the marked over the true area at other thresholds than one half.
-A network without prototypes has no cosines, and one that is not the U-Net with FSR no lines about FSR.
 """
 
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.nn import functional
 
 from datasets import load_sites, stack
 from experiments.reproduce import TAUS
+from experiments.tour import around_fsr
 from federated import Context
 from fft_style import EPS
 from fused_features import on_grids, squares_and_dots
@@ -27,11 +27,11 @@ from scoring.metrics import overlap_scores
 from scoring.norms import own_network
 from scoring.trained import load_run
 from settings.program import Parser, run_program
+from sites.given_splits import read_splits
 from unet import PATHS, UNet
 
 IMAGES = 12  # of each site, at most
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-from sites.given_splits import read_splits
 
 
 def print_gradients(model, batches, context, method):
@@ -52,8 +52,8 @@ def print_gradients(model, batches, context, method):
 
 @torch.no_grad()
 def print_cosines(model, batches, G):
-    """Print per path the pixels' cosines with the nearest prototype of their own and of other
-    classes, and the share of pixels whose contrastive loss has a gradient."""
+    """Print per path the pixels' cosines with the nearest prototype of their own and of other classes, and the
+    share of pixels whose contrastive loss has a gradient."""
     for path in PATHS:
         classes = columns(G[path])
         found = {j: [] for j in classes if j > 0}
@@ -76,8 +76,7 @@ def print_cosines(model, batches, G):
 
 @torch.enable_grad()
 def live(found, classes, tau, clip):
-    """Return the share of pixels at which tau |d loss / d cos| exceeds 1e-3 for some prototype. found:
-    {class: cosines (N, K)}; classes: {class: which of the K are its own}."""
+    """Return the share of pixels at which tau |d loss / d cos| exceeds 1e-3 for some prototype."""
     large = []
     for j, cos in found.items():
         cos = cos.clone().requires_grad_()
@@ -94,19 +93,15 @@ def print_recalibration(model, batches):
     with the map that has the batch's mean gain and shift per channel instead of each image's own:
     left = |next(FSR) - next(mean map)| / |next(FSR)|, next = pooling, convolution, batch norm."""
     for k, layer in enumerate(model.fsr, 1):
-        found = []
-        hook = layer.register_forward_hook(lambda layer, inputs, out, k=k, found=found: found.append(
-            effect(model, k, layer, *inputs, out)))
-        for x, _ in batches:
-            model(x)
-        hook.remove()
+        found = [effect(model, k, layer, *around_fsr(model, x)[k - 1]) for x, _ in batches]
         l_norm, l_org, spread, left = torch.tensor(found).mean(0).tolist()
         print(f"FSR at level {k}: l_norm {l_norm:.2f}, l_org {l_org:.2f}; its gain varies by "
               f"{spread:.1%} between images of a batch; left behind the next norm {left:.1%}")
 
 
 def effect(model, k, layer, z, out):
-    """Return mean l_norm, mean l_org, the gain's relative spread over images, and what is left."""
+    """Return mean l_norm, mean l_org, the gain's relative spread over images, and what is left; z: maps
+    before the layer, out: behind it."""
     l_norm, l_org = layer.weights(z)
     var, mean = torch.var_mean(z, (2, 3), correction=0, keepdim=True)
     gain, shift = l_norm * torch.rsqrt(var + EPS) + l_org, -l_norm * torch.rsqrt(var + EPS) * mean

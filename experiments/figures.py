@@ -1,14 +1,12 @@
 """The figures of reproduce.py. Plots need matplotlib (requirements-extra.txt), pictures do not."""
 
-import statistics
-
 import numpy as np
 import torch
 
 from config import load_config
 from datasets import load_sites
 from experiments import paired
-from experiments.curves import LOOKS, axes, read_curves, save_figure
+from experiments.curves import LOOKS, axes, mean_curve, read_curves, save_figure
 from experiments.run_grid import by_setting, result_of
 from experiments.style_bias import LEVELS, scene_batches, style_bias
 from experiments.tables import markdown
@@ -17,8 +15,8 @@ from scoring.evaluate import pick_device, predict
 from scoring.norms import own_network
 from scoring.pictures import ERRORS, as_png, coloured, contact_sheet, fullest_slice, image_tile
 from scoring.trained import load_run
+from sites.given_splits import read_splits
 
-# Okabe and Ito's colours, told apart by the colour-blind; the dashes and marks tell them in print
 
 def band(ax, x, curves, look, label):
     """Draw the mean of curves, one a seed, and the band from their lowest to their highest."""
@@ -28,20 +26,19 @@ def band(ax, x, curves, look, label):
             markevery=max(1, len(x) // 10), label=label)
     if len(curves) > 1:
         ax.fill_between(x, curves.min(0), curves.max(0), color=colour, alpha=0.12, linewidth=0)
-from sites.given_splits import read_splits
 
 
 def draw_tau(file, runs, config):
     """Figure 3: test Dice over temperatures, FedAvg as the base; bands: lowest to highest seed."""
-    figure, (ax,) = axes()
+    figure, ((ax,),) = axes()
     dice = {name: [result_of(run)["dice"] for (run,) in seeds] for name, seeds in by_setting(runs).items()}
     base = dice.pop("fedavg")
     curve = dict(sorted((config.tau if name == "fedbcs" else float(name.removeprefix("tau=")), of_seeds)
                         for name, of_seeds in dice.items()))
-    band(ax, list(curve), list(zip(*curve.values())), LOOKS[1], "FedBCS")
-    band(ax, list(curve), [[of_seed] * len(curve) for of_seed in base], LOOKS[0], "Base: FedAvg")
+    band(ax, [*curve], [*zip(*curve.values())], LOOKS[1], "FedBCS")
+    band(ax, [*curve], [[of_seed] * len(curve) for of_seed in base], LOOKS[0], "Base: FedAvg")
     ax.set(xscale="log", xlabel="temperature tau", ylabel="test Dice, mean of sites")
-    ax.set_xticks(list(curve), [f"{tau:g}" for tau in curve])
+    ax.set_xticks([*curve], [f"{tau:g}" for tau in curve])
     ax.minorticks_off()
     ax.legend()
     save_figure(figure, file.with_suffix(".png"), 200)
@@ -49,10 +46,10 @@ def draw_tau(file, runs, config):
 
 def draw_convergence(file, runs, config):
     """Figure 4a: validation Dice per round of every method, band from lowest to highest seed."""
-    figure, (ax,) = axes()
+    figure, ((ax,),) = axes()
     for look, (name, seeds) in zip(LOOKS * len(runs), by_setting(runs).items()):
         curves = [validation_curve(run) for (run,) in seeds]
-        band(ax, list(curves[0]), [list(curve.values()) for curve in curves], look, name)
+        band(ax, [*curves[0]], [[*curve.values()] for curve in curves], look, name)
     ax.set(xlabel="communication round", ylabel="validation Dice, mean of sites")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(ncols=2)
@@ -61,9 +58,7 @@ def draw_convergence(file, runs, config):
 
 def validation_curve(run):
     """Return {round: mean validation Dice of the sites} of a run."""
-    sites = read_curves(run.folder / "metrics.csv")[1].values()
-    return {t: statistics.mean(of_site[t] for of_site in sites if t in of_site)
-            for t in sorted(set().union(*sites))}
+    return mean_curve(read_curves(run.folder / "metrics.csv")[1])
 
 
 def draw_dots(file, cases):
@@ -73,7 +68,7 @@ def draw_dots(file, cases):
     base, *others = found
     if not others:
         return
-    figure, panels = axes(len(others), sharey=True)
+    figure, (panels,) = axes(len(others), sharey=True)
     for ax, name in zip(panels, others):
         for look, site in zip(LOOKS * len(found[base]), found[base]):
             ax.plot(found[base][site].mean(0), found[name][site].mean(0), linestyle="", color=look[0],
@@ -87,31 +82,28 @@ def draw_dots(file, cases):
 def draw_style(file, runs, config):
     """Figure 4b: the sites' share of the features' variance at every level; see style_bias.py."""
     batches = scene_batches(file.with_name(f"scenes_{config.task}"), config)
-    figure, panels = axes(2, sharey=True)
-    head, columns = ["level"], []
+    figure, (panels,) = axes(2, sharey=True)
+    columns = [["level", *LEVELS]]
     for look, (name, seeds) in zip(LOOKS, by_setting(runs).items()):
-        models = [load_run(run.folder / "best.pt", [], config_of(run), torch.device("cpu"))[1]
-                  for (run,) in seeds]
-        found = [style_bias(model, batches) for model in models]
+        found = [style_bias(load_run(run.folder / "best.pt", [], config_of(run), torch.device("cpu"))[1],
+                            batches) for (run,) in seeds]
         for side, when in enumerate(("before", "after")):
             curves = [[of_seed[level][side] for level in LEVELS] for of_seed in found]
             band(panels[side], range(len(LEVELS)), curves, look, name)
-            head.append(f"{name} {when}")
-            columns.append([f"{share:.3f}" for share in np.mean(curves, 0)])
+            columns.append([f"{name} {when}", *(f"{share:.3f}" for share in np.mean(curves, 0))])
     for ax, title in zip(panels, ("before normalisation", "after normalisation (and FSR)")):
         ax.set(xlabel="level, from input to output", title=title, ylim=(0, None),
                xticks=range(len(LEVELS)), xticklabels=LEVELS)
     panels[0].set_ylabel("between-site share of variance")
     panels[0].legend()
     save_figure(figure, file.with_suffix(".png"), 200)
-    text = markdown([head, *zip(LEVELS, *columns)])
+    text = markdown([*zip(*columns)])
     save(file.with_suffix(".md"), text.encode())
     print(f"\n{text}\nmean over seeds")
 
 
 def draw_pictures(file, runs, config):
-    """Figure 5: a row a site, its first test case at the slice with most foreground: image, truth, and the
-    prediction of every method's best round, errors coloured."""
+    """Figure 5: a row a site: its first test image, truth, and all methods' predictions, errors coloured."""
     device, own = pick_device(config), config_of(runs[0])
     sites = load_sites(own, read_splits(runs[0].folder / "splits.json"))
     shown = {site.name: (site.test[0], fullest_slice(site.test[0].truth)) for site in sites if site.test}

@@ -9,7 +9,6 @@ weights.png     l_norm and l_org of every FSR layer in every round
 A run keeps its last and best round alone: last.pt is drawn, or best.pt without it, beside the initial weights
 of its seed, "untrained". For more rounds give more runs, alike in everything but `rounds`: a run of 5 rounds
 is the beginning of one of 100. Prototypes are of the drawn weights, from a pass over the training images.
-Without FSR or prototypes there are fewer pictures. It needs matplotlib.
 """
 
 import tempfile
@@ -22,8 +21,7 @@ from torch.nn import functional
 
 from config import BadInput
 from datasets import load_sites, stack
-from experiments.curves import axes, save_figure
-from experiments.figures import LOOKS
+from experiments.curves import LOOKS, axes, save_figure
 from experiments.style_bias import LEVELS, scene_batches, scenes, style_bias
 from fused_features import on_grids, squares_and_dots
 from methods.find import method_and_model
@@ -31,41 +29,29 @@ from prototypes import add_class_sums, aggregate_prototypes, cosines, local_prot
 from rounds.finished import open_run
 from scoring.trained import model_of
 from settings.program import Parser, run_program
+from sites.given_splits import read_splits
 from unet import PATHS, UNet
 
 MAY_DIFFER = {"rounds", "out", "eval_every", "resume", "device", "data", "splits"}
-TURN = {"vmin": -torch.pi, "vmax": torch.pi}
-from sites.given_splits import read_splits
-
-
-def panels(rows, columns, size=2.3, ticks=False):
-    """Return a figure and its axes (rows, columns); raises BadInput without matplotlib."""
-    figure, (first,) = axes()
-    first.remove()
-    figure.set_size_inches(size * columns, size * rows + 0.7)
-    none = {} if ticks else {"subplot_kw": {"xticks": [], "yticks": []}}
-    return figure, figure.subplots(rows, columns, squeeze=False, **none)
+NO_TICKS = {"xticks": [], "yticks": []}
 
 
 def finish(figure, file, sentence):
     """Write the sentence below a figure, and the figure to a file."""
     figure.supxlabel(sentence, fontsize=9)
     save_figure(figure, file, 100)
-    image = Image.open(file).convert("RGB")
-    image = image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    image.save(file, optimize=True)  # a quarter of the bytes
+    colours = Image.Quantize.MAXCOVERAGE  # a quarter of the bytes
+    Image.open(file).convert("RGB").quantize(256, colours, dither=Image.Dither.NONE).save(file, optimize=True)
     print(f"{file}: {' '.join(sentence.split())}")
 
 
-def show(ax, values, title="", colours="cividis", **more):
-    """Show a map (H, W), or an image (3, H, W); return what its scale is drawn from."""
+def show(ax, values, title="", unit="", **more):
+    """Show a map (H, W) with its scale if it has a unit, or an image (3, H, W); return what was drawn."""
     ax.set_title(title, fontsize=9)
-    return ax.imshow((values if values.dim() == 2 else values.permute(1, 2, 0)).numpy(), cmap=colours, **more)
-
-
-def scale(seen, ax, unit):
-    """Draw the scale of a map in its unit beside one axes or several."""
-    seen.figure.colorbar(seen, ax=ax, shrink=0.8).set_label(unit, fontsize=8)
+    seen = ax.imshow((values if values.dim() == 2 else values.permute(1, 2, 0)).numpy(), **more)
+    if unit:
+        ax.figure.colorbar(seen, ax=ax, shrink=0.8).set_label(unit, fontsize=8)
+    return seen
 
 
 def around_fsr(model, x):
@@ -80,20 +66,20 @@ def draw_fsr(file, model, x):
     c = z.var((1, 2)).argmax().item()
     F, F_out = (torch.fft.fftshift(torch.fft.fft2(each[c])) for each in (z, out))
     change = (F_out / F).where(F.abs() > 1e-3 * F.abs().max(), torch.nan)  # below, rounding sets the phase
-    figure, ax = panels(3, 4, 2.1)
+    figure, ax = axes(4, 3, (8.4, 7), subplot_kw=NO_TICKS)
     show(ax[0, 0], x[0], "the image")
     for blank in (ax[1, 0], ax[2, 0], ax[2, 1]):
         blank.axis("off")
     low, high = torch.stack([z[c], out[c]]).aminmax()
-    amplitude = F.abs().clamp_min(1e-3).log10()
+    least, most = F.abs().clamp_min(1e-3).log10().aminmax()
+    phase = {"unit": "radians", "cmap": "twilight", "vmin": -torch.pi, "vmax": torch.pi}
     for row, when, each, F_z in zip(ax, ("before", "after"), (z, out), (F, F_out)):
-        seen = show(row[1], each[c], f"channel {c} {when} FSR", "gray", vmin=low, vmax=high)
-        scale(seen, row[1], "activation")
-        scale(show(row[2], F_z.abs().clamp_min(1e-3).log10(), f"amplitude {when}", vmin=amplitude.min(),
-                   vmax=amplitude.max()), row[2], "log10, no unit")
-        scale(show(row[3], F_z.angle(), f"phase {when}", "twilight", **TURN), row[3], "radians")
-    scale(show(ax[2, 2], change.abs(), "amplitude after / before", vmin=0, vmax=1.5), ax[2, 2], "ratio")
-    scale(show(ax[2, 3], change.angle(), "phase after - before", "twilight", **TURN), ax[2, 3], "radians")
+        show(row[1], each[c], f"channel {c} {when} FSR", "activation", cmap="gray", vmin=low, vmax=high)
+        show(row[2], F_z.abs().clamp_min(1e-3).log10(), f"amplitude {when}", "log10, no unit", cmap="cividis",
+             vmin=least, vmax=most)
+        show(row[3], F_z.angle(), f"phase {when}", **phase)
+    show(ax[2, 2], change.abs(), "amplitude after / before", "ratio", cmap="cividis", vmin=0, vmax=1.5)
+    show(ax[2, 3], change.angle(), "phase after - before", **phase)
     change[change.shape[0] // 2, change.shape[1] // 2] = torch.nan  # the mean
     live = change[~change.isnan()]
     low, high, turn = *live.abs().aminmax(), live.angle().abs().max()
@@ -106,7 +92,7 @@ def draw_weights(file, models, x):
     """Draw the mean of l_norm and l_org by layer and round, and the range from the 5 to the 95 % quantile."""
     found = [[layer.weights(z) for layer, (z, _) in zip(model.fsr, around_fsr(model, x))]
              for model in models.values()]
-    figure, ax = panels(1, 3, 2.9, ticks=True)
+    figure, ax = axes(3, 1, (8.7, 3.6))
     for k, a in enumerate(ax[0]):
         for part, (name, (colour, dashes, mark)) in enumerate(zip(("l_norm", "l_org"), LOOKS)):
             at, l = [t + 0.15 * part for t in range(len(models))], [of_round[k][part] for of_round in found]
@@ -125,7 +111,8 @@ def draw_styles(file, models, config):
     """Draw one scene in all sites' styles, and the sites' share of the features' variance by level."""
     with tempfile.TemporaryDirectory() as folder:
         batches = scene_batches(folder, config)
-    figure, ((*left, a),) = panels(1, len(batches[0]) + 1, 2.1)
+    n = len(batches[0])
+    figure, ((*left, a),) = axes(n + 1, 1, (2.1 * (n + 1), 2.8), subplot_kw=NO_TICKS)
     for site, ax, x in zip(sorted(scenes.TASKS[config.task][0]), left, batches[0]):
         show(ax, x[0], f"style of {site}")
     words = []
@@ -156,47 +143,41 @@ def prototypes_of(model, sites, config):
 
 def draw_prototypes(file, local, names):
     """Draw the cosines between all sites' local prototypes, class by class. local: {when: of each site}."""
-    figure, ax = panels(2, 2, 3.1)
+    figure, ax = axes(2, 2, (6.2, 6.9), subplot_kw=NO_TICKS)
     words, rounds = [], [*local]
     for row, when in zip(ax, (rounds[0], rounds[-1])):
         for a, path in zip(row, PATHS):
             rows = sorted((j, name, c[path][j]) for name, c in zip(names, local[when]) for j in c[path])
             unit = functional.normalize(torch.stack([vector for *_, vector in rows]))
             cos, same = unit @ unit.T, torch.tensor([[i == j for j, *_ in rows] for i, *_ in rows])
-            seen = show(a, cos, f"{path}, {when}", vmin=-1, vmax=1)
+            seen = show(a, cos, f"{path}, {when}", cmap="cividis", vmin=-1, vmax=1)
             labels = [f"{name} {j}" for j, name, _ in rows]
             a.set_xticks(range(len(rows)), labels, rotation=90, fontsize=7)
             a.set_yticks(range(len(rows)), labels, fontsize=7)
             words.append(f"{path}, {when}: at least {cos[same].min():.2f} within a class, "
                          f"at most {cos[~same].max():.2f} between classes.")
-    scale(seen, ax, "cosine")
+    figure.colorbar(seen, ax=ax, shrink=0.8).set_label("cosine", fontsize=8)
     finish(figure, file, "Each row is a site and a class, 0 the background.\n" + "\n".join(words))
-
-
-def cosine_map(model, G, path, j, x, y):
-    """Return cos(f, g) of images x with the nearest g of class j, and y > 0 on its grid, (B, h, w) each."""
-    X, W, member = on_grids(model.features(x)[1], model.fusion, y, model.classes)[path]
-    return cosines(*squares_and_dots(X, W, functional.normalize(G[path][j]))).amax(-1), member[..., 0] == 0
 
 
 def draw_cosines(file, models, local, x, y):
     """Draw cos(f, g) over an image x (1, 3, H, W) with labels y, the nearest g of each class."""
-    figure, ax = panels(4, len(models) + 1, 1.75)
+    n = len(models) + 1
+    figure, ax = axes(n, 4, (1.75 * n, 7.7), subplot_kw=NO_TICKS)
     show(ax[0, 0], x[0], "image and outline")
     ax[0, 0].contour(y[0] > 0, [0.5], colors="black", linewidths=0.7)
     words = {path: [] for path in PATHS}
-    for a, when in zip(ax[0, 1:], models):
-        a.set_title(when, fontsize=9)
     for row, (path, j) in zip(ax, [(path, j) for path in PATHS for j in (1, 0)]):
-        name = "foreground" if j else "background"
         for a, (when, model) in zip(row[1:], models.items()):
-            cos, inside = cosine_map(model, aggregate_prototypes(local[when]), path, j, x, y)
-            seen = show(a, cos[0], a.get_title(), vmin=-1, vmax=1)
+            X, W, member = on_grids(model.features(x)[1], model.fusion, y, model.classes)[path]
+            g = functional.normalize(aggregate_prototypes(local[when])[path][j])
+            cos, inside = cosines(*squares_and_dots(X, W, g)).amax(-1), member[..., 0] == 0
+            seen = show(a, cos[0], when if row is ax[0] else "", cmap="cividis", vmin=-1, vmax=1)
             if j:
                 words[path].append(f"{when} {cos[inside].mean():.2f} and {cos[~inside].mean():.2f}")
-        row[1].set_ylabel(f"{path},\n{name} g", fontsize=9)
+        row[1].set_ylabel(f"{path},\n{'foreground' if j else 'background'} g", fontsize=9)
         row[0].axis("off")
-    scale(seen, ax, "cosine")
+    figure.colorbar(seen, ax=ax, shrink=0.8).set_label("cosine", fontsize=8)
     finish(figure, file, "Each pixel's cosine with the nearest global prototype g of a class. Its mean\n"
            "for the foreground's g, on foreground and on background pixels:\n"
            + "\n".join(f"{path}: {', '.join(of_path)}" for path, of_path in words.items()))
@@ -219,15 +200,21 @@ def opened(runs):
         if unlike or t == t_next:
             problem = f"another {min(unlike)} than" if unlike else f"the same round {t} as"
             raise BadInput(f"{run}: has {problem} {other}; give runs that differ in their rounds alone")
-    models, (_, run, config, _) = {f"round {t}": model for t, *_, model in found}, found[-1]
-    return run, config, {"untrained": method_and_model(config)[1]} | models
+    models = {"untrained": method_and_model(config)[1]} | {f"round {t}": model for t, *_, model in found}
+    return found[-1][1], found[-1][2], models
 
 
 @torch.no_grad()
-def draw_all(runs, out):
-    """Draw what runs have to show into a folder."""
+def main():
+    """Draw the pictures of one run, or of several that differ in their rounds."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--run", required=True, nargs="+", metavar="RUN",
+                        help="run folders of train.py, and out=FOLDER for the pictures; none: FIRST RUN/tour")
+    words = parser.parse_args().run
+    runs = [Path(word).expanduser() for word in words if not word.startswith("out=")]
+    out = [word.removeprefix("out=") for word in words if word.startswith("out=")] or [runs[0] / "tour"]
     run, config, models = opened(runs)
-    trained = [*models.values()][-1]
+    out, trained = Path(out[-1]).expanduser(), [*models.values()][-1]
     sites = [site for site in load_sites(config, read_splits(run / "splits.json")) if site.train_slices]
     x, y = stack([site.train_slices[0] for site in sites])
     out.mkdir(parents=True, exist_ok=True)
@@ -239,17 +226,6 @@ def draw_all(runs, out):
         draw_prototypes(out / "prototypes.png", local, [site.name for site in sites])
         draw_cosines(out / "cosines.png", models, local, x[:1], y[:1])
     draw_styles(out / "styles.png", models, config)
-
-
-def main():
-    """Draw the pictures of one run, or of several that differ in their rounds."""
-    parser = Parser(description=__doc__)
-    parser.add_argument("--run", required=True, nargs="+", metavar="RUN",
-                        help="run folders of train.py, and out=FOLDER for the pictures; none: FIRST RUN/tour")
-    words = parser.parse_args().run
-    runs = [Path(word).expanduser() for word in words if not word.startswith("out=")]
-    out = [word.removeprefix("out=") for word in words if word.startswith("out=")] or [runs[0] / "tour"]
-    draw_all(runs, Path(out[-1]).expanduser())
 
 
 if __name__ == "__main__":

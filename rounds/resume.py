@@ -5,9 +5,9 @@ import sys
 from config import BadInput
 from datasets import splits_of
 from rounds.reading import FREE_ON_RESUME, TO_RESUME, check_fits, checkpoint_of, load_checkpoint
+from sites.given_splits import read_splits
 
 ALIKE = 0.0005  # means of the same image differ by less, whatever machine decoded and resized it
-from sites.given_splits import read_splits
 
 
 def start_of(config, last, state, sites, device):
