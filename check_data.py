@@ -25,6 +25,7 @@ from sites.patients import shared_names
 from sites.readers import read_sample
 
 SAMPLES = 4  # on a site, on the contact sheet
+AIR = -500   # in Hounsfield units at most; -1000 but for noise and smoothing
 
 
 def check(config, sheet):
@@ -41,12 +42,9 @@ def check(config, sheet):
         samples = [attempt(problems, read_sample, entry, site, config.task, config.image_size, config.classes,
                            config.window) for entry in of_site]
         samples = [sample for sample in samples if sample]
-        warnings += [text for sample in samples for text in sample.warnings]
-        if samples and not any(sample.truth.any() for sample in samples):
-            warnings.append(f"{of_site[0].mask.parent}: all masks of site {site} are empty, foreground "
-                            "has to be > 0; if its cases are healthy it may train, or set leave_out")
+        warnings += warnings_on(site, of_site, samples, config)
         cases = {entry.case for entry in of_site}
-        parts = cases and attempt(problems, split_of, site, cases, splits, config) or {}
+        parts = (attempt(problems, split_of, site, cases, splits, config) if cases else None) or {}
         sites.append(Site(site, **{part: [sample for sample in samples if sample.case in parts.get(part, ())]
                                    for part in SPLITS}))
         print("\n".join(report(site, config, of_site, samples, parts)))
@@ -60,8 +58,37 @@ def check(config, sheet):
         print(f"\ncontact sheet with outlines of the masks: {sheet}")
     for name, texts in (("warning", warnings), ("problem", problems)):
         if texts or name == "problem":
-            print(f"\n{len(texts)} {name}{'s' * (len(texts) != 1)}", *texts, sep="\n  ")
+            print(f"\n{len(texts)} {name}{'s' * (len(texts) != 1)}",
+                  *(in_short(texts) if name == "warning" else texts), sep="\n  ")
     return len(problems)
+
+
+def warnings_on(site, entries, samples, config):
+    """Return what is suspicious about the files of a site and about all of them together."""
+    found = [text for sample in samples for text in sample.warnings]
+    if samples and not any(sample.truth.any() for sample in samples):
+        found.append(f"{entries[0].mask.parent}: all masks of site {site} are empty, foreground has to be > "
+                     "0; if its cases are healthy it may train, or set leave_out")
+    low = min((sample.facts["low"] for sample in samples), default=0)
+    if config.task in VOLUMES and config.window is None and low <= AIR:
+        found.append(f"{site}: values from {low:g} look like CT, of which little contrast is left without a "
+                     "window; set window=[-160,240] for soft tissue of the abdomen, here too, and look "
+                     "whether the contact sheet shows what is to be found")
+    return found
+
+
+def in_short(texts, at_most=3, named=20):
+    """Return the texts; where more than a few say the same of files of one folder, they are one line."""
+    alike = {}
+    for text in texts:
+        file, _, rest = text.partition(": ")
+        alike.setdefault((Path(file).parent, rest), []).append(text)
+    lines = []
+    for same in alike.values():
+        names = [Path(text.partition(": ")[0]).name for text in same[1:]]
+        others = ", ".join(names[:named]) + " ..." * (len(names) > named)
+        lines += same if len(same) <= at_most else [f"{same[0]}; so with {len(names)} others there: {others}"]
+    return lines
 
 
 def attempt(problems, function, *given):

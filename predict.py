@@ -3,8 +3,9 @@
 INPUT is a file, a folder of images or of volumes, or a folder of sites; no masks are needed. Written are a
 mask on each file's own grid, prediction.csv and sheets of pictures. The best round of the run predicts.
 
-site=NAME           normalise by the statistics of this site of the run (and use its local weights)
-test_stats=case     normalise each case by itself; without both: by statistics of the input images
+site=NAME           of a run with test_stats: site, normalise by this site's statistics; use its local weights
+test_stats=case     normalise each image by itself, as a run with test_stats: case does anyway; a run with
+                    test_stats: site, without both: by statistics of the input images
 threshold=0.3       of two classes: foreground is where its probability is above this; else 0.5
 keep_largest=true   of each class keep the largest connected part alone, for organs
 probabilities=true  write the probability of foreground, or of each class, too
@@ -72,8 +73,13 @@ def main():
         network = own_network(model, statistics)
     failed = predict_all(network, names, folder, config, device, whose, keys)
     print(f"{len(names) - failed} of {len(names) + len(found.unread)} files predicted, statistics {whose}; "
-          f"written to {out}: masks, {TABLE}, sheets of pictures")
+          f"written to {out}: masks{labels_of(config)}, {TABLE}, sheets of pictures")
     sys.exit(1 if failed or found.unread else 0)
+
+
+def labels_of(config):
+    """Return what to know before a mask of several classes is opened as a picture."""
+    return f" of the labels 0 to {config.classes - 1}, which look black" if config.classes > 2 else ""
 
 
 def say_what_is_left(path, found):

@@ -105,8 +105,10 @@ def summary(cases, base=None):
         other = by_site(base, DICE)
         tested, of_base = ([of_patients(folds, DICE).keys() for folds in of] for of in (cases, base))
         if tested != of_base:
-            raise BadInput("cases.csv: the settings were not tested on the same patients and seeds, give all of "
-                           "them the same data, splits, folds and seeds")
+            alone = sorted(set().union(*tested) ^ set().union(*of_base))
+            example = f" ({' '.join(alone[0])} by one of them alone)" if alone else ""
+            raise BadInput(f"cases.csv: the settings were not tested on the same patients and seeds{example}"
+                           ", give all of them the same data, splits, folds and seeds")
         differences = {site: dice[site] - other[site] for site in other}
         each = np.concatenate([of_site.mean(0) for of_site in differences.values()])
         low, high = interval(differences)

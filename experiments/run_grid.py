@@ -70,8 +70,9 @@ def train_all(runs, base, rounds, jobs):
     waiting = [run for run in runs if not is_finished(run, rounds)]
     print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished already", flush=True)
     if waiting:
+        print("timing a training step of each setting, to say how long they take", flush=True)
         minutes = minutes_of(waiting, base, rounds, jobs) / jobs
-        print(f"about {minutes:.0f} minutes of training steps, from one step of each setting, taken as "
+        print(f"about {max(minutes, 1):.0f} minutes of training steps, from one step of each setting, taken as "
               f"{jobs} times as fast if {jobs} are done at once", flush=True)
     work(waiting, lambda run: start_training(run, base, jobs), jobs, "runs")
 

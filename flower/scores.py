@@ -52,8 +52,8 @@ def ask_results(ask_sites, run, config, guards, method, normed):
     answers = with_scores(answers, parts, config, guards)
     result = {kind: {"round": rounds[kind]} | {
         split: scores_of(answers, f"{kind}.{split}", config) for split in SCORED} for kind in KINDS}
-    print_result(result, config, normed)
     foreign = [site for site in answers if site not in run.kept]
+    print_result(result, config, normed, foreign)
     result = explained(result, config, normed, foreign, run.state["seconds"])
     save(run.out / "result.json", as_json(result))
     print(f"written to {run.out}: result.json, metrics.csv, best.pt, last.pt", flush=True)

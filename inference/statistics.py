@@ -22,6 +22,9 @@ def choose(site, model, checkpoint, config):
     if not statistics_like(model):
         return {}, "none: the network has no batch norm"
     if config.test_stats == "case":
+        if site is not None and not checkpoint["local"].get(site):
+            raise BadInput("site: with test_stats: case each image is normalised by itself, whatever its "
+                           "site; leave site out")
         return {}, "of each image itself"
     if site is not None:
         if site not in checkpoint["statistics"]:

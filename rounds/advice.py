@@ -8,13 +8,12 @@ ZERO, LOST, STILL, POOR, SAME = 0.01, 0.05, 0.01, 0.5, 0.001  # of Dice; STILL: 
 
 
 class Advice:
-    """Looks at every validated round, from a quarter of the rounds on, and prints what to try of what is not
-    set yet."""
+    """Prints what goes wrong in the rounds behind the first quarter, and what to try of what is not set."""
 
     def __init__(self, config):
-        self.quarter, self.seen, self.said = max(5, config.rounds // 4), [], set()
+        self.rounds, self.quarter, self.seen, self.said = config.rounds, max(5, config.rounds // 4), [], set()
         tries = {"optimizer=adam lr=0.001": config.optimizer == "sgd",
-                 "window=[low,high] if this is CT": config.task in VOLUMES and not config.window,
+                 "window=[-160,240] if this is CT": config.task in VOLUMES and not config.window,
                  "tiles=true if objects are small in large images": not (config.task in VOLUMES or config.tiles),
                  "batch_size=2 and local_epochs=5 if the sites are small": config.batch_size > 2,
                  "more rounds; check_data.py shows whether the masks fit": True}
@@ -33,18 +32,19 @@ class Advice:
 
     def troubles(self, t, dice, loss, sites):
         """Yield (kind, what is wrong) of the rounds so far, of which round t is the last."""
-        for site, row in ((site, row) for site, row in sites.items() if row["dice"] is not None):
-            late = [old[site]["dice"] for *_, old in self.seen[-5:] if site in old]
-            if row["dice"] < ZERO:
-                yield "zero", (f"the validation Dice of site {site} is {row['dice']:.3f}, and nothing is found "
-                               f"in {row['misses']} of {row['cases']} images")
-            elif row["dice"] < POOR and len(late) == 5 and max(late) - min(late) < SAME:
-                yield "same", (f"the validation Dice of site {site} stays at {row['dice']:.3f}, as if all of an "
-                               "image is predicted")
+        if zero := [f"{site} {name}".strip() for site, row in sites.items()
+                    for name, part in row.get("classes", {"": row}).items()
+                    if part["dice"] is not None and part["dice"] < ZERO]:
+            yield "zero", f"the validation Dice of {', '.join(zero)} is below {ZERO}"
+        for site in sites:
+            late = [d for *_, old in self.seen[-5:] if (d := old.get(site, {}).get("dice")) is not None]
+            if len(late) == 5 and max(late) - min(late) < SAME and ZERO < late[-1] < POOR:
+                yield "same", f"the validation Dice of {site} stays at {late[-1]:.3f}, as if all were marked"
         best, most, *_ = max(self.seen, key=lambda seen: seen[1])
         if best <= t - self.quarter and dice < most - LOST:
-            yield "falling", (f"the mean validation Dice has fallen from {most:.3f} in round {best} to "
-                              f"{dice:.3f}")
+            yield "falling", f"the mean validation Dice fell from {most:.3f} in round {best} to {dice:.3f}"
         before = [old for at, _, old, _ in self.seen if at <= t - self.quarter]
         if before and abs(loss - before[-1]) < STILL * abs(before[-1]) and dice < POOR:
             yield "still", f"the loss stands still at {loss:.3f}, with a mean validation Dice of {dice:.3f}"
+        if t == self.rounds and dice < POOR and not self.said:
+            yield "low", f"the last round has a mean validation Dice of {dice:.3f}"

@@ -22,9 +22,8 @@ def pick_device(config):
     """Return the torch device of the key `device`, and have torch keep to `deterministic`; raises BadInput if
     this machine lacks the device."""
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)  # a warning names what is not
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    name = best if config.device == "auto" else config.device
     if name != "cpu" and (torch.device(name).index or 0) >= torch.cuda.device_count():
         raise BadInput(f"device: this machine has no {name}, set it to auto or cpu")
     return torch.device(name)
@@ -193,7 +192,7 @@ def score_run(checkpoints, model, sites, config, device, seconds, foreign):
         result[kind] = {"round": t} | scored[t][1]
         cases += [{"kind": kind} | row for row in scored[t][0]]
     normed = bool(batch_norms(model))
-    print_result(result, config, normed)
+    print_result(result, config, normed, foreign)
     result = explained(result, config, normed, foreign, seconds + time.perf_counter() - start)
     return result, cases
 

@@ -18,15 +18,16 @@ CASE_COLUMNS = ("kind", "split", "site", "case", "file", "class", *MEASURED, "un
 KINDS, SCORED = ("best", "last"), {"val": "validation", "test": "test"}
 
 
-def print_result(result, config, normed):
-    """Print the tables of the best and the last round, once if they are the same round. result: {best:
-    {round, val, test}, last: ...}; normed: whether the network has batch norms."""
+def print_result(result, config, normed, foreign):
+    """Print the tables of the best and the last round, once if they are the same. result: {best: {round, val,
+    test}, last: ...}; normed: whether the network has batch norms; foreign: sites that did not train."""
     same = result["best"]["round"] == result["last"]["round"]
-    whose = f"statistics of the {config.test_stats}" if normed else "no batch-norm statistics"
+    note = f"test_stats: {config.test_stats}" if normed else "no batch-norm statistics"
+    note += f"; took no part in training: {', '.join(foreign)}" if foreign else ""
     for kind in ("last",) if same else KINDS:
         name = "best and last" if same else kind
         for split, title in SCORED.items():
-            print(f"\n{name} round {result[kind]['round']}, {title}, {whose}")
+            print(f"\n{name} round {result[kind]['round']}, {title}, {note}")
             print(format_table(result[kind][split], units(config)["hd95"]), flush=True)
 
 

@@ -12,7 +12,7 @@ IMAGE_KINDS = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 VOLUME_KINDS = (".nii", ".nii.gz")
 OTHER_KINDS = (".gif", ".webp", ".jp2", ".heic", ".svs", ".ndpi", ".mrxs", ".dcm", ".dicom", ".ima", ".mha",
                ".mhd", ".nrrd", ".nhdr", ".img", ".hdr", ".mgz", ".npy", ".npz", ".h5", ".hdf5", ".mat",
-               ".xml", ".geojson", ".zip", ".gz", ".tar", ".7z", ".rar")  # advice: sites/formats.py
+               ".xml", ".geojson", ".zip", ".gz", ".tar", ".7z", ".rar")  # advice: sites/advice.py
 DATA_KINDS = (*IMAGE_KINDS, *VOLUME_KINDS, *OTHER_KINDS)
 HIDDEN = (".", "__MACOSX")  # the latter is what archives of a Mac hold beside the files
 

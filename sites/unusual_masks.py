@@ -122,5 +122,7 @@ def several(values):
     if values[-1] in UNCERTAIN and values[-2] <= SMALL:
         return (f"has the labels {listed}; {values[-1]:g} mostly means uncertain but counts as foreground "
                 "here, save it as 0 or as an object")
-    return (f"has {len(values)} labels above 0 ({listed}), which all count as foreground; set classes to "
-            "tell them apart, or save it with two values")
+    few = values[-1] == len(values) < 6  # 1, 2, .. without a gap, and hardly the numbers of objects
+    remedy = f"classes={len(values) + 1} if they are classes" if few else "classes to tell them apart"
+    return (f"has {len(values)} labels above 0 ({listed}), which all count as foreground; set {remedy}, "
+            "or save it with two values")

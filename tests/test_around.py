@@ -333,13 +333,13 @@ def test_a_file_that_cannot_be_written_says_why(tmp_path):
 
 # ---- Training that goes wrong ----
 
-def told(dice, losses, task="nuclei", rounds=20, misses=0, **settings):
+def told(dice, losses, task="nuclei", rounds=20, of_classes=None, **settings):
     """The rounds in which Advice speaks, and its words; dice: of the two sites, round by round."""
     config = load_config({"task": task, "data": "demo", "out": "o", "rounds": rounds} | settings)
     advice, lines = Advice(config), io.StringIO()
     with contextlib.redirect_stderr(lines):
         for t, (pair, loss) in enumerate(zip(dice, losses, strict=False), 1):
-            sites = {site: {"dice": d, "misses": misses, "cases": 4} for site, d in zip("ab", pair)}
+            sites = {site: {"dice": d} | (of_classes or {}) for site, d in zip("ab", pair)}
             scores = {"sites": sites, "mean": {"dice": None if None in pair else sum(pair) / 2}}
             advice.look(t, [SimpleNamespace(losses={"dice": loss / 2, "contrast": loss / 2})], scores)
             advice.look(t, [], None)
@@ -348,18 +348,22 @@ def told(dice, losses, task="nuclei", rounds=20, misses=0, **settings):
 
 def test_training_that_goes_wrong_is_said_once_and_one_that_learns_is_left_alone():
     rising, falling = [1 / t for t in range(1, 21)], [1 - t / 40 for t in range(1, 21)]
-    line, = told([(0.6, 0.0)] * 20, falling, misses=4)
-    assert line.startswith("warning: round 6: the validation Dice of site b is 0.000, and nothing is found in 4 of 4 images; "
-                           "try optimizer=adam lr=0.001, tiles=true if objects are small in large images, batch_size=2 and")
-    assert "window=[low,high]" in told([(0.0, 0.0)] * 20, falling, task="volumes")[0]
+    line, = told([(0.6, 0.0)] * 20, falling)
+    assert line.startswith("warning: round 6: the validation Dice of b is below 0.01; try optimizer=adam lr=0.001, "
+                           "tiles=true if objects are small in large images, batch_size=2 and")
+    line, = told([(0.6, 0.6)] * 20, falling, of_classes={"classes": {"disc": {"dice": 1.0}, "cup": {"dice": 0.0}}})
+    assert "the validation Dice of a cup, b cup is below 0.01;" in line
+    assert "window=[-160,240] if this is CT" in told([(0.0, 0.0)] * 20, falling, task="volumes")[0]
     line, = told([(0.0, 0.0)] * 20, falling, "volumes", optimizer="adam", batch_size=2, window=[0, 200])
     assert "; try more rounds; check_data.py" in line  # what is set already is not asked for
     line, = told([(0.6, 0.6)] * 8 + [(0.5, 0.54)] * 12, falling)
-    assert line.startswith("warning: round 9: the mean validation Dice has fallen from 0.600 in round 1 to 0.520")
+    assert line.startswith("warning: round 9: the mean validation Dice fell from 0.600 in round 1 to 0.520")
     line, = told([(0.3, 0.6), (0.3004, 0.58)] * 10, falling)
-    assert line.startswith("warning: round 6: the validation Dice of site a stays at 0.300, as if all of an image is predicted")
+    assert line.startswith("warning: round 6: the validation Dice of a stays at 0.300, as if all were marked")
     line, = told([(0.3, 0.4), (0.4, 0.3)] * 10, [0.7] * 20)
     assert line.startswith("warning: round 6: the loss stands still at 0.700, with a mean validation Dice of 0.350")
-    assert told([(0.0, 0.0)] * 5 + [(0.3 + t / 100, 0.3 + t / 90) for t in range(15)], rising) == []  # slow at first
+    assert told([(0.0, 0.0)] * 5 + [(0.3 + t / 60, 0.3 + t / 50) for t in range(15)], rising) == []  # slow at first
+    line, = told([(0.3 + t / 100, 0.2 + t / 90) for t in range(20)], falling)  # learns, but too little
+    assert line.startswith("warning: round 20: the last round has a mean validation Dice of 0.45")
     assert told([(0.8, 0.8)] * 20, [0.1] * 20) == told([(0.0, 0.0)] * 5, rising) == told([(None, None)] * 20, falling) == []
     assert len(told([(0.6, 0.6)] + [(0.0, 0.3)] * 19, [0.7] * 20)) == 4

@@ -65,7 +65,7 @@ OBJECTS = np.uint8(1) * DISC + np.uint8(5) * (Y > 30) + np.uint8(9) * (X > 33)  
 READ = {  # name: (mask, what is foreground, words of its only warning or None)
     "plain": (np.uint8(255) * DISC, DISC, None),
     "empty": (0 * Y.astype(np.uint8), 0 * Y > 0, None),
-    "classes": (np.uint8(1) * DISC + np.uint8(1) * SMALL, DISC, r"2 labels above 0 (1, 2), which all count"),
+    "classes": (np.uint8(1) * DISC + np.uint8(1) * SMALL, DISC, "count as foreground; set classes=3 if they are classes, or"),
     "coded classes": (np.uint8(128) * DISC + np.uint8(127) * SMALL, DISC, "2 labels above 0 (128, 255)"),
     "objects": (OBJECTS, OBJECTS > 0, "labels above 0 (1, 5, 9, 14), which all count"),
     "tiny objects": (np.uint8((Y // 4 * 10 + X // 4) * (Y % 4 < 2) * (X % 4 < 2)),
@@ -382,6 +382,26 @@ def test_a_window_shows_what_padding_hides():
     assert inside[DISC].mean() == pytest.approx(260 / 400, abs=0.01)
     with pytest.raises(BadInput, match="v: its values, -3024 to 900, show nothing between 1000 and 2000"):
         volumes.prepared(ct(), "v", [], (2, 1, 0), [1000, 2000])
+
+
+def test_ct_without_a_window_is_a_warning_of_check_data(tmp_path, monkeypatch, capsys):
+    folder = write_prostate(tmp_path / "d", ("a",))
+    def report(*words):
+        return run_here(monkeypatch, capsys, check_data, tmp_path, folder, "--task", "volumes", *words)
+    assert "window" not in report()[1]
+    for file in folder.rglob("Case?.nii.gz"):
+        volume = nibabel.load(file)
+        nibabel.save(nibabel.Nifti1Image(volume.get_fdata() * 5 - 1000, volume.affine), file)
+    code, out, _ = report()
+    assert code == 0 and "\n1 warning\n  a: values from -" in out and "look like CT" in out
+    assert "warning" not in report("window=[-1000,1000]")[1]
+
+
+def test_warnings_that_many_files_share_are_one_line_of_check_data():
+    few = [f"d/a/{k}.png: is odd" for k in range(3)]
+    assert check_data.in_short([*few, "a: 3 images"]) == [*few, "a: 3 images"]
+    line, other = check_data.in_short([*few, "d/a/3.png: is odd", "d/b/3.png: is odd"])
+    assert line == "d/a/0.png: is odd; so with 3 others there: 1.png, 2.png, 3.png" and other == "d/b/3.png: is odd"
 
 
 @pytest.mark.parametrize("spoil, warned", [

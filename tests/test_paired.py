@@ -31,7 +31,7 @@ def test_means_go_from_files_to_patients_to_sites():
     assert found["sites"] == pytest.approx({"a": a, "b": 0.75}) and found["dice"] == pytest.approx((a + 0.75) / 2)
     with pytest.raises(BadInput, match="patient p is tested in two folds"):
         paired.of_patients([rows_of("a", {"p": [1]}), rows_of("a", {"p": [1]})], paired.column("dice"))
-    with pytest.raises(BadInput, match="not tested on the same patients"):
+    with pytest.raises(BadInput, match=r"not tested on the same patients and seeds \(a . by one of them alone\), give"):
         paired.summary([folds], [[rows_of("a", {"p": [1]})]])
 
 

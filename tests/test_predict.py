@@ -176,7 +176,7 @@ def test_a_file_that_cannot_be_read_is_named_and_skipped(trained, tmp_path, monk
 
 @pytest.mark.parametrize("words, message", [
     (["x"], "x: there is no such file"), ([], "expected one INPUT"), (["d", "d"], "expected one INPUT"),
-    (["d", "site=nobody"], "site: the run has no nobody"), (["d", "lr=1"], "lr: cannot be changed here"),
+    (["d", "site=nobody"], "site: the run has no nobody"), (["d", "site=a", "test_stats=case"], "site: with test_stats: case"), (["d", "lr=1"], "lr: cannot be changed here"),
     (["d", "probabilities=yes"], "expected true or false"), (["d", "out=d"], "holds other files"),
     (["d", "export=x.pt2"], "takes no INPUT"), (["export=x.pt2"], "needs the statistics of a site"),
     (["empty"], "has no .png")])

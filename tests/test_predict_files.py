@@ -336,9 +336,9 @@ def test_no_table_of_dashes(capsys):
     some = {"dice": .5, "hd95": 1., "assd": 1., "misses": 0}
     result = {kind: {"round": 1, "val": scores, "test": {"sites": {"a": some | {"cases": 1}}, "mean": some}}
               for kind in ("best", "last")}
-    print_result(result, config, True)
+    print_result(result, config, True, [])
     out = capsys.readouterr().out
-    assert "best and last round 1, validation, statistics of the case\nno site has an image\n" in out and out.count("mean of sites") == 1
+    assert "best and last round 1, validation, test_stats: case\nno site has an image\n" in out and out.count("mean of sites") == 1
     assert " - " not in out and "keep_largest" not in definitions(config)
 
 
