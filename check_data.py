@@ -72,8 +72,8 @@ def warnings_on(site, entries, samples, config):
     low = min((sample.facts["low"] for sample in samples), default=0)
     if config.task in VOLUMES and config.window is None and low <= AIR:
         found.append(f"{site}: values from {low:g} look like CT, of which little contrast is left without a "
-                     "window; set window=[-160,240] for soft tissue of the abdomen, here too, and look "
-                     "whether the contact sheet shows what is to be found")
+                     "window; set window=[low,high], such as [0,200], here too, and look whether the contact "
+                     "sheet shows what is to be found")
     return found
 
 

@@ -34,7 +34,7 @@ def scene_batches(folder, config):
     scenes. Of volumes they are the slices with organ."""
     write_scenes(Path(folder), config.task)
     own = load_config({"task": config.task, "data": str(folder), "out": "unused",
-                       "image_size": config.image_size})
+                       "image_size": config.image_size, "classes": 3 if config.task == "images" else 2})
     entries, _ = list_files(folder, config.task)
     all_test = {site: {"test": [entry.case for entry in entries[site]]} for site in entries}
     slices = [[(sample, s) for sample in site.test for s, mask in enumerate(sample.masks) if mask.any()]

@@ -353,7 +353,7 @@ def test_training_that_goes_wrong_is_said_once_and_one_that_learns_is_left_alone
                            "tiles=true if objects are small in large images, batch_size=2 and")
     line, = told([(0.6, 0.6)] * 20, falling, of_classes={"classes": {"disc": {"dice": 1.0}, "cup": {"dice": 0.0}}})
     assert "the validation Dice of a cup, b cup is below 0.01;" in line
-    assert "window=[-160,240] if this is CT" in told([(0.0, 0.0)] * 20, falling, task="volumes")[0]
+    assert "window=[0,200] if this is CT" in told([(0.0, 0.0)] * 20, falling, task="volumes")[0]
     line, = told([(0.0, 0.0)] * 20, falling, "volumes", optimizer="adam", batch_size=2, window=[0, 200])
     assert "; try more rounds; check_data.py" in line  # what is set already is not asked for
     line, = told([(0.6, 0.6)] * 8 + [(0.5, 0.54)] * 12, falling)

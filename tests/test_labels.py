@@ -66,7 +66,8 @@ OBJECTS = np.uint8(1) * DISC + np.uint8(5) * (Y > 30) + np.uint8(9) * (X > 33)  
 READ = {  # name: (mask, what is foreground, words of its only warning or None)
     "plain": (np.uint8(255) * DISC, DISC, None),
     "empty": (0 * Y.astype(np.uint8), 0 * Y > 0, None),
-    "classes": (np.uint8(1) * DISC + np.uint8(1) * SMALL, DISC, "count as foreground; set classes=3 if they are classes, or"),
+    "classes": (np.uint8(1) * DISC + np.uint8(1) * SMALL, DISC,
+                "2 labels above 0 (1, 2), which all count as foreground; set classes=3 if they are classes, or"),
     "coded classes": (np.uint8(128) * DISC + np.uint8(127) * SMALL, DISC, "2 labels above 0 (128, 255)"),
     "objects": (OBJECTS, OBJECTS > 0, "labels above 0 (1, 5, 9, 14), which all count"),
     "tiny objects": (np.uint8((Y // 4 * 10 + X // 4) * (Y % 4 < 2) * (X % 4 < 2)),
