@@ -32,7 +32,8 @@ def squared_along(mask, axis, step):
         np.minimum(steps[i], steps[i - 1] + 1, out=steps[i])
     for i in reversed(range(len(steps) - 1)):
         np.minimum(steps[i], steps[i + 1] + 1, out=steps[i])
-    return np.moveaxis((step * steps.astype(float)) ** 2, 0, axis)
+    away = np.multiply(steps, step, dtype=float)
+    return np.moveaxis(np.square(away, out=away), 0, axis)
 
 
 def spread(squared, axis, step):
