@@ -49,9 +49,10 @@ def list_files(data, task, case_pattern=None, leave_out=()):
     entries, problems = {}, []
     for site in visible(data):
         name = as_seen(site.name)
-        if name not in leave_out:
-            problems += nowhere(site)
-        if site.is_dir() and name not in leave_out:
+        if name in leave_out:
+            continue
+        problems += nowhere(site)
+        if site.is_dir():
             if name in entries:
                 problems.append(f"{site}: is a second site of that name, rename one")
             entries[name], wrong = list_site(site, task, case_pattern, data)
@@ -74,7 +75,6 @@ def list_site(site, task, case_pattern=None, data=None):
     """Return the entries of one site's folder and a list of everything wrong with it, as texts; data: the
     folder of all sites, for advice."""
     found, problems, unpaired = find_pairs(site, task)
-    problems = [text for path in files_below(site) for text in nowhere(path)] + problems
     if unpaired or not (found or problems):
         from sites.advice import problems_of  # a run on good data does not load it
         problems += problems_of(site, found, unpaired, task, data)
@@ -87,13 +87,16 @@ def list_site(site, task, case_pattern=None, data=None):
 def find_pairs(site, task):
     """Return the entries of a site's folder, a list of problems, and [(image, None) or (None, mask)] of
     files that have no partner."""
-    paths = [path for path in files_below(site)
+    files = files_below(site)
+    dead = [text for path in files for text in nowhere(path)]
+    paths = [path for path in files
              if path.name.lower().endswith(VOLUME_KINDS if task in VOLUMES else IMAGE_KINDS)]
     plain = plain_pairs(site, paths)
     if plain is not None:
-        return plain, [], []
+        return plain, dead, []
     from sites.names import pairs_by_name  # a run on a plain folder does not load it
-    return pairs_by_name(site, paths)
+    found, problems, unpaired = pairs_by_name(site, paths)
+    return found, dead + problems, unpaired
 
 
 def plain_pairs(site, paths):
@@ -148,7 +151,7 @@ def files_below(folder):
 
 def nowhere(path):
     """Return a list of what is wrong with a path, if it is a link to nowhere."""
-    return [f"{path}: is a link to nowhere ({os.readlink(path)}), mend or remove it"] if not path.exists() else []
+    return [] if path.exists() else [f"{path}: is a link to nowhere ({os.readlink(path)}), mend or remove it"]
 
 
 def as_seen(name):
