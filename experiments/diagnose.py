@@ -52,8 +52,8 @@ def print_gradients(model, batches, context, method):
 
 @torch.no_grad()
 def print_cosines(model, batches, G):
-    """Print per path the pixels' cosines with the nearest prototype of their own and of other classes, and the
-    share of pixels whose contrastive loss has a gradient."""
+    """Print per path the pixels' cosines with the nearest prototype of their own and of other classes, and
+    the share of pixels whose contrastive loss has a gradient."""
     for path in PATHS:
         classes = columns(G[path])
         found = {j: [] for j in classes if j > 0}
@@ -92,9 +92,9 @@ def print_recalibration(model, batches):
     The next convolution and batch norm can undo an affine map per channel. So the layer is compared
     with the map that has the batch's mean gain and shift per channel instead of each image's own:
     left = |next(FSR) - next(mean map)| / |next(FSR)|, next = pooling, convolution, batch norm."""
-    for k, layer in enumerate(model.fsr, 1):
-        found = [effect(model, k, layer, *around_fsr(model, x)[k - 1]) for x, _ in batches]
-        l_norm, l_org, spread, left = torch.tensor(found).mean(0).tolist()
+    found = [[effect(model, k, layer, *maps) for k, (layer, maps) in
+              enumerate(zip(model.fsr, around_fsr(model, x)), 1)] for x, _ in batches]
+    for k, (l_norm, l_org, spread, left) in enumerate(torch.tensor(found).mean(0).tolist(), 1):
         print(f"FSR at level {k}: l_norm {l_norm:.2f}, l_org {l_org:.2f}; its gain varies by "
               f"{spread:.1%} between images of a batch; left behind the next norm {left:.1%}")
 
@@ -123,9 +123,8 @@ def print_thresholds(model, statistics, local, sites, config):
         for sample in (sample for sample in site.val if sample.truth.any()):
             logits = torch.cat(list(logits_of(network, sample, config, torch.device("cpu"))))
             p, truth = 1 - logits.softmax(1)[:, 0].numpy(), sample.truth > 0
-            n = [((p > t) & truth, p > t, truth) for t in THRESHOLDS]
-            n = [[mask.sum() for mask in masks] for masks in n]
-            found.append([(overlap_scores(*of_t)["dice"], of_t[1] / of_t[2]) for of_t in n])
+            areas = [(((p > t) & truth).sum(), (p > t).sum(), truth.sum()) for t in THRESHOLDS]
+            found.append([(overlap_scores(*area)["dice"], area[1] / area[2]) for area in areas])
         of_sites += [np.mean(found, 0)] if found else []
     if of_sites:
         print("\nvalidation, mean of sites, foreground where p exceeds a threshold")
@@ -150,7 +149,7 @@ def main():
                    if len(slices[i:i + B]) > 1 or len(slices) == 1]
         print(f"\n{site.name}")
         network = own_network(model, {}, local.get(site.name, {})).train()
-        memory = checkpoint["kept"].get(site.name, {"memory": {}})["memory"]  # method: pooled has no site's own
+        memory = checkpoint["kept"].get(site.name, {"memory": {}})["memory"]  # pooled: no site has its own
         print_gradients(network, batches, Context(site.name, t, checkpoint["weights"], G, memory), method)
         if model.fusion:
             print_cosines(network, batches, G)

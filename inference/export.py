@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from config import VOLUMES, BadInput, class_name
 from rounds.checkpoint import save
-from scoring.norms import batch_norms
+from scoring.norms import one_by_one
 
 OF_CASE = "of each image itself"  # what `inference.statistics.choose` calls them
 IMAGES = ("float32 (B, 3, H, W), images of any size and range of values, grey ones three times; each is "
@@ -62,9 +62,7 @@ def export_network(network, target, config, statistics):
     if config.tiles and of_case:
         raise BadInput("site: with tiles the statistics of a case are those of many tiles, which an exported "
                        "network does not see; name a site of a run with test_stats: site")
-    for name, norm in batch_norms(network).items() if of_case and not volumes else ():
-        place, _, child = name.rpartition(".")
-        setattr(network.get_submodule(place), child, NormOfEach(norm))
+    network = one_by_one(network, NormOfEach) if of_case and not volumes else network
     whole = network if config.tiles else AsPredicted(network, S, not volumes)
     about = {"input": TILES if config.tiles else SLICES if volumes else IMAGES,
              "B": "the slices of one volume, at most 32 at a time" if of_case and volumes else "any",

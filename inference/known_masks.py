@@ -27,18 +27,27 @@ def is_of_masks(folders):
 
 
 def named_masks(folder):
-    """Return the files that a folder's list.txt of lines 'image mask', or a table with a column mask or mask_1,
-    names as masks."""
+    """Return the files that a folder's list.txt, or a table with a column mask or mask_1, names as masks."""
     words = []
     for file in (folder / "list.txt", *sorted(folder.glob("*.[cC][sS][vV]"))):
+        read = masks_in_list if file.name == "list.txt" else masks_in_table
         with contextlib.suppress(OSError, ValueError, csv.Error):  # it is something else
-            lines = decoded(file.read_bytes()).splitlines() if file.is_file() else []
-            if file.name == "list.txt":
-                pairs = [line.strip().split("\t" if "\t" in line else None) for line in lines]
-                words += [pair[1] for pair in pairs if len(pair) == 2 and not pair[0].startswith("#")]
-            elif lines and "mask" in lines[0].lower():
-                for row in csv.DictReader(lines, delimiter=max(",;\t", key=lines[0].count)):
-                    words += [word for key, value in row.items() if isinstance(value, str)
-                              and (look(key or "") == "mask" or is_class(look(key or "")))
-                              for word in value.split(";")]
+            words += read(decoded(file.read_bytes()).splitlines()) if file.is_file() else []
     return [find_file(folder, word.strip()).resolve() for word in words if word.strip() and "\0" not in word]
+
+
+def masks_in_list(lines):
+    """Return the second words of the lines 'image mask' of a list.txt."""
+    pairs = [line.strip().split("\t" if "\t" in line else None) for line in lines]
+    return [pair[1] for pair in pairs if len(pair) == 2 and not pair[0].startswith("#")]
+
+
+def masks_in_table(lines):
+    """Return what stands in the columns mask, mask_1 .. of a table, several masks joined by ';'. It may lack
+    what a training needs."""
+    if not lines or "mask" not in lines[0].lower():
+        return []
+    rows = csv.DictReader(lines, delimiter=max(",;\t", key=lines[0].count))
+    return [word for row in rows for key, value in row.items()
+            if isinstance(value, str) and (look(key or "") == "mask" or is_class(look(key or "")))
+            for word in value.split(";")]

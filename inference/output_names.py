@@ -22,15 +22,18 @@ def output_names(files, path, ending):
     short = {file: ENDING.sub("", name) for file, name in full.items()}
     number = Counter(map(look, short.values()))
     for file in files:
-        stems = [short[file]] if number[look(short[file])] == 1 else []
+        first = short[file] if number[look(short[file])] == 1 else full[file]
         numbered = (f"{full[file]}_{i}" for i in itertools.count(2))
-        for name in (Path(stem + ending) for stem in itertools.chain(stems, [full[file]], numbered)):
-            used = looks(companions(name))
-            if used.isdisjoint(taken) and not any(map(RESERVED.fullmatch, used)):
-                names[file] = name
-                taken |= used
-                break
+        names[file] = next(name for stem in itertools.chain([first, full[file]], numbered)
+                           if is_free(name := Path(stem + ending), taken))
+        taken |= looks(companions(names[file]))
     return names
+
+
+def is_free(mask, taken):
+    """Return whether nothing that is written of an input under this name is taken already."""
+    used = looks(companions(mask))
+    return used.isdisjoint(taken) and not any(map(RESERVED.fullmatch, used))
 
 
 def looks(paths):

@@ -22,7 +22,8 @@ def read_words(words):
     names = [key for key, _ in given]
     for key, value in given:
         if key not in OWN.keys() | OF_RUN:
-            raise BadInput(f"{key}: cannot be changed here, only {', '.join(sorted(OWN.keys() | OF_RUN))} can")
+            raise BadInput(f"{key}: cannot be changed here, only "
+                           f"{', '.join(sorted(OWN.keys() | OF_RUN))} can")
         if not value:
             raise BadInput(f"{key}: expected a value, write {key}=...")
         if names.count(key) > 1:

@@ -26,15 +26,6 @@ def own_network(model, statistics, local=None):
     return model
 
 
-def one_by_one(network):
-    """Return the network with every batch norm applied to each image of a batch by itself (test_stats: case),
-    so that images go through it together and come out as if each had been alone."""
-    for name, norm in batch_norms(network).items():
-        place, _, child = name.rpartition(".")
-        setattr(network.get_submodule(place), child, EachAlone(norm))
-    return network
-
-
 class EachAlone(nn.Module):
     """A layer applied to every image of a batch by itself: (B, C, H, W) -> (B, C, H, W)."""
 
@@ -44,3 +35,13 @@ class EachAlone(nn.Module):
 
     def forward(self, x):
         return torch.cat([self.layer(one) for one in x.split(1)])
+
+
+def one_by_one(network, layer=EachAlone):
+    """Return the network with every batch norm applied to each image of a batch by itself (test_stats: case),
+    so that images go through it together and come out as if each had been alone. layer: norm -> what takes
+    its place."""
+    for name, norm in batch_norms(network).items():
+        place, _, child = name.rpartition(".")
+        setattr(network.get_submodule(place), child, layer(norm))
+    return network

@@ -112,12 +112,16 @@ def run_here(monkeypatch, capsys, module, folder, *arguments):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
     capsys.readouterr()
-    code = 0
+    return exit_code(module), *capsys.readouterr()
+
+
+def exit_code(module):
+    """Run a program's main in this process; return its exit code."""
     try:
         run_program(module.main)
     except SystemExit as end:
-        code = end.code
-    return code, *capsys.readouterr()
+        return end.code
+    return 0
 
 
 def start_here(monkeypatch):
@@ -132,15 +136,13 @@ def start_here(monkeypatch):
 
 
 def run_quietly(module, *arguments, folder):
-    """The same without fixtures; return what a process of its own would: returncode, stdout and stderr."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
+    """Run a program as `run_here` does, without fixtures; return what a process of its own would: returncode, stdout
+    and stderr."""
+    out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.chdir(folder)
         patch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-        try:
-            run_program(module.main)
-        except SystemExit as end:
-            code = end.code
+        code = exit_code(module)
     return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
