@@ -15,8 +15,8 @@ from sites.readers import read_sample, slice_of, slices_of
 
 
 class Site:
-    """One site's samples per split, and the slices it trains on (every image; of volumes those with organ, all
-    if none has): `train_slices`, pairs (sample, slice). `undrawn`: classes that no site's masks have."""
+    """One site's samples per split, and the slices it trains on (every image; of volumes those with organ,
+    all if none has): `train_slices`, pairs (sample, slice). `undrawn`: classes that no site's masks have."""
 
     def __init__(self, name, train, val, test, undrawn=frozenset()):
         self.name, self.train, self.val, self.test, self.undrawn = name, train, val, test, undrawn

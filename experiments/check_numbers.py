@@ -1,9 +1,9 @@
 """Do the numbers of the pages come out? python -m experiments.check_numbers [FILE.csv]
 
 docs/commands.csv has a line for numbers that take about a minute: the page's file, the text in which they
-stand there, the command (OUT is a new folder), a pattern whose groups find the numbers in the last place of its
-output where it fits, the numbers, and how far from them another machine may be. Where the runs take hours, the
-command prints the table that they left (cat), and the page is compared with that.
+stand there, the command (OUT is a new folder), a pattern whose groups find the numbers in the last place of
+its output where it fits, the numbers, and how far from them another machine may be. Where the runs take
+hours, the command prints the table that they left (cat), and the page is compared with that.
 """
 
 import csv
@@ -52,8 +52,8 @@ def numbers_of(row):
     found = re.findall(row["found"], output_of(row["command"]))
     numbers = [] if not found else [found[-1]] if isinstance(found[-1], str) else list(found[-1])
     if len(numbers) != len(row["number"].split()):
-        raise BadInput(f"{row['command']}: printed {len(numbers)} numbers, the page has {row['number']}; run it "
-                       "by hand")
+        raise BadInput(f"{row['command']}: printed {len(numbers)} numbers, the page has {row['number']}; run "
+                       "it by hand")
     return numbers
 
 

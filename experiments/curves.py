@@ -59,7 +59,8 @@ def draw_curves(file, losses, dice):
     for ax, curves in ((left, losses), (right, dice)):
         for (colour, dashes, mark), (name, values) in zip(LOOKS * len(curves), curves.items()):
             label = LABELS.get(name, name.removeprefix("loss_"))
-            ax.plot([*values], [*values.values()], dashes, color=colour, marker=mark, markersize=3, label=label)
+            ax.plot([*values], [*values.values()], dashes, color=colour, marker=mark, markersize=3,
+                    label=label)
         ax.xaxis.get_major_locator().set_params(integer=True)
         if ax is right and dice:
             means = mean_curve(dice)

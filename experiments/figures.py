@@ -74,7 +74,8 @@ def draw_dots(file, cases):
             ax.plot(found[base][site].mean(0), found[name][site].mean(0), linestyle="", color=look[0],
                     marker=look[2], markersize=4, label=site)
         ax.axline((0, 0), slope=1, color="black", linewidth=0.7)
-        ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel=f"test Dice, {base}", ylabel=f"test Dice, {name}")
+        ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel=f"test Dice, {base}",
+               ylabel=f"test Dice, {name}")
     panels[0].legend(fontsize=7)
     save_figure(figure, file.with_suffix(".png"), 200)
 

@@ -140,7 +140,7 @@ def command_line():
     parser.add_argument("--also", action="append", default=[], type=setting, metavar="'NAME: key=value ...'",
                         help="of table and ablation: another setting; may be given several times")
     parser.add_argument("--name", help="of the files written to --out, default COMPARISON")
-    parser.add_argument("--collect", metavar="FILE.tar.gz", help="train and draw nothing: pack the runs so far")
+    parser.add_argument("--collect", metavar="FILE.tar.gz", help="train and draw nothing: pack the runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, default 1; they share "
                         "the cores, and the number of threads can change last digits")
     parser.add_argument("overrides", nargs="*", metavar="key=value",

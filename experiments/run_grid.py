@@ -55,8 +55,9 @@ def start_training(run, base, jobs):
 def start(command, jobs, log):
     """Start one of this project's programs, one of `jobs` at once, its output added to a file."""
     with open(log, "a") as stream:
-        return subprocess.Popen([sys.executable, HERE / command[0], *command[1:]], stdout=stream, stderr=stream,
-                                stdin=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": threads_of(jobs)})
+        return subprocess.Popen([sys.executable, HERE / command[0], *command[1:]], stdin=subprocess.DEVNULL,
+                                stdout=stream, stderr=stream,
+                                env=os.environ | {"OMP_NUM_THREADS": threads_of(jobs)})
 
 
 def threads_of(jobs):
@@ -72,8 +73,8 @@ def train_all(runs, base, rounds, jobs):
     if waiting:
         print("timing a training step of each setting, to say how long they take", flush=True)
         minutes = minutes_of(waiting, base, rounds, jobs) / jobs
-        print(f"about {max(minutes, 1):.0f} minutes of training steps, from one step of each setting, taken as "
-              f"{jobs} times as fast if {jobs} are done at once", flush=True)
+        print(f"about {max(minutes, 1):.0f} minutes of training steps, from one step of each setting, taken "
+              f"as {jobs} times as fast if {jobs} are done at once", flush=True)
     work(waiting, lambda run: start_training(run, base, jobs), jobs, "runs")
 
 
@@ -116,8 +117,8 @@ def work(waiting, start_one, jobs, what):
 
 
 def minutes_of(runs, base, rounds, jobs):
-    """Return the minutes that the steps of all rounds to go take, one run after the other, with the threads of
-    one of `jobs`. A setting's step is timed once; the number of steps is that of the first run's sites."""
+    """Return the minutes that the steps of all rounds to go take, one run after the other, with the threads
+    of one of `jobs`. A setting's step is timed once; the number of steps is that of the first run's sites."""
     torch.set_num_threads(int(threads_of(jobs)))
     sites = load_sites(load_config(base, [*runs[0].overrides, f"out={runs[0].folder}"]))
     seconds, total = {}, 0.0

@@ -120,7 +120,9 @@ def mean_and_sd(values):
 
 def kinds_of(config):
     """Return the kinds of statistics that a paired table shows, the config's own first."""
-    return ["none"] if config.norm == "group" else [config.test_stats, *({"site", "case"} - {config.test_stats})]
+    if config.norm == "group":
+        return ["none"]
+    return [config.test_stats, *({"site", "case"} - {config.test_stats})]
 
 
 def write_paired(file, runs, config):
@@ -131,7 +133,8 @@ def write_paired(file, runs, config):
         found[kind, stats] = {name: [[[
             row for row in find_cases(run, stats) if row["kind"] == kind] for run in folds]
             for folds in seeds] for name, seeds in settings.items()}
-    publish_paired(file, found, {name: [folds[0].seed for folds in seeds] for name, seeds in settings.items()})
+    numbers = {name: [folds[0].seed for folds in seeds] for name, seeds in settings.items()}
+    publish_paired(file, found, numbers)
     return of_split(next(iter(found.values())), "test")
 
 
@@ -145,7 +148,8 @@ def publish_paired(file, found, seeds):
         texts.append(f"**{kind} round, statistics: {stats}**\n\n{paired_table(test, of_split(cases, 'val'))}")
         for name, of_setting in test.items():
             rows += [{"setting": name, "seed": seed, "statistics": stats, "kind": kind, "site": site,
-                      "patient": patient, "dice": f"{dice:.6f}"} for seed, folds in zip(seeds[name], of_setting)
+                      "patient": patient, "dice": f"{dice:.6f}"}
+                     for seed, folds in zip(seeds[name], of_setting)
                      for (site, patient), dice in sorted(paired.of_patients(folds, paired.DICE).items())]
     words = PAIRED_WORDS.format(base=base, folds=len(next(iter(cases.values()))[0]),
                                 seeds=", ".join(map(str, seeds[base])))

@@ -40,4 +40,5 @@ def fpl(config):
     def send(model, context):
         total, n = context.total, context.total["n"]
         return {LAST: {j: (total["sum"][j] / n[j]).float() for j in range(len(n)) if n[j] > 0}}
-    return Method(losses, send, terms=("dice", "contrast", "consistency"), vectors=vectors_of(False), graph=True)
+    return Method(losses, send, terms=("dice", "contrast", "consistency"), vectors=vectors_of(False),
+                  graph=True)

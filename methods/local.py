@@ -24,7 +24,7 @@ def training_sites(found, sites):
 
 
 def check_trained(trained, sites):
-    """Raise BadInput for one of the sites that has no network, for it did not train; None: no site is named."""
+    """Raise BadInput for one of the sites that has no network, for it did not train; None: none is named."""
     if missing := [site for site in sites if site not in trained]:
         raise BadInput(f"site: with method: local only {', '.join(sorted(trained))} have networks, and "
                        f"{missing[0] or 'no site'} has none; name one of them, or train with another method")

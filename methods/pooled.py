@@ -18,5 +18,5 @@ def pooled(config):
 
 
 def training_sites(found, sites):
-    """Return, in a list, the one Site that has the training images of all sites; found: those that have any."""
+    """Return, in a list, the one Site that has the training images of all; found: the sites that have any."""
     return [Site("pooled", [sample for site in found for sample in site.train], [], [])]

@@ -35,4 +35,5 @@ def image_cosines(f, P):
 def mean_over_images(values, n):
     """Return the mean of values {class: (..., B)} over the images that have pixels n (B, J) of a class, then
     over the classes that any image has: (...)."""
-    return mean_over_classes(torch.stack([*values.values()], -1), torch.stack([n[:, j] > 0 for j in values], -1))
+    present = torch.stack([n[:, j] > 0 for j in values], -1)
+    return mean_over_classes(torch.stack([*values.values()], -1), present)

@@ -14,7 +14,8 @@ class Advice:
         self.rounds, self.quarter, self.seen, self.said = config.rounds, max(5, config.rounds // 4), [], set()
         tries = {"optimizer=adam lr=0.001": config.optimizer == "sgd",
                  "window=[0,200] if this is CT": config.task in VOLUMES and not config.window,
-                 "tiles=true if objects are small in large images": not (config.task in VOLUMES or config.tiles),
+                 "tiles=true if objects are small in large images":
+                     config.task not in VOLUMES and not config.tiles,
                  "batch_size=2 and local_epochs=5 if the sites are small": config.batch_size > 2,
                  "more rounds; check_data.py shows whether the masks fit": True}
         self.remedies = ", ".join(text for text, fits in tries.items() if fits)

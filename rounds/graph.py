@@ -16,8 +16,8 @@ def graph_steps(device):
 
 class GraphSteps:
     """Takes steps as `take_step` does. Within a local update the first step on batches of one shape is taken
-    eagerly, the second is recorded, and from then on the recording is replayed. Local updates share nothing, so
-    weights, prototypes and the optimizer's state may be others in each. A method that does not say `graph`
+    eagerly, the second is recorded, and from then on the recording is replayed. Local updates share nothing,
+    so weights, prototypes and the optimizer's state may be others in each. A method that does not say `graph`
     takes all its steps eagerly. record(step): records a function and returns what runs it."""
 
     def __init__(self, record=None):

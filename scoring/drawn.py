@@ -40,8 +40,8 @@ def lowest_first(site, rows, config):
         if (row["site"], row["split"]) == (site.name, "test"):
             name = row["file"].rpartition(" slice ")[0] if config.eval_slices == "foreground" else row["file"]
             dice.setdefault(name, []).append(row["dice"])
-    return sorted(((float(np.mean(dice[sample.name])), sample) for sample in site.test if sample.name in dice),
-                  key=lambda pair: pair[0])
+    scored = [(float(np.mean(dice[sample.name])), sample) for sample in site.test if sample.name in dice]
+    return sorted(scored, key=lambda pair: pair[0])
 
 
 def of_images(scored, find, config):
@@ -52,7 +52,8 @@ def of_images(scored, find, config):
     for _, sample in chosen.values():
         image, truth = pictures.outlined_tiles(sample, sample.truth, config.classes, pictures.GREEN)
         tiles += [image, truth, pictures.coloured(sample, 0, find(sample)[0])]
-    return ", ".join(f"{which} {sample.name} Dice {dice:.2f}" for which, (dice, sample) in chosen.items()), tiles
+    words = [f"{which} {sample.name} Dice {dice:.2f}" for which, (dice, sample) in chosen.items()]
+    return ", ".join(words), tiles
 
 
 def of_volume(scored, find, config):

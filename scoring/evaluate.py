@@ -74,7 +74,7 @@ def predictions(model, site, split, config, device, statistics, local):
     """Yield (sample, its classes (S, H, W) uint8 on the device) of a site's split, as `predict` gives them.
 
     Images pass through the network several at a time; with test_stats: case each is still normalised by
-    itself. statistics, local: {site name: ...}, what a site's `own_network` has besides the global weights."""
+    itself. statistics, local: {site name: ...}, what a site's network has besides the global weights."""
     samples = getattr(site, split)
     if not samples:
         return

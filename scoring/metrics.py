@@ -88,8 +88,8 @@ def nearest_distance(at, to, spacing):
 
 
 def overlap_scores(both, p, t):
-    """Return Dice 2 |P and T| / (|P| + |T|), precision |P and T| / |P| and recall |P and T| / |T| of numbers of
-    pixels, 1 when both masks are empty, 0 when one is; and whether one is."""
+    """Return Dice 2 |P and T| / (|P| + |T|), precision |P and T| / |P| and recall |P and T| / |T| of numbers
+    of pixels, 1 when both masks are empty, 0 when one is; and whether one is."""
     return {"dice": 2 * both / (p + t) if p + t else 1.0, "precision": both / p if p else float(not t),
             "recall": both / t if t else float(not p), "miss": int((p > 0) != (t > 0))}
 

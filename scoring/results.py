@@ -97,10 +97,11 @@ def definitions(config, normed=True, foreign_sites=()):
     image = "one volume, in 3-D" if config.task in VOLUMES else "one picture"
     if config.eval_slices == "foreground":
         image = "one slice with organ in its truth, in 2-D"
-    unit, of_case = ("tiles", "up to 64 tiles that cover the image, cumulative over batches") if config.tiles \
-        else ("images", "the image alone, at most 32 slices at once")
-    kind = {"site": f"site: batch-norm mean and variance of up to 64 training {unit} of the image's own site, "
-                    "cumulative over batches, never sent or averaged",
+    unit, of_case = "images", "the image alone, at most 32 slices at once"
+    if config.tiles:
+        unit, of_case = "tiles", "up to 64 tiles that cover the image, cumulative over batches"
+    kind = {"site": f"site: batch-norm mean and variance of up to 64 training {unit} of the image's own "
+                    "site, cumulative over batches, never sent or averaged",
             "case": f"case: batch-norm mean and variance of {of_case}"}
     words = {
         "dice": "foreground Dice 2|P and T|/(|P|+|T|) on the file's grid; both empty 1, one 0",
@@ -119,8 +120,8 @@ def definitions(config, normed=True, foreign_sites=()):
     if config.classes > 2:
         names = ", ".join(f"{j} {class_name(config, j)}" for j in range(1, config.classes))
         words["classes"] = (f"foreground classes {names}: each is scored as a mask of its own, by the same "
-                            "rules; a site's number is the mean over them, its misses are their total; a class "
-                            "that no mask of any site has is not scored")
+                            "rules; a site's number is the mean over them, its misses are their total; a "
+                            "class that no mask of any site has is not scored")
     if config.init:
         words["init"] = f"the weights before round 1 are those in {config.init}"
     if config.keep_largest:

@@ -48,7 +48,8 @@ def say_left_out(names, folder, strict):
     """Say which sites take no part; strict: raises BadInput for one that the folder does not have."""
     there = [name for name in names if folder.is_file() or os.path.lexists(folder / name)]  # or a table
     if strict and there != names:
-        raise BadInput(f"leave_out: {folder} has no site {min({*names} - {*there})}, take it out of that list")
+        raise BadInput(f"leave_out: {folder} has no site {min({*names} - {*there})}, take it out of that "
+                       "list")
     print(f"left out: {', '.join(there) or 'none of these data'}")
 
 

@@ -55,7 +55,7 @@ def sort_files(site, paths):
 
 
 def pairs_by_name(site, paths):
-    """Return what `layouts.find_pairs` does; paths: of all files of the site that could be images or masks."""
+    """Return what `layouts.find_pairs` does; paths: of all files of the site that may be images or masks."""
     slides = [path for path in visible(site) if path.is_dir() and re.fullmatch(r"(?i)slide_.+", path.name)]
     if slides and any(path.parent in slides for path in paths):
         return list_slides(site, slides, paths)

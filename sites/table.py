@@ -155,8 +155,8 @@ def check_file(folder, path, task):
         raise BadInput(f"{path.name!r} is no file name, mend it")
     name, inside = as_seen(path), Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
     if ".." in path.parts[len(folder.parts):] and not inside:
-        raise BadInput(f"{name} leads out of {folder}; copy the file into it, or write its full path if it is "
-                       "meant")
+        raise BadInput(f"{name} leads out of {folder}; copy the file into it, or write its full path if it "
+                       "is meant")
     if not path.is_file():
         raise BadInput(f"{name} {'is no regular file' if path.exists() else 'does not exist'}, mend the line")
     kinds, other = (VOLUME_KINDS, IMAGE_KINDS) if task in VOLUMES else (IMAGE_KINDS, VOLUME_KINDS)

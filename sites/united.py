@@ -15,7 +15,8 @@ def read_united(reader, entry, classes, window=None, facts=None):
         if label is not None and label >= classes:
             raise BadInput(f"{file}: stands in the column mask_{label}, but classes: {classes} means the "
                            f"classes 1 to {classes - 1}; set classes={label + 1}, or join them as one mask")
-        image, labels, spacing, found = reader.read_pair(entry.image, file, 2 if label else classes, window, facts)
+        image, labels, spacing, found = reader.read_pair(entry.image, file, 2 if label else classes, window,
+                                                         facts)
         warnings += [text for text in found if text not in warnings]
         labels = label * labels if label else labels
         truth = labels if truth is None else truth

@@ -12,7 +12,7 @@ SMALL = 32  # labels of at most so much are classes, or numbers of few objects
 
 
 def read_unusual(file, image, classes, found):
-    """Return an opened mask's labels (H, W) as they count, and their different values; warnings go to `found`.
+    """Return an opened mask's labels (H, W) as they count, and their values; warnings go to `found`.
 
     A lossy file has small values around edges: there a label is 1 above half of the largest value, else 0.
     Raises BadInput where it could be read two ways."""
