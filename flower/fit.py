@@ -7,7 +7,7 @@ An answer has these records and perhaps more, which nobody reads:
     losses      the method's terms, each a finite number
     weights     the bytes of the network's weights, each at most 1e8 in size
     prototypes  PATH/CLASS: float32 (D,), or (k, D) with k at most n and 1000, each number at most 1e4 in size
-    val, ..     cases, misses, dice from 0 to 1, hd95 and assd from 0, and the same of every class
+    val, ..     images, misses, dice from 0 to 1, hd95 and assd from 0, and the same of every class
 """
 
 import math
@@ -130,19 +130,19 @@ def classes_of(config):
 
 
 def check_scores(record, config):
-    """Raise Misfit unless a record is scores of a site: of all its cases, in range, or of none."""
-    cases = record.get("cases")
+    """Raise Misfit unless a record is scores of a site: of all its images, in range, or of none."""
+    images = record.get("images")
     for prefix in ("", *(f"{j}/" for j in classes_of(config))):
-        row = {name: record[f"{prefix}{name}"] for name in (*LARGEST, "misses", "cases")
+        row = {name: record[f"{prefix}{name}"] for name in (*LARGEST, "misses", "images")
                if f"{prefix}{name}" in record}
-        most = cases * max(1, config.classes - 1) if type(cases) is int else 0
-        if type(row.get("cases")) is not int or not 0 <= row["cases"] <= 10**9 or row["cases"] != cases:
-            raise Misfit("its scores do not count its cases")
+        most = images * max(1, config.classes - 1) if type(images) is int else 0
+        if type(row.get("images")) is not int or not 0 <= row["images"] <= 10**9 or row["images"] != images:
+            raise Misfit("its scores do not count its images")
         counted = type(row.get("misses")) is int and 0 <= row["misses"] <= most
-        if cases and not (counted and "dice" in row):
+        if images and not (counted and "dice" in row):
             raise Misfit("its scores lack Dice or misses")
-        if not cases and len(row) > 1:
-            raise Misfit("it has scores of no case")
+        if not images and len(row) > 1:
+            raise Misfit("it has scores of no image")
         for name, largest in LARGEST.items():
             if name in row and not (type(row[name]) in (int, float) and 0 <= row[name] <= largest):
                 raise Misfit(f"its {name} is not a number from 0 to {largest:g}")

@@ -50,9 +50,9 @@ def ask_results(ask_sites, run, config, guards, method, normed):
         kind: pack_weights(shared(checkpoints[kind]["weights"], method)) for kind in KINDS})
     parts = [f"{kind}.{split}" for kind in KINDS for split in SCORED]
     answers = with_scores(answers, parts, config, guards)
-    result = {kind: {"round": rounds[kind]} | {
-        split: scores_of(answers, f"{kind}.{split}", config) for split in SCORED} for kind in KINDS}
     foreign = [site for site in answers if site not in run.kept]
+    result = {kind: {"round": rounds[kind]} | {
+        split: scores_of(answers, f"{kind}.{split}", config, foreign) for split in SCORED} for kind in KINDS}
     print_result(result, config, normed, foreign)
     result = explained(result, config, normed, foreign, run.state["seconds"])
     save(run.out / "result.json", as_json(result))
@@ -75,7 +75,7 @@ def with_scores(answers, parts, config, guards):
     return kept
 
 
-def scores_of(answers, part, config):
+def scores_of(answers, part, config, apart=()):
     """Return the sites' scores of a part, `val` or `best.test` and so on, as `evaluate` gives them."""
     sites = {}
     for site in sorted(answers):
@@ -83,4 +83,4 @@ def scores_of(answers, part, config):
         sites[site] = {name: scores.get(name) for name in MEASURES}
         if classes := {j: {name: scores.get(f"{j}/{name}") for name in MEASURES} for j in classes_of(config)}:
             sites[site]["classes"] = classes
-    return {"sites": sites, "mean": mean_scores(sites)}
+    return {"sites": sites, "mean": mean_scores(sites, apart)}

@@ -173,7 +173,7 @@ def val_rows(t, scores):
     rows = []
     for site, score in (scores["sites"] if scores else {}).items():
         parts = {"val": score} | {f"val {j}": of_class for j, of_class in score.get("classes", {}).items()}
-        if score["cases"]:
+        if score["images"]:
             rows += [(t, split, site, part["dice"], {}, None, None, None) for split, part in parts.items()]
     return rows
 

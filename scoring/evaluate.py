@@ -105,11 +105,11 @@ def score_sample(prediction, sample, config):
             for s, found, truth, spacing in cases for j in range(1, config.classes)]
 
 
-def evaluate(model, sites, split, config, device, statistics, local, rows=None):
-    """Return {"sites": {NAME: {dice, hd95, assd, misses, cases}}, "mean": {...}} of one split.
+def evaluate(model, sites, split, config, device, statistics, local, rows=None, apart=()):
+    """Return {"sites": {NAME: {dice, hd95, assd, misses, images}}, "mean": {...}} of one split.
 
-    statistics, local: as for `predictions`. rows: a list to which every case's row is added. A class that no
-    mask of any site has is not scored: its Dice of 1 would say nothing."""
+    statistics, local: as for `predictions`. rows: a list to which every case's row is added; apart: as for
+    `mean_scores`. A class that no mask of any site has is not scored: its Dice of 1 would say nothing."""
     scores = {}
     for site in sites:
         cases = {class_name(config, j): [] for j in range(1, config.classes)}
@@ -121,7 +121,7 @@ def evaluate(model, sites, split, config, device, statistics, local, rows=None):
             if rows is not None:
                 rows += case_rows(split, sample, found, site.name, config)
         scores[site.name] = site_scores(cases)
-    return {"sites": scores, "mean": mean_scores(scores)}
+    return {"sites": scores, "mean": mean_scores(scores, apart)}
 
 
 def validate(model, w, kept, sites, config, device):
@@ -187,7 +187,7 @@ def score_run(checkpoints, model, sites, config, device, seconds, foreign):
         t, rows = checkpoints[kind]["round"], []
         if t not in scored:  # the last round may be the best one
             own = with_weights(model, checkpoints[kind], sites, config, device)
-            scored[t] = rows, {split: evaluate(model, sites, split, config, device, *own, rows=rows)
+            scored[t] = rows, {split: evaluate(model, sites, split, config, device, *own, rows, foreign)
                                for split in SCORED}
         result[kind] = {"round": t} | scored[t][1]
         cases += [{"kind": kind} | row for row in scored[t][0]]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 AVERAGED = ("dice", "hd95", "assd")
-MEASURES = (*AVERAGED, "misses", "cases")  # of a site
+MEASURES = (*AVERAGED, "misses", "images")  # of a site
 AT_ONCE = 2**20  # points that are looked at together: a whole slide has many
 
 
@@ -122,27 +122,32 @@ def mean_of(rows, name):
 
 
 def site_scores(cases):
-    """Return {dice, hd95, assd, misses, cases} of a site from {class: [scores of each case]}, None without
-    cases. With several foreground classes `classes` holds each one's, the rest is their mean or total."""
+    """Return {dice, hd95, assd, misses, images} of a site from {class: [scores of each image]}, None
+    without images. With several foreground classes `classes` holds each one's, the rest is their mean or
+    total."""
     found = {j: {name: mean_of(rows, name) for name in AVERAGED} | {
-        "misses": sum(row["miss"] for row in rows) if rows else None, "cases": len(rows)}
+        "misses": sum(row["miss"] for row in rows) if rows else None, "images": len(rows)}
         for j, rows in cases.items()}
     first, *others = found.values()
-    cases = max(row["cases"] for row in found.values())  # a class that is not scored has none
-    return mean_of_all(found.values()) | {"cases": cases, "classes": found} if others else first
+    images = max(row["images"] for row in found.values())  # a class that is not scored has none
+    return mean_of_all(found.values()) | {"images": images, "classes": found} if others else first
 
 
-def mean_scores(sites):
-    """Return {dice, hd95, assd, misses}: unweighted mean of sites with cases, summed misses. With several
-    foreground classes `classes` holds the same of each."""
-    scored = [row for row in sites.values() if row["cases"]]
+def mean_scores(sites, apart=()):
+    """Return {dice, hd95, assd, misses, images}: unweighted mean of sites with images, and totals. With several
+    foreground classes `classes` holds the same of each. apart: sites that took no part in training, which
+    count only if no other has images."""
+    with_images = {name: row for name, row in sites.items() if row["images"]}
+    scored = [row for name, row in with_images.items() if name not in apart] or [*with_images.values()]
     classes = {j: mean_of_all([row["classes"][j] for row in scored])
                for row in sites.values() for j in row.get("classes", {})}
     return mean_of_all(scored) | ({"classes": classes} if classes else {})
 
 
 def mean_of_all(rows):
-    """Return {dice, hd95, assd, misses}: the rows' means and the total of their misses, None without rows."""
+    """Return {dice, hd95, assd, misses, images}: the rows' means, and the totals of misses and images; without
+    rows None, and 0 images."""
     rows = [row for row in rows if row["misses"] is not None]
     return {name: mean_of(rows, name) for name in AVERAGED} | {
-        "misses": sum(row["misses"] for row in rows) if rows else None}
+        "misses": sum(row["misses"] for row in rows) if rows else None,
+        "images": sum(row["images"] for row in rows)}

@@ -1,4 +1,4 @@
-"""The result of a run: its tables, its cases, what its numbers mean, and the machine they were found on."""
+"""The result of a run: its tables, its images, what its numbers mean, and the machine they were found on."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ def print_result(result, config, normed, foreign):
         name = "best and last" if same else kind
         for split, title in SCORED.items():
             print(f"\n{name} round {result[kind]['round']}, {title}, {note}")
-            print(format_table(result[kind][split], units(config)["hd95"]), flush=True)
+            print(format_table(result[kind][split], units(config)["hd95"], foreign), flush=True)
 
 
 def explained(result, config, normed, foreign, seconds):
@@ -37,17 +37,17 @@ def explained(result, config, normed, foreign, seconds):
             | run_facts(seconds))
 
 
-def format_table(scores, unit):
+def format_table(scores, unit, foreign=()):
     """Return `evaluate`'s result as aligned lines: every site, the mean, the site of lowest Dice, each with
-    its foreground classes below if there are several; unit: of the distances. Without cases: one line."""
+    its foreground classes below if there are several. unit: of the distances; foreign: sites that are not in
+    the mean, unless all are. Without images: one line."""
     sites, mean = scores["sites"], scores["mean"]
-    scored = [name for name in sites if sites[name]["cases"]]
+    scored = [name for name in sites if sites[name]["images"]]
     if not scored:
         return "no site has an image"
-    cases = sum(sites[name]["cases"] for name in scored)
-    of_classes = {j: row | {"cases": cases} for j, row in mean.get("classes", {}).items()}
+    apart = [] if {*scored} <= {*foreign} else [name for name in scored if name in foreign]
     rows = [row for name in sites for row in with_classes(name, sites[name])]
-    rows += with_classes("mean of sites", mean | {"cases": cases, "classes": of_classes})
+    rows += with_classes(f"mean without {', '.join(apart)}" if apart else "mean of sites", mean)
     worst = min(scored, key=lambda name: sites[name]["dice"])
     rows.append((f"worst: {worst}", sites[worst]))
     wide = max(len(label) for label, _ in rows)
@@ -56,7 +56,7 @@ def format_table(scores, unit):
         numbers = ["-" if row[name] is None else f"{row[name]:.{digits}f}"
                    for name, digits in (("dice", 4), ("hd95", 2), ("assd", 2), ("misses", 0))]
         cells = [f"{value:>{width}}" for value, width in zip(numbers, (6, 7, 7, 6))]
-        lines.append("  ".join([f"{label:{wide}}", f"{row['cases']:6}", *cells]))
+        lines.append("  ".join([f"{label:{wide}}", f"{row['images']:6}", *cells]))
     return "\n".join(lines)
 
 
@@ -68,7 +68,7 @@ def with_classes(label, row):
 def units(config):
     """Return the unit of each number of a result: distances are in mm only where files say mm."""
     distance = "mm" if config.task in VOLUMES else "px"
-    return {"dice": "1", "hd95": distance, "assd": distance, "misses": "images", "cases": "1",
+    return {"dice": "1", "hd95": distance, "assd": distance, "misses": "images", "images": "1",
             "peak_mb": "MiB", "seconds": "s"}
 
 
@@ -110,8 +110,9 @@ def definitions(config, normed=True, foreign_sites=()):
         "assd": "mean of the border distances of both directions pooled; empty masks as for hd95",
         "misses": "images with exactly one of prediction and truth empty; in 'mean' their total",
         "image": image,
-        "cases": "how many images are scored; cases.csv has a row for each, whose case is the patient",
-        "mean": "sites: mean over a site's images; mean: unweighted mean over the sites with images",
+        "images": "how many images are scored; cases.csv has a row for each, whose case is the patient",
+        "mean": "sites: mean over a site's images; mean: unweighted mean over the sites with images, of which "
+                "those that took no part in training count only if there is no other",
         "test_stats": kind[config.test_stats] if normed else "none: the network has no batch norm",
         "eval_slices": f"{config.eval_slices}: an image is {image}",
         "best": "the round of the best validation mean Dice, the last round if no site validates",

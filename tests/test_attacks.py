@@ -182,15 +182,15 @@ TRAIN = {
     "records: all of these": {
         "none": (lambda content: [content.pop(name) for name in list(content)], "does not say which site")}}
 SCORES = {
-    "cases, misses: whole numbers; dice: 0 to 1; hd95, assd: 0 to 1e9; of cases alone": {
+    "images, misses: whole numbers; dice: 0 to 1; hd95, assd: 0 to 1e9; of images alone": {
         "missing record": (without("val"), READ),
-        "arrays": (replaced("val", ArrayRecord({"dice": torch.ones(1)})), "do not count its cases"),
-        "empty": (replaced("val", MetricRecord({})), "do not count its cases"),
-        "no cases": (metric("val", cases=None), "do not count its cases"),
-        "negative cases": (metric("val", cases=-1), "do not count its cases"),
-        "half a case": (metric("val", cases=0.5), "do not count its cases"),
-        "a list of cases": (metric("val", cases=[1]), "do not count its cases"),
-        "scores of no case": (metric("val", cases=0), "has scores of no case"),
+        "arrays": (replaced("val", ArrayRecord({"dice": torch.ones(1)})), "do not count its images"),
+        "empty": (replaced("val", MetricRecord({})), "do not count its images"),
+        "no cases": (metric("val", images=None), "do not count its images"),
+        "negative cases": (metric("val", images=-1), "do not count its images"),
+        "half a case": (metric("val", images=0.5), "do not count its images"),
+        "a list of cases": (metric("val", images=[1]), "do not count its images"),
+        "scores of no case": (metric("val", images=0), "has scores of no image"),
         "no dice": (metric("val", dice=None), "lack Dice or misses"),
         "dice of 2": (metric("val", dice=2.0), "its dice is not a number from 0 to 1"),
         "dice of 1e30": (metric("val", dice=1e30), "its dice is not"),
@@ -206,7 +206,7 @@ SCORES = {
         "no name": (without("site"), "does not say which site it is")}}
 HARMLESS = [  # more than was asked for, which nobody reads: (kind of the answer, attack)
     ("train", metric("scalars", other=1)), ("train", replaced("more", ArrayRecord({"x": torch.zeros(9)}))),
-    ("train", replaced("val", MetricRecord({"dice": 1.0, "misses": 0, "cases": 1}))),
+    ("train", replaced("val", MetricRecord({"dice": 1.0, "misses": 0, "images": 1}))),
     ("train", replaced("site", ConfigRecord({"name": "b", "admin": True}))),
     ("evaluate", metric("val", accuracy=1.0)), ("evaluate", metric("val", **{"disc/dice": 1.0})),
     ("evaluate", replaced("train", MetricRecord({"dice": 1.0})))]

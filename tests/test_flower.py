@@ -521,7 +521,7 @@ def test_what_leaves_a_site(tmp_path):
             assert set(content["losses"]) == {"dice", "contrast", "consistency"}
         for part in content:
             if part == "val" or "." in part:
-                assert set(content[part]) <= {"dice", "hd95", "assd", "misses", "cases"}
+                assert set(content[part]) <= {"dice", "hd95", "assd", "misses", "images"}
         found = sent_bytes(content)
         print(f"{kind}: {len(sent_bytes(message.content))} bytes to a site, {len(found)} from it")
         for secret in (b"TCGA", b"PATIENT", b".png", str(data).encode()):

@@ -302,10 +302,11 @@ def test_a_class_that_no_mask_has_is_not_scored(tmp_path, monkeypatch, capsys):
         return ((sample, torch.tensor(sample.truth * (sample.truth == 1))) for sample in getattr(site, split))
     monkeypatch.setattr(scoring, "predictions", disc_alone)
     scores = scoring.evaluate(model, sites, "test", settings, CPU, {}, {}, rows=rows)
-    assert scores["mean"]["classes"]["cup"] == {"dice": None, "hd95": None, "assd": None, "misses": None}
+    assert scores["mean"]["classes"]["cup"] == {"dice": None, "hd95": None, "assd": None, "misses": None,
+                                                "images": 0}
     a, b = scores["sites"].values()
     assert (a["dice"], b["dice"], scores["mean"]["dice"]) == (0.5, 1, 0.75)  # of disc and vessel
-    assert a["cases"] == b["cases"] == 1 and {row["class"] for row in rows} == {"disc", "vessel"}
+    assert a["images"] == b["images"] == 1 and {row["class"] for row in rows} == {"disc", "vessel"}
     quick = scoring.validate(model, model.state_dict(), {}, sites, settings, CPU)[0]
     assert quick["mean"]["dice"] == 0.75 and quick["mean"]["classes"]["cup"]["dice"] is None
 
@@ -314,7 +315,7 @@ def test_a_run_with_a_class_that_nobody_has(tmp_path):
     folder = write_classes(tmp_path / "d", {"b": (2,), "a": (2,)})
     train.train(tiny_config(folder, tmp_path / "run", "task=images", "classes=3", "rounds=1"))
     a = json.loads((tmp_path / "run" / "result.json").read_text())["last"]["test"]["sites"]["a"]
-    assert a["cases"] == 1 and a["classes"]["1"]["dice"] is None and a["dice"] == a["classes"]["2"]["dice"]
+    assert a["images"] == 1 and a["classes"]["1"]["dice"] is None and a["dice"] == a["classes"]["2"]["dice"]
 
 
 def test_a_hospital_alone_hears_of_a_class_that_it_never_draws(tmp_path, capsys):

@@ -267,8 +267,10 @@ def test_hold_out(tmp_path, monkeypatch):
     rows = rows_of(tmp_path / "run")
     assert {row["site"] for row in rows} == {"a", "c"}
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["best"]["test"]["sites"]["b"]["cases"] == 5
-    assert result["best"]["val"]["sites"]["b"]["cases"] == 0
+    assert result["best"]["test"]["sites"]["b"]["images"] == 5
+    assert result["best"]["val"]["sites"]["b"]["images"] == 0
+    sites = result["best"]["test"]["sites"]
+    assert result["best"]["test"]["mean"]["dice"] == pytest.approx((sites["a"]["dice"] + sites["c"]["dice"]) / 2)
     assert "unlabelled" in json.dumps(result["definitions"])
     again = eval_result(tmp_path, "trust=true")
     assert again["best"] == result["best"] and again["last"] == result["last"]

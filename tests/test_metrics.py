@@ -124,18 +124,24 @@ def test_averages_over_cases_sites_and_missing():
     nothing = {"dice": None, "hd95": None, "assd": None, "misses": None}
     sites = {"a": metrics.site_scores({"1": [case, better]}), "b": metrics.site_scores({"1": [case]}),
              "none": metrics.site_scores({"1": []})}
-    assert sites["a"] == {"dice": .75, "hd95": 1., "assd": .5, "misses": 1, "cases": 2}
-    assert sites["none"] == nothing | {"cases": 0}
-    assert metrics.mean_scores(sites) == {"dice": .625, "hd95": 1.5, "assd": .75, "misses": 2}
-    assert metrics.mean_scores({"none": sites["none"]}) == nothing
+    assert sites["a"] == {"dice": .75, "hd95": 1., "assd": .5, "misses": 1, "images": 2}
+    assert sites["none"] == nothing | {"images": 0}
+    mean = {"dice": .625, "hd95": 1.5, "assd": .75, "misses": 2, "images": 3}
+    assert metrics.mean_scores(sites) == metrics.mean_scores(sites, ["none"]) == mean
+    assert metrics.mean_scores({"none": sites["none"]}) == nothing | {"images": 0}
+    assert metrics.mean_scores(sites, ["b"]) == sites["a"]  # those that took no part stand apart,
+    assert metrics.mean_scores(sites, ["a", "b"]) == mean   # unless there are no others
     fast = metrics.site_scores({"1": [case | {"hd95": None, "assd": None}]})
     assert (fast["dice"], fast["hd95"], fast["assd"], fast["misses"]) == (.5, None, None, 1)
     half = metrics.mean_scores({"a": fast, "b": sites["a"]})  # a distance that one site alone has
-    assert half == {"dice": .625, "hd95": None, "assd": None, "misses": 2}
+    assert half == {"dice": .625, "hd95": None, "assd": None, "misses": 2, "images": 3}
     scores = {"sites": sites, "mean": metrics.mean_scores(sites)}
     lines = results.format_table(scores, "mm").split("\n")
     assert len({len(line) for line in lines}) == 1
     assert "HD95 mm" in lines[0] and lines[-1].startswith("worst: b") and "0.6250" in lines[-2]
+    scores["mean"] = metrics.mean_scores(sites, ["b"])
+    assert results.format_table(scores, "mm", ["b"]).split("\n")[-2].startswith("mean without b       2  0.7500")
+    assert "mean of sites" in results.format_table(scores, "mm", ["a", "b"])
     assert results.format_table({"sites": {}, "mean": nothing}, "px") == "no site has an image"
 
 
@@ -259,7 +265,7 @@ def test_each_site_is_scored_with_its_own_statistics():
         patch.setattr(evaluation, "site_statistics", lambda *_: statistics)
         quick, _ = evaluation.validate(model, model.state_dict(), {}, sites, config, CPU)
     assert [values is statistics[name] for values, name in zip(used, "aba")] == [True] * 3
-    assert [scores["sites"][name]["cases"] for name in "ab"] == [2, 2]
+    assert [scores["sites"][name]["images"] for name in "ab"] == [2, 2]
     assert quick["sites"]["b"] == metrics.site_scores({"1": []})
     assert quick["mean"]["dice"] == quick["sites"]["a"]["dice"] and quick["mean"]["hd95"] is None
 
@@ -281,8 +287,8 @@ def test_validation_has_the_dice_of_the_evaluation(keys):
     found, statistics = evaluation.validate(model, model.state_dict(), {}, [site], config, CPU)
     expected = evaluation.evaluate(model, [site], "val", config, CPU, statistics, {})
     own = found["sites"]["a"]
-    assert {name: own[name] for name in ("dice", "misses", "cases")} == {
-        name: expected["sites"]["a"][name] for name in ("dice", "misses", "cases")}
+    assert {name: own[name] for name in ("dice", "misses", "images")} == {
+        name: expected["sites"]["a"][name] for name in ("dice", "misses", "images")}
     assert found["mean"]["dice"] == own["dice"] and own["hd95"] is None
     assert own["misses"] or config.eval_slices == "foreground"
     network = own_network(model, statistics.get("a", {}))

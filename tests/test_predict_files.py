@@ -331,10 +331,10 @@ def test_eval_leaves_the_runs_own_files(a_run, tmp_path, monkeypatch, capsys):
 
 def test_no_table_of_dashes(capsys):
     config = a_config()
-    none = {"dice": None, "hd95": None, "assd": None, "misses": None}
-    scores = {"sites": {"a": none | {"cases": 0}}, "mean": none}
-    some = {"dice": .5, "hd95": 1., "assd": 1., "misses": 0}
-    result = {kind: {"round": 1, "val": scores, "test": {"sites": {"a": some | {"cases": 1}}, "mean": some}}
+    none = {"dice": None, "hd95": None, "assd": None, "misses": None, "images": 0}
+    scores = {"sites": {"a": none}, "mean": none}
+    some = {"dice": .5, "hd95": 1., "assd": 1., "misses": 0, "images": 1}
+    result = {kind: {"round": 1, "val": scores, "test": {"sites": {"a": some}, "mean": some}}
               for kind in ("best", "last")}
     print_result(result, config, True, [])
     out = capsys.readouterr().out
