@@ -31,7 +31,7 @@ from flower.messages import (
     unpack_weights,
 )
 from flower.nodes import Nodes
-from flower.own_files import check_own_folder, load_decoded, read
+from flower.own_files import check_own_folder, keep, load_decoded, read
 from flower.scores import ask_results, ask_scores, note_scores
 from flower.simulation import name_partition
 from flower.site_rules import check_answers, check_bounds, check_images, check_server, own_overrides
@@ -43,6 +43,7 @@ from rounds.screen import RoundTable
 from scoring.evaluate import finish, pick_device, site_statistics, validate
 from scoring.norms import batch_norms
 from scoring.results import KINDS, SCORED
+from sites.files import warn
 
 client = ClientApp()
 server = ServerApp()
@@ -88,16 +89,18 @@ def train_site(content, context):
     file, device = Path(config.out) / "kept.pt", pick_device(config)
     # {round: kept}: the server says which round's update it took last, a later one does not count
     kept = read(file)
-    before, answered = kept.get(last), check_answers(kept, t, last, config, context.node_config)
+    before, answered = kept.get(last), check_answers(kept, "training", t, config, context.node_config)
+    if last and not before:
+        warn(site.name, [f"kept.pt holds nothing of round {last}; it goes on with a new optimizer"])
     w = received(content["weights"], model, method, device)
     scores = scored(content, t - 1, w, before, config, site, model) if content["round"]["score"] else {}
     if not (site.train_slices and content["turn"]["train"]):  # nothing to train on, or not its turn
+        keep(file, kept | {"answered": answered}, config)
         return scores | {"scalars": MetricRecord({"n": 0})}
     G = unpack(content["prototypes"], device)
     update = local_update(model, site, w, G, before, t, config, method, take_step=find_step(config, device))
     check_declared(update.prototypes, method.vectors(model))
-    prepare_run_folder(file.parent, (), config)
-    save(file, as_bytes({last: before, t: update.kept, "answered": answered}))
+    keep(file, {last: before, t: update.kept, "answered": answered}, config)
     return scores | {"weights": pack_weights(update.weights), "prototypes": pack(update.prototypes),
                      "losses": MetricRecord(update.losses),
                      "scalars": MetricRecord({"n": update.n, "seconds": update.seconds})}
@@ -131,17 +134,21 @@ def count_site(content, context):
 def validate_site(content, context):
     """Answer with the site's validation scores of the last round's weights."""
     config, site, method, model = own_site(context)
-    kept = read(Path(config.out) / "kept.pt").get(content["turn"]["last"])
+    file, t = Path(config.out) / "kept.pt", content["round"]["t"]
+    kept = read(file)
+    keep(file, kept | {"answered": check_answers(kept, "validation", t, config, context.node_config)}, config)
     w = received(content["weights"], model, method, pick_device(config))
-    return scored(content, content["round"]["t"], w, kept, config, site, model)
+    return scored(content, t, w, kept.get(content["turn"]["last"]), config, site, model)
 
 
 def finish_site(content, context):
     """Answer with the site's scores of the best and the last weights; leave a run folder there."""
     config, site, method, model = own_site(context)
-    out, device = Path(config.out), pick_device(config)
+    out, device, checkpoints = Path(config.out), pick_device(config), {}
+    kept, t = read(out / "kept.pt"), content["round"]["last"]
+    keep(out / "kept.pt", kept | {"answered": check_answers(kept, "end", t, config, context.node_config)},
+         config)
     prepare_run_folder(out, [site], config)
-    checkpoints = {}
     for kind in KINDS:
         t, w = content["round"][kind], received(content[kind], model, method, device)
         local = {site.name: read(out / "local.pt").get(t, {})}

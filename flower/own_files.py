@@ -11,7 +11,7 @@ from datasets import SPLITS, Site, load_site, warn_of_patients
 from rounds.checkpoint import as_bytes, save
 from rounds.lock import check_apart
 from rounds.reading import check_same_config, load_whole
-from rounds.run_folder import OF_THE_END
+from rounds.run_folder import OF_THE_END, prepare_run_folder
 from sites import across
 from sites.files import warn
 from sites.given_splits import given_splits
@@ -28,6 +28,12 @@ def read(file):
         print(f"warning: {problem}; this site goes on without it and writes it anew",
               file=sys.stderr, flush=True)
         return {}
+
+
+def keep(file, kept, config):
+    """Save what this site keeps, in its run folder."""
+    prepare_run_folder(file.parent, (), config)
+    save(file, as_bytes(kept))
 
 
 def load_decoded(name, config):

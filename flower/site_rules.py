@@ -3,18 +3,19 @@
 import shlex
 from pathlib import Path
 
+import torch
+
 from config import KEYS, METHODS, BadInput, method_module, read_override, read_yaml
 from flower.guards import GUARDS
 from scoring.evaluate import pick_device
 from sites.across import GB, free_memory
-from sites.files import warn
 
 NEVER = {"data", "out", "splits", "trust", "case_pattern"}  # files, their names, and which code is trusted
 EACH = {"data", "out", "resume", "init", "leave_out"}       # what each place has of its own
 OWN = ("splits", "case_pattern", "device")   # keys of the config that a site may set for itself
 # The largest values of the server that a site trains with; its node-config may have others, as max_KEY.
 LARGEST = {"width": 64, "levels": 5, "image_size": 1024, "batch_size": 64, "local_epochs": 20, "rounds": 2000}
-ANSWERS = 3  # trainings of one round: a server that was killed asks again
+ANSWERS = 3  # to one question about a round: a server that was killed asks again
 
 
 def given_by_server(context, root):
@@ -62,22 +63,23 @@ def check_bounds(config, node):
             raise BadInput(f"{key}: the server wants {wanted}, this site's max_{key} is {most}")
     need = 96 * config.batch_size * config.image_size**2 * config.width  # measured: 26 maps of float32, and
     need += 32000 * config.width**2 * (9 if config.optimizer == "adam" else 5)  # so many times the weights
-    if pick_device(config).type == "cpu" and need > (free := free_memory() or need):
+    device = pick_device(config)
+    free = (free_memory() or need) if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    if need > free:
         raise BadInput(f"batch_size: a training step takes more than {need / GB:.2f} GB, {free / GB:.2f} GB "
                        "are free; close other programs, or lower max_batch_size, max_image_size or max_width")
 
 
-def check_answers(kept, t, last, config, node):
-    """Return {round: how often it was trained}, t counted in. kept: what kept.pt holds; last: the last round
-    taken, of which it warns if nothing is kept. Raises BadInput for a round of no run, or too often."""
+def check_answers(kept, question, t, config, node):
+    """Return {question and round: how often it was answered}, this time counted in. kept: what kept.pt holds.
+    Raises BadInput for a round of no run, or too often."""
     answered, most = kept.get("answered", {}), int(node.get("max_answers", ANSWERS))
-    times = answered.get(t, 0)
+    times = answered.get(f"{question} {t}", 0)
     if not 1 <= t <= config.rounds or times >= most:
-        raise BadInput(f"round {t}: the run has {config.rounds} rounds and this site has trained this one "
-                       f"{times} times, its max_answers is {most}; ask those who run the server why")
-    if last and last not in kept:
-        warn(node["site"], [f"kept.pt holds nothing of round {last}; it goes on with a new optimizer"])
-    return answered | {t: times + 1}
+        raise BadInput(f"round {t}: the run has {config.rounds} rounds and this site has answered the "
+                       f"{question} of this one {times} times, its max_answers is {most}; ask those who run "
+                       "the server why")
+    return answered | {f"{question} {t}": times + 1}
 
 
 def check_images(site, node):

@@ -63,7 +63,7 @@ def test_a_round_is_not_trained_without_end(tmp_path):
     _, ask = a_site(tmp_path, "rounds=2")
     for _ in range(site_rules.ANSWERS):
         ask(1)
-    with pytest.raises(BadInput, match=r"round 1: .* trained this one 3 times, its max_answers is 3"):
+    with pytest.raises(BadInput, match=r"round 1: .* the training of this one 3 times, its max_answers is 3"):
         ask(1)
     ask(2, last=1)
     with pytest.raises(BadInput, match="round 1"):
@@ -72,6 +72,41 @@ def test_a_round_is_not_trained_without_end(tmp_path):
         with pytest.raises(BadInput, match="the run has 2 rounds"):
             ask(t)
     a_site(tmp_path, "rounds=2", max_answers=4)[1](1)
+
+
+@pytest.mark.parametrize("question, task, parts", [
+    ("validation", flower_app.validate_site, {"weights": {"t": 1, "best": 0}}),
+    ("end", flower_app.finish_site, {"best": {"best": 1, "last": 1}, "last": {"best": 1, "last": 1}})])
+def test_nor_is_it_scored_without_end(tmp_path, question, task, parts):
+    nodes, ask = a_site(tmp_path, "rounds=1")
+    ask(1)
+    w = messages.pack_weights(flower_app.own_site(nodes.context(1))[3].state_dict())
+    content = {"turn": {"train": False, "last": 1}} | {name: w for name in parts} | {"round": next(iter(parts.values()))}
+    kept = load_whole(tmp_path / "a" / "kept.pt")
+    for _ in range(site_rules.ANSWERS):
+        task(content, nodes.context(1))
+    with pytest.raises(BadInput, match=f"answered the {question} of this one 3 times"):
+        task(content, nodes.context(1))
+    assert load_whole(tmp_path / "a" / "kept.pt")[1].keys() == kept[1].keys()  # what it trained with is there
+
+
+def test_a_site_that_does_not_train_is_not_scored_without_end(tmp_path):
+    _, ask = a_site(tmp_path, "rounds=1", "hold_out=a")
+    for _ in range(site_rules.ANSWERS):
+        assert ask(1)["scalars"] == {"n": 0}
+    with pytest.raises(BadInput, match="answered the training of this one 3 times"):
+        ask(1)
+
+
+def test_a_gpu_is_looked_at_too(tmp_path, monkeypatch):
+    nodes, _ = a_site(tmp_path, "optimizer=sgd")
+    config = flower_app.settings(nodes.context(1))[0]
+    monkeypatch.setattr(site_rules, "pick_device", lambda config: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 2**17 + 20 * 32000, 2**40))
+    site_rules.check_bounds(config, nodes.nodes[1])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 2**17 + 20 * 32000 - 1, 2**40))
+    with pytest.raises(BadInput, match="a training step takes more than"):
+        site_rules.check_bounds(config, nodes.nodes[1])
 
 
 def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path, monkeypatch, capsys):
