@@ -81,7 +81,7 @@ def is_blank(pixels, mode):
     h, w = (n - n % side for n in pixels.shape[:2])
     every = max(1, math.isqrt(h * w // 4_000_000))  # of a slide some spots do
     spots = pixels[:h, :w].reshape(h // side, side, w // side, side, -1)[::every, :, ::every]
-    means = spots.mean((1, 3))
+    means = spots.mean(1).mean(2)  # one axis after the other is much faster
     contrast = np.ptp(means, (0, 1)).max()
     wide = mode.startswith(("I", "F"))
     white = abs(means).max() if wide else 255
