@@ -21,7 +21,8 @@ IMAGES = 8     # images in one, for more leave a CPU's cache
 def pick_device(config):
     """Return the torch device of the key `device`, and have torch keep to `deterministic`; raises BadInput if
     this machine lacks the device."""
-    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)  # a warning names what is not
+    if torch.are_deterministic_algorithms_enabled() != config.deterministic:  # setting it takes 2 seconds
+        torch.use_deterministic_algorithms(config.deterministic, warn_only=True)  # names what is not
     best = "cuda" if torch.cuda.is_available() else "cpu"
     name = best if config.device == "auto" else config.device
     if name != "cpu" and (torch.device(name).index or 0) >= torch.cuda.device_count():

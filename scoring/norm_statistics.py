@@ -1,12 +1,10 @@
 """The statistics of test_stats: site: a site's mean and variance of each batch norm, which never leave it."""
 
-import copy
-
 import numpy as np
 import torch
 
 from datasets import samples_of, seeded
-from scoring.norms import batch_norms
+from scoring.norms import batch_norms, copy_of
 from sites.readers import slice_of, slices_of
 from unet import mixed_precision
 
@@ -20,7 +18,7 @@ def collect_statistics(model, x_batches):
 
     A batch's variance is the unbiased one, as torch keeps it. x_batches: tensors (B, 3, H, W). Works on
     a copy: `model` and its state dict stay as they are."""
-    model = copy.deepcopy(model).train()
+    model = copy_of(model).train()
     norms = batch_norms(model)
     device = next(model.parameters()).device
     for norm in norms.values():
