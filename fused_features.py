@@ -42,7 +42,7 @@ def on_grids(maps, fusion, labels, classes):
     for path in fusion:
         levels = sorted(map(int, fusion[path]), reverse=path == "decoder")
         convs, step = [fusion[path][str(k)] for k in levels], [max(1, 2 ** (levels[0] - k)) for k in range(4)]
-        *x, x_3 = (maps[path][k].permute(0, 2, 3, 1)[:, ::step[k], ::step[k]].to(member.dtype)
+        *x, x_3 = (maps[path][k][:, :, ::step[k], ::step[k]].permute(0, 2, 3, 1).to(member.dtype)
                    for k in (*levels, 3))
         S, R = zip(*(conv.weight.flatten(1).split([x_k.shape[3], x_3.shape[3]], 1)
                      for conv, x_k in zip(convs, x)))
