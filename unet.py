@@ -1,7 +1,5 @@
 """The U-Net: four levels and a bottleneck, FSR behind encoder blocks 2 to 4, fusion heads."""
 
-import copy
-
 import torch
 from torch import nn
 from torch.nn import functional
@@ -101,39 +99,12 @@ def fusion_heads(c, levels):
 # ---- The network of a method ----
 
 def build_model(config, method):
-    """Return the method's network, its initial weights seeded; without prototypes it has no fusion heads.
-
-    Raises ValueError if the network cannot be built from the config, has no fusion heads for prototypes, or
-    maps without the strides 1, 2, 4, 8 of the levels that are aligned.
-    """
+    """Return the method's network, its initial weights seeded; without prototypes it has no fusion heads."""
     torch.manual_seed(config.seed)
-    try:
-        model = method.network(config, config.levels if config.prototype_weight > 0 else [])
-    except ValueError as problem:
-        raise ValueError(f"network: it cannot be built with width: {config.width}, norm: {config.norm}, "
-                         f"fsr: {config.fsr} ({problem}); choose others") from None
+    model = method.network(config, config.levels if config.prototype_weight > 0 else [])
     if method.input_transform is not None:
         model.input_transform = method.input_transform
-    if config.prototype_weight > 0 and not model.fusion:
-        raise ValueError("network: its fusion is empty; add unet.fusion_heads, or set prototype_weight to 0")
-    if model.fusion and type(model) is not UNet:  # whose strides are known
-        check_strides(model, config.image_size)
     return model
-
-
-@torch.no_grad()
-def check_strides(model, size):
-    """Raise ValueError unless the maps that are aligned have the strides 1, 2, 4, 8 of their levels."""
-    try:
-        maps = copy.deepcopy(model).features(torch.zeros(2, 3, size, size))[1]  # norms may keep averages
-    except RuntimeError as problem:
-        raise ValueError(f"network: it cannot be given images of {size} px ({str(problem).splitlines()[0]}); "
-                         "mend its features, or set another image_size") from None
-    for path in model.fusion:
-        for k, x in enumerate(maps[path]):
-            if wrong := [n for n in x.shape[2:] if n != size >> k]:
-                raise ValueError(f"network: level {k} of its {path} has stride {size / wrong[0]:g}, "
-                                 f"prototypes need {2**k}; give maps of strides 1, 2, 4, 8")
 
 
 def mixed_precision(config, device):

@@ -2,7 +2,7 @@
 
 from config import BadInput, method_module
 from federated import Method, take_step
-from unet import build_model
+from unet import UNet, build_model
 
 
 def find_method(config):
@@ -23,9 +23,14 @@ def method_and_model(config):
     """Return the config's Method and its network with initial weights; raises BadInput if they do not fit."""
     method = find_method(config)
     try:
-        return method, build_model(config, method)
+        model = build_model(config, method)
     except ValueError as problem:
-        raise BadInput(str(problem)) from None
+        raise BadInput(f"network: it cannot be built with width: {config.width}, norm: {config.norm}, "
+                       f"fsr: {config.fsr} ({problem}); choose others") from None
+    if type(model) is not UNet:
+        from methods.own_network import check_network  # the UNet's maps are known
+        check_network(model, config)
+    return method, model
 
 
 def find_step(config, device):
