@@ -1,7 +1,7 @@
 """Settings: one table of every key, and one function that reads them for every program."""
 
 import difflib
-import importlib.util
+import importlib
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,24 +82,12 @@ DEFAULTS = {key: default for key, (_, default, _) in KEYS.items()}
 
 
 def method_module(method):
-    """Return the module of a method and its function's name; raises BadInput for what cannot be imported. A
-    file of one's own is looked for in the current folder, then beside config.py (at a site of Flower)."""
+    """Return the module of a method and its function's name; raises BadInput for what cannot be imported."""
     file, _, name = METHODS.get(method, method).rpartition(":")
     if method in METHODS:
         return importlib.import_module(file.removesuffix(".py").replace("/", ".")), name
-    found = Path(file) if Path(file).is_file() else Path(__file__).parent / file
-    if not found.is_file():
-        raise BadInput(f"method: there is no file {file}, give its path from the current folder")
-    spec = importlib.util.spec_from_file_location(found.stem, found)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as problem:  # noqa: BLE001 - it is somebody's own code
-        raise BadInput(f"method: {file} cannot be imported ({type(problem).__name__}: {problem}), "
-                       "mend it") from None
-    if not callable(getattr(module, name, None)):
-        raise BadInput(f"method: {file} has no function {name}(config), name one of its functions")
-    return module, name
+    from methods.own_file import import_file  # a run of this project's methods does not load it
+    return import_file(file, name), name
 
 
 def read_value(key, value, keys, method):
