@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -73,7 +74,7 @@ def train_all(runs, base, rounds, jobs):
     if waiting:
         print("timing a training step of each setting, to say how long they take", flush=True)
         minutes = minutes_of(waiting, base, rounds, jobs) / jobs
-        print(f"about {max(minutes, 1):.0f} minutes of training steps, from one step of each setting, taken "
+        print(f"about {math.ceil(minutes)} min of training steps, from one step of each setting, taken "
               f"as {jobs} times as fast if {jobs} are done at once", flush=True)
     work(waiting, lambda run: start_training(run, base, jobs), jobs, "runs")
 
