@@ -253,6 +253,16 @@ def test_prediction_depends_on_its_own_case_and_site_alone(kind):
     assert together["sites"]["a"]["dice"] == pytest.approx((case["dice"] + other["dice"]) / 2)
 
 
+def test_what_a_site_has_of_its_own_stays_out_of_the_network():
+    model, (name, *_) = a_model(a_config()), a_model(a_config()).state_dict()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    local = own_network(model, {}, {name: before[name] + 1})
+    assert torch.equal(local.state_dict()[name], before[name] + 1)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    own_network(model, {}).train()
+    assert model.training == a_model(a_config()).training
+
+
 def test_each_site_is_scored_with_its_own_statistics():
     config, sites, used = a_config(), some_sites(), []
     model = a_model(config)
