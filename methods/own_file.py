@@ -7,8 +7,9 @@ from config import BadInput
 
 
 def import_file(file, name):
-    """Return the module of a file that has a function `name`; raises BadInput for what cannot be imported. It is
-    looked for in the current folder, then beside config.py (at a site of Flower)."""
+    """Return the module of a file that has a function `name`; raises BadInput for what cannot be imported.
+
+    It is looked for in the current folder, then beside config.py (at a site of Flower)."""
     found = Path(file) if Path(file).is_file() else Path(__file__).parents[1] / file
     if not found.is_file():
         raise BadInput(f"method: there is no file {file}, give its path from the current folder")

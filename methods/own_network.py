@@ -9,8 +9,8 @@ from config import BadInput
 
 @torch.no_grad()
 def check_network(model, config):
-    """Raise BadInput unless a network has fusion heads if there are prototypes, and then maps with the strides
-    1, 2, 4, 8 of the levels that are aligned."""
+    """Raise BadInput unless a network has fusion heads if there are prototypes, and then maps with the
+    strides 1, 2, 4, 8 of the levels that are aligned."""
     if config.prototype_weight > 0 and not model.fusion:
         raise BadInput("network: its fusion is empty; add unet.fusion_heads, or set prototype_weight to 0")
     size, maps = config.image_size, {}

@@ -134,9 +134,9 @@ def site_scores(cases):
 
 
 def mean_scores(sites, apart=()):
-    """Return {dice, hd95, assd, misses, images}: unweighted mean of sites with images, and totals. With several
-    foreground classes `classes` holds the same of each. apart: sites that took no part in training, which
-    count only if no other has images."""
+    """Return {dice, hd95, assd, misses, images}: unweighted mean of sites with images, and totals. With
+    several foreground classes `classes` holds the same of each. apart: sites that took no part in training,
+    which count only if no other has images."""
     with_images = {name: row for name, row in sites.items() if row["images"]}
     scored = [row for name, row in with_images.items() if name not in apart] or [*with_images.values()]
     classes = {j: mean_of_all([row["classes"][j] for row in scored])
@@ -145,8 +145,8 @@ def mean_scores(sites, apart=()):
 
 
 def mean_of_all(rows):
-    """Return {dice, hd95, assd, misses, images}: the rows' means, and the totals of misses and images; without
-    rows None, and 0 images."""
+    """Return {dice, hd95, assd, misses, images}: the rows' means, and the totals of misses and images;
+    without rows None, and 0 images."""
     rows = [row for row in rows if row["misses"] is not None]
     return {name: mean_of(rows, name) for name in AVERAGED} | {
         "misses": sum(row["misses"] for row in rows) if rows else None,

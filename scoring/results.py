@@ -111,8 +111,8 @@ def definitions(config, normed=True, foreign_sites=()):
         "misses": "images with exactly one of prediction and truth empty; in 'mean' their total",
         "image": image,
         "images": "how many images are scored; cases.csv has a row for each, whose case is the patient",
-        "mean": "sites: mean over a site's images; mean: unweighted mean over the sites with images, of which "
-                "those that took no part in training count only if there is no other",
+        "mean": "sites: mean over a site's images; mean: unweighted mean over the sites with images, of "
+                "which those that took no part in training count only if there is no other",
         "test_stats": kind[config.test_stats] if normed else "none: the network has no batch norm",
         "eval_slices": f"{config.eval_slices}: an image is {image}",
         "best": "the round of the best validation mean Dice, the last round if no site validates",
