@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import config
 from config import BadInput
 
 
@@ -10,7 +11,7 @@ def import_file(file, name):
     """Return the module of a file that has a function `name`; raises BadInput for what cannot be imported.
 
     It is looked for in the current folder, then beside config.py (at a site of Flower)."""
-    found = Path(file) if Path(file).is_file() else Path(__file__).parents[1] / file
+    found = Path(file) if Path(file).is_file() else Path(config.__file__).parent / file
     if not found.is_file():
         raise BadInput(f"method: there is no file {file}, give its path from the current folder")
     spec = importlib.util.spec_from_file_location(found.stem, found)
