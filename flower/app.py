@@ -34,7 +34,7 @@ from flower.nodes import Nodes
 from flower.own_files import check_own_folder, keep, load_decoded, read
 from flower.scores import ask_results, ask_scores, note_scores
 from flower.simulation import name_partition
-from flower.site_rules import check_answers, check_bounds, check_images, check_server, own_overrides
+from flower.site_rules import check_bounds, check_images, check_server, count_answer, own_overrides
 from methods.find import find_step, method_and_model
 from rounds.checkpoint import FORMAT, as_bytes, save
 from rounds.lock import locked
@@ -88,19 +88,19 @@ def train_site(content, context):
     t, last = content["round"]["t"], content["turn"]["last"]
     file, device = Path(config.out) / "kept.pt", pick_device(config)
     # {round: kept}: the server says which round's update it took last, a later one does not count
-    kept = read(file)
-    before, answered = kept.get(last), check_answers(kept, "training", t, config, context.node_config)
+    kept = count_answer(read(file), "training", t, config, context.node_config)
+    before = kept.get(last)
     if last and not before:
         warn(site.name, [f"kept.pt holds nothing of round {last}; it goes on with a new optimizer"])
     w = received(content["weights"], model, method, device)
     scores = scored(content, t - 1, w, before, config, site, model) if content["round"]["score"] else {}
     if not (site.train_slices and content["turn"]["train"]):  # nothing to train on, or not its turn
-        keep(file, kept | {"answered": answered}, config)
+        keep(file, kept, config)
         return scores | {"scalars": MetricRecord({"n": 0})}
     G = unpack(content["prototypes"], device)
     update = local_update(model, site, w, G, before, t, config, method, take_step=find_step(config, device))
     check_declared(update.prototypes, method.vectors(model))
-    keep(file, {last: before, t: update.kept, "answered": answered}, config)
+    keep(file, {last: before, t: update.kept, "answered": kept["answered"]}, config)
     return scores | {"weights": pack_weights(update.weights), "prototypes": pack(update.prototypes),
                      "losses": MetricRecord(update.losses),
                      "scalars": MetricRecord({"n": update.n, "seconds": update.seconds})}
@@ -135,8 +135,8 @@ def validate_site(content, context):
     """Answer with the site's validation scores of the last round's weights."""
     config, site, method, model = own_site(context)
     file, t = Path(config.out) / "kept.pt", content["round"]["t"]
-    kept = read(file)
-    keep(file, kept | {"answered": check_answers(kept, "validation", t, config, context.node_config)}, config)
+    kept = count_answer(read(file), "validation", t, config, context.node_config)
+    keep(file, kept, config)
     w = received(content["weights"], model, method, pick_device(config))
     return scored(content, t, w, kept.get(content["turn"]["last"]), config, site, model)
 
@@ -145,10 +145,9 @@ def finish_site(content, context):
     """Answer with the site's scores of the best and the last weights; leave a run folder there."""
     config, site, method, model = own_site(context)
     out, device, checkpoints = Path(config.out), pick_device(config), {}
-    kept, t = read(out / "kept.pt"), content["round"]["last"]
-    keep(out / "kept.pt", kept | {"answered": check_answers(kept, "end", t, config, context.node_config)},
-         config)
+    kept = count_answer(read(out / "kept.pt"), "end", content["round"]["last"], config, context.node_config)
     prepare_run_folder(out, [site], config)
+    save(out / "kept.pt", as_bytes(kept))
     for kind in KINDS:
         t, w = content["round"][kind], received(content[kind], model, method, device)
         local = {site.name: read(out / "local.pt").get(t, {})}

@@ -75,7 +75,7 @@ def with_scores(answers, parts, config, guards):
     return kept
 
 
-def scores_of(answers, part, config, apart=()):
+def scores_of(answers, part, config, foreign=()):
     """Return the sites' scores of a part, `val` or `best.test` and so on, as `evaluate` gives them."""
     sites = {}
     for site in sorted(answers):
@@ -83,4 +83,4 @@ def scores_of(answers, part, config, apart=()):
         sites[site] = {name: scores.get(name) for name in MEASURES}
         if classes := {j: {name: scores.get(f"{j}/{name}") for name in MEASURES} for j in classes_of(config)}:
             sites[site]["classes"] = classes
-    return {"sites": sites, "mean": mean_scores(sites, apart)}
+    return {"sites": sites, "mean": mean_scores(sites, foreign)}

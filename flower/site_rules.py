@@ -70,16 +70,16 @@ def check_bounds(config, node):
                        "are free; close other programs, or lower max_batch_size, max_image_size or max_width")
 
 
-def check_answers(kept, question, t, config, node):
-    """Return {question and round: how often it was answered}, this time counted in. kept: what kept.pt holds.
-    Raises BadInput for a round of no run, or too often."""
+def count_answer(kept, question, t, config, node):
+    """Return what kept.pt holds with one more answer to a question about round t counted in `answered`.
+    Raises BadInput for a round of no run, or too many answers."""
     answered, most = kept.get("answered", {}), int(node.get("max_answers", ANSWERS))
     times = answered.get(f"{question} {t}", 0)
     if not 1 <= t <= config.rounds or times >= most:
         raise BadInput(f"round {t}: the run has {config.rounds} rounds and this site has answered the "
                        f"{question} of this one {times} times, its max_answers is {most}; ask those who run "
                        "the server why")
-    return answered | {f"{question} {t}": times + 1}
+    return kept | {"answered": answered | {f"{question} {t}": times + 1}}
 
 
 def check_images(site, node):

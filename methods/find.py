@@ -28,7 +28,7 @@ def method_and_model(config):
         raise BadInput(f"network: it cannot be built with width: {config.width}, norm: {config.norm}, "
                        f"fsr: {config.fsr} ({problem}); choose others") from None
     if type(model) is not UNet:
-        from methods.own_network import check_network  # the UNet's maps are known
+        from methods.network_check import check_network  # the UNet's maps are known
         check_network(model, config)
     return method, model
 

@@ -106,10 +106,10 @@ def score_sample(prediction, sample, config):
             for s, found, truth, spacing in cases for j in range(1, config.classes)]
 
 
-def evaluate(model, sites, split, config, device, statistics, local, rows=None, apart=()):
+def evaluate(model, sites, split, config, device, statistics, local, rows=None, foreign=()):
     """Return {"sites": {NAME: {dice, hd95, assd, misses, images}}, "mean": {...}} of one split.
 
-    statistics, local: as for `predictions`. rows: a list to which every case's row is added; apart: as for
+    statistics, local: as for `predictions`. rows: a list to which every case's row is added; foreign: as for
     `mean_scores`. A class that no mask of any site has is not scored: its Dice of 1 would say nothing."""
     scores = {}
     for site in sites:
@@ -122,7 +122,7 @@ def evaluate(model, sites, split, config, device, statistics, local, rows=None, 
             if rows is not None:
                 rows += case_rows(split, sample, found, site.name, config)
         scores[site.name] = site_scores(cases)
-    return {"sites": scores, "mean": mean_scores(scores, apart)}
+    return {"sites": scores, "mean": mean_scores(scores, foreign)}
 
 
 def validate(model, w, kept, sites, config, device):

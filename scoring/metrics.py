@@ -133,12 +133,17 @@ def site_scores(cases):
     return mean_of_all(found.values()) | {"images": images, "classes": found} if others else first
 
 
-def mean_scores(sites, apart=()):
-    """Return {dice, hd95, assd, misses, images}: unweighted mean of sites with images, and totals. With
-    several foreground classes `classes` holds the same of each. apart: sites that took no part in training,
-    which count only if no other has images."""
-    with_images = {name: row for name, row in sites.items() if row["images"]}
-    scored = [row for name, row in with_images.items() if name not in apart] or [*with_images.values()]
+def in_mean(sites, foreign=()):
+    """Return the names of the sites that the mean is over: those with images, but of sites that took no part
+    in training, `foreign`, only if no other has any."""
+    with_images = [name for name, row in sites.items() if row["images"]]
+    return [name for name in with_images if name not in foreign] or with_images
+
+
+def mean_scores(sites, foreign=()):
+    """Return {dice, hd95, assd, misses, images}: unweighted mean of the sites `in_mean`, and totals. With
+    several foreground classes `classes` holds the same of each."""
+    scored = [sites[name] for name in in_mean(sites, foreign)]
     classes = {j: mean_of_all([row["classes"][j] for row in scored])
                for row in sites.values() for j in row.get("classes", {})}
     return mean_of_all(scored) | ({"classes": classes} if classes else {})

@@ -11,9 +11,10 @@ def batch_norms(model):
     return {name: norm for name, norm in model.named_modules() if isinstance(norm, nn.BatchNorm2d)}
 
 
-def copy_of(model):
-    """Return a copy of a network that shares its parameters, as they are: so it is made quickly."""
-    return copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+def copy_of(model, own=()):
+    """Return a copy of a network that shares its parameters but those named in `own`: so it is made quickly,
+    and these can be replaced in it."""
+    return copy.deepcopy(model, {id(p): p for name, p in model.named_parameters() if name not in own})
 
 
 def own_network(model, statistics, local=None):
@@ -21,8 +22,9 @@ def own_network(model, statistics, local=None):
 
     It normalises by `collect_statistics`' result, or with {} by what it is given (test_stats: case). Running
     averages of the training, which a network of one's own may have, are not used."""
-    model = copy.deepcopy(model).eval() if local else copy_of(model).eval()
-    model.load_state_dict(local or {}, strict=False)
+    local = local or {}
+    model = copy_of(model, local).eval()
+    model.load_state_dict(local, strict=False)
     for norm in batch_norms(model).values():
         norm.running_mean = norm.running_var = None
     for name, value in statistics.items():

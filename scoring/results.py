@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from config import VOLUMES, class_name
+from scoring.metrics import in_mean
 
 MEASURED = ("dice", "precision", "recall", "hd95", "assd", "miss")
 CASE_COLUMNS = ("kind", "split", "site", "case", "file", "class", *MEASURED, "unit", "statistics")
@@ -39,13 +40,13 @@ def explained(result, config, normed, foreign, seconds):
 
 def format_table(scores, unit, foreign=()):
     """Return `evaluate`'s result as aligned lines: every site, the mean, the site of lowest Dice, each with
-    its foreground classes below if there are several. unit: of the distances; foreign: sites that are not in
-    the mean, unless all are. Without images: one line."""
+    its foreground classes below if there are several. unit: of the distances; foreign: as for
+    `mean_scores`. Without images: one line."""
     sites, mean = scores["sites"], scores["mean"]
     scored = [name for name in sites if sites[name]["images"]]
     if not scored:
         return "no site has an image"
-    apart = [] if {*scored} <= {*foreign} else [name for name in scored if name in foreign]
+    apart = [name for name in scored if name not in in_mean(sites, foreign)]
     rows = [row for name in sites for row in with_classes(name, sites[name])]
     rows += with_classes(f"mean without {', '.join(apart)}" if apart else "mean of sites", mean)
     worst = min(scored, key=lambda name: sites[name]["dice"])

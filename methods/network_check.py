@@ -13,10 +13,11 @@ def check_network(model, config):
     strides 1, 2, 4, 8 of the levels that are aligned."""
     if config.prototype_weight > 0 and not model.fusion:
         raise BadInput("network: its fusion is empty; add unet.fusion_heads, or set prototype_weight to 0")
-    size, maps = config.image_size, {}
+    if not model.fusion:
+        return
+    size = config.image_size
     try:
-        if model.fusion:
-            maps = copy.deepcopy(model).features(torch.zeros(2, 3, size, size))[1]  # norms may keep averages
+        maps = copy.deepcopy(model).features(torch.zeros(2, 3, size, size))[1]  # norms may keep averages
     except RuntimeError as problem:
         raise BadInput(f"network: it cannot be given images of {size} px ({str(problem).splitlines()[0]}); "
                          "mend its features, or set another image_size") from None

@@ -4,7 +4,6 @@ import importlib.util
 from pathlib import Path
 
 import config
-from config import BadInput
 
 
 def import_file(file, name):
@@ -13,14 +12,14 @@ def import_file(file, name):
     It is looked for in the current folder, then beside config.py (at a site of Flower)."""
     found = Path(file) if Path(file).is_file() else Path(config.__file__).parent / file
     if not found.is_file():
-        raise BadInput(f"method: there is no file {file}, give its path from the current folder")
+        raise config.BadInput(f"method: there is no file {file}, give its path from the current folder")
     spec = importlib.util.spec_from_file_location(found.stem, found)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as problem:  # noqa: BLE001 - it is somebody's own code
-        raise BadInput(f"method: {file} cannot be imported ({type(problem).__name__}: {problem}), "
-                       "mend it") from None
+        raise config.BadInput(f"method: {file} cannot be imported ({type(problem).__name__}: {problem}), "
+                              "mend it") from None
     if not callable(getattr(module, name, None)):
-        raise BadInput(f"method: {file} has no function {name}(config), name one of its functions")
+        raise config.BadInput(f"method: {file} has no function {name}(config), name one of its functions")
     return module
