@@ -11,13 +11,20 @@ ones (K, D). m: site, p: path.
 import torch
 from torch.nn import functional
 
-from fused_features import class_sums, squares_and_dots
+from fused_features import down, pixels, squares_and_dots
 
 
+@torch.no_grad()
 def add_class_sums(total, fused):
-    """Add one batch to `total` {path: (sums, numbers)}, which starts empty. fused: from `on_grids`."""
-    for path, of_path in fused.items():
-        total[path] = tuple(a + b for a, b in zip(total.get(path, (0, 0)), class_sums(*of_path)))
+    """Add one batch to `total` {path: (sums (J, D), numbers (J,))}, which starts empty.
+
+        sum_j f = W sum_j X        sum_j: over the pixels of class j
+
+    A pixel of a coarse map counts as often as class j lies on it. fused: from `on_grids`."""
+    for path, (X, W, member) in fused.items():
+        sums = torch.cat([down(member, x_k.shape[2:]).flatten(1) @ pixels(x_k) for x_k in X], 1)
+        batch = sums @ W.T, sums[:, -1]  # the last, of the 1 behind x_3, are the numbers
+        total[path] = tuple(a + b for a, b in zip(total.get(path, (0, 0)), batch))
 
 
 def local_prototypes(total):
@@ -34,8 +41,7 @@ def first_neighbour_clusters(x):
     """Return cluster labels (n,) of rows x (n, D): connected components of i -- kappa(i).
 
     kappa(i) is i's nearest neighbour by cosine, itself excluded. FINCH also links i and j when
-    kappa(i) = kappa(j), which adds nothing: both are linked to that neighbour already.
-    """
+    kappa(i) = kappa(j), which adds nothing: both are linked to that neighbour already."""
     similarity = functional.normalize(x.double()) @ functional.normalize(x.double()).T
     kappa = similarity.fill_diagonal_(-torch.inf).argmax(1)
     labels = torch.arange(len(x), device=x.device)
@@ -55,8 +61,7 @@ def finch(x):
     """Return FINCH's partitions of rows x (n, D), a list of labels (n,). The last is the one to use.
 
     First neighbours are linked, then those of the clusters' means (of all original rows), until all would be
-    one cluster; a first partition of one cluster is kept. Source: FINCH (CVPR 2019), released code.
-    """
+    one cluster; a first partition of one cluster is kept. Source: FINCH (CVPR 2019), released code."""
     partitions = [first_neighbour_clusters(x)]
     while partitions[-1].max() > 0:
         merged = first_neighbour_clusters(cluster_means(x, partitions[-1]))[partitions[-1]]
@@ -69,8 +74,7 @@ def finch(x):
 def aggregate_prototypes(prototypes):
     """Server: return the global prototypes G[p][j] = means of FINCH's clusters, always (K, D).
 
-    prototypes: a list, for each site {path: {class: (D,) or several (k, D)}} of the classes that it has.
-    """
+    prototypes: a list, for each site {path: {class: (D,) or several (k, D)}} of the classes that it has."""
     G = {}
     for path in dict.fromkeys(path for c in prototypes for path in c):
         sent = [c.get(path, {}) for c in prototypes]
@@ -96,9 +100,9 @@ def alignment_loss(fused, G, tau, clip=False):
         g, Gbar = torch.cat([*G[path].values()]), torch.stack([G[path][j].mean(0) for j in foreground])
         square, f_dot_g, f_dot_Gbar = squares_and_dots(X, W, functional.normalize(g), Gbar)
         cos, own = cosines(square, f_dot_g), columns(G[path])
-        contra = torch.stack([contrastive_loss(cos, own[j], tau, clip) for j in foreground], 3)
+        contra = torch.stack([contrastive_loss(cos, own[j], tau, clip) for j in foreground])
         pairs = torch.stack([contra, consistency_loss(square, f_dot_Gbar, Gbar)])
-        L = L + mean_over_classes(pairs, torch.stack([member[..., j] for j in foreground], 3))
+        L = L + mean_over_classes(pairs, torch.stack([member[j] for j in foreground]))
     return L / len(fused)
 
 
@@ -109,38 +113,37 @@ def columns(G_p):
 
 
 def cosines(square, f_dot_g):
-    """Return cos(f, g) = f.g / (|f| |g|) of K g, (B, h, w, K), from |f|^2 (B, h, w, 1), f.(g / |g|)."""
+    """Return cos(f, g) = f.g / (|f| |g|) of K g, (K, B, h, w), from |f|^2 (1, B, h, w), f.(g / |g|)."""
     return f_dot_g * functional.threshold(square, 1e-12, 1e-12).rsqrt()  # |f|^2 of at least 1e-12
 
 
 def contrastive_loss(cos, own, tau, clip=False):
-    """L_contra_j of every pixel, InfoNCE: (..., K) -> (...).
+    """L_contra_j of every pixel, InfoNCE: (K, ...) -> (...).
 
         -log( sum_{g in G[p][j]} e^{cos(f,g)/tau} / sum_{g in all G[p]} e^{cos(f,g)/tau} )
 
     cos: with all K global prototypes of the path; own: which of them are of class j, a slice or a list. clip:
-    as released, e is min(exp(min(cos/tau, 20)), 1e6): at tau 0.005 flat above cosine 0.069. Source: paper.
-    """
+    as released, e is min(exp(min(cos/tau, 20)), 1e6): at tau 0.005 flat above cosine 0.069. Source: paper."""
     if clip:
         e = (cos / tau).clamp(max=20).exp().clamp(max=1e6)
-        return -torch.log((e[..., own].sum(-1) + 1e-9) / (e.sum(-1) + 1e-9))
-    return -(cos / tau).log_softmax(-1)[..., own].logsumexp(-1)
+        return -torch.log((e[own].sum(0) + 1e-9) / (e.sum(0) + 1e-9))
+    return -(cos / tau).log_softmax(0)[own].logsumexp(0)
 
 
 def consistency_loss(square, f_dot_Gbar, Gbar):
-    """L_consis_j of every pixel and class, from |f|^2 (B, h, w, 1), f.Gbar (B, h, w, J) and Gbar (J, D).
+    """L_consis_j of every pixel and class, from |f|^2 (1, B, h, w), f.Gbar (J, B, h, w) and Gbar (J, D).
 
         1/D |f - Gbar[p][j]|^2 = 1/D (|f|^2 - 2 f.Gbar + |Gbar|^2),   Gbar = mean of G's rows
 
     Large terms cancel: in float32 the error is below 1 % where f is 0.01 |Gbar| from Gbar. Source: paper."""
-    return functional.relu(torch.add(square + Gbar.square().sum(1), f_dot_Gbar, alpha=-2)) / Gbar.shape[1]
+    square = square + Gbar.square().sum(1)[:, None, None, None]
+    return functional.relu(torch.add(square, f_dot_Gbar, alpha=-2)) / Gbar.shape[1]
 
 
 def mean_over_classes(values, member):
     """Return the mean over each class's pixels, then over the classes that have any; 0 if none has.
 
-    values: (..., B, h, w, J); member (B, h, w, J): 1 at the pixels of class j, else 0. Returns (...).
-    """
-    n = member.flatten(0, -2).sum(0)
+    values: (..., J, B, h, w); member (J, B, h, w): 1 at the pixels of class j, else 0. Returns (...)."""
+    n = member.flatten(1).sum(1).view(-1, *[1] * (member.dim() - 1))
     share = member / (n * (n > 0).sum()).clamp_min(1)
     return (values * share).flatten(-member.dim()).sum(-1)

@@ -23,7 +23,7 @@ import prototypes
 import train
 from config import load_config
 from datasets import batches, load_sites, seeded
-from fft_style import StyleRecalibration, recalibrate, recalibrate_fourier
+from fft_style import Moments, StyleRecalibration, recalibrate, recalibrate_fourier
 from fused_features import Products, literal_features, on_grids, squares_and_dots
 from methods.find import find_method
 from unet import PATHS, UNet, build_model
@@ -110,6 +110,19 @@ def test_fsr_zero_and_constant_channels():
     assert torch.equal(out[:, 0], torch.zeros(2, 6, 5))  # a zero channel stays zero
     out.square().sum().backward()
     assert torch.isfinite(z.grad).all()
+
+
+def test_moments_of_fsr():
+    """Against torch's own in value, and in gradient by finite differences; in bfloat16 they are still float32."""
+    z = (torch.rand(2, 3, 6, 5, dtype=torch.double) + torch.tensor([0.0, 3.0, -30.0]).view(3, 1, 1)).requires_grad_()
+    assert torch.autograd.gradcheck(Moments.apply, z)
+    for dtype, most in ((torch.double, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-5)):
+        x = z[:, :2].detach().to(dtype)
+        mean, per_sigma = Moments.apply(x)
+        var, exact = torch.var_mean(x.double(), (2, 3), correction=0, keepdim=True)
+        torch.testing.assert_close(mean.double(), exact, rtol=most, atol=0)
+        torch.testing.assert_close(per_sigma.double(), (var + 1e-5).rsqrt(), rtol=most, atol=0)
+        assert per_sigma.dtype == max(dtype, torch.float32, key=lambda kind: kind.itemsize)
 
 
 def test_fsr_weights():
@@ -217,6 +230,18 @@ def test_alignment_equals_literal(width, levels, classes, order):
         results.append([contrast, consistency, *gradients])
     for a, b in zip(*results):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10, check_dtype=classes > 1)
+
+
+def test_alignment_on_a_gpu_has_the_same_numbers(monkeypatch):
+    """There the products of pixels are no convolutions; the same lines on a CPU, in value and gradient."""
+    model, maps, labels, G = random_problem(4, [0, 1, 2], 3)
+    variables, found = [*maps["encoder"], *model.fusion.parameters()], []
+    for on_gpu in (False, True):
+        monkeypatch.setattr(torch.Tensor, "is_cuda", on_gpu)
+        loss = alignment_loss(maps, model.fusion, labels, G, 0.3)
+        found.append([loss, *torch.autograd.grad(loss.sum(), variables)])
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_alignment_without_some_classes():
@@ -329,7 +354,7 @@ def test_golden_alignment_clip():
     for v in golden("alignment_clip"):
         f = tensor(v["features"]).requires_grad_()
         g = torch.cat([tensor(v["positives"]), tensor(v["negatives"])])
-        cos = functional.cosine_similarity(f[:, None], g[None], dim=2)
+        cos = functional.cosine_similarity(f[None], g[:, None], dim=2)
         loss = prototypes.contrastive_loss(cos, slice(len(v["positives"])), float(v["tau"]), clip=True)
         loss.sum().backward()
         assert_close(loss.detach(), v["contrastive"])
@@ -339,9 +364,9 @@ def test_golden_alignment_clip():
 @pytest.mark.parametrize("own", [[0], [1, 4], [0, 2, 3, 6], [0, 1, 2, 3, 4, 5, 6]])
 def test_infonce_against_brute_force(own):
     torch.manual_seed(2)
-    cos = (2 * torch.rand(50, 7, dtype=torch.double) - 1).requires_grad_()
+    cos = (2 * torch.rand(7, 50, dtype=torch.double) - 1).requires_grad_()
     loss = prototypes.contrastive_loss(cos, own, 0.05)
-    for row, value in zip(cos.tolist(), loss.tolist()):
+    for row, value in zip(cos.T.tolist(), loss.tolist()):
         e = [math.exp(c / 0.05) for c in row]
         assert value == pytest.approx(-math.log(sum(e[k] for k in own) / sum(e)), abs=1e-12)
     assert torch.autograd.gradcheck(lambda c: prototypes.contrastive_loss(c, own, 0.05), cos)
@@ -349,11 +374,11 @@ def test_infonce_against_brute_force(own):
 
 def test_infonce_has_a_gradient_where_the_clip_has_none():
     for clip, value in ((False, 132.0), (True, math.log(2))):
-        cos = torch.tensor([[0.32, 0.98]], dtype=torch.double, requires_grad=True)
+        cos = torch.tensor([[0.32], [0.98]], dtype=torch.double, requires_grad=True)
         loss = prototypes.contrastive_loss(cos, slice(1), 0.005, clip)
         loss.sum().backward()
         assert loss.item() == pytest.approx(value, abs=1e-9)
-        np.testing.assert_allclose(cos.grad, [[0, 0]] if clip else [[-200, 200]], atol=1e-9)
+        np.testing.assert_allclose(cos.grad.T, [[0, 0]] if clip else [[-200, 200]], atol=1e-9)
 
 
 @pytest.mark.parametrize("spread, most", [(1.0, 1e-5), (1e-1, 1e-4), (1e-2, 1e-2)])
@@ -381,7 +406,7 @@ def test_squares_and_dots_in_float32(bias, most):
         f = literal_features(path, [x_k.detach().double() for x_k in maps[path]], copy.deepcopy(heads).double())
         g = f.mean((0, 1, 2)) + 0.1 * torch.randn(3, f.shape[3], generator=generator)
         square, dots = squares_and_dots(X, W, g.float())
-        for exact, found in ((f.square().sum(3, keepdim=True), square), (f @ g.T, dots)):
+        for exact, found in ((f.square().sum(3)[None], square), ((f @ g.T).movedim(3, 0), dots)):
             assert found.shape == exact.shape
             assert (found - exact).abs().max() < most * exact.abs().max()
 
@@ -390,8 +415,9 @@ def test_gradients_of_the_products():
     """What is written out by hand against finite differences, for blocks of 1, 2 and 4 pixels."""
     generator = torch.Generator().manual_seed(0)
     for r in (1, 2, 4):
-        x, z, s = (torch.randn(2, h, h, c, generator=generator, dtype=torch.double).requires_grad_()
-                   for h, c in ((4, 3), (4 // r, 3), (2, 3)))
+        x, z, s = (torch.randn(size, generator=generator, dtype=torch.double)
+                   .to(memory_format=torch.channels_last).requires_grad_()
+                   for size in ((2, 3, 4, 4), (2, 3, 4 // r, 4 // r), (3, 2, 2, 2)))
         half, U = (torch.randn(n, 3, generator=generator, dtype=torch.double).requires_grad_() for n in (3, 2))
         assert torch.autograd.gradcheck(lambda x, half, U, z, s: Products.apply(x, half.T @ half, U, z, s),
                                         (x, half, U, z, s))
@@ -399,10 +425,11 @@ def test_gradients_of_the_products():
 
 def test_consistency_is_never_negative():
     """Pixels that lie at their Gbar itself, far from 0, where rounding alone decides."""
-    square, Gbar = torch.full((1, 2, 2, 1), 1e4), torch.full((2, 100), 10.0)
-    distance = prototypes.consistency_loss(square, torch.tensor([1e4 + 0.01, 1e4 - 0.5]).expand(1, 2, 2, 2), Gbar)
-    assert torch.equal(distance[..., 0], torch.zeros(1, 2, 2))
-    torch.testing.assert_close(distance[..., 1], torch.full((1, 2, 2), 0.01))
+    square, Gbar = torch.full((1, 1, 2, 2), 1e4), torch.full((2, 100), 10.0)
+    dots = torch.tensor([1e4 + 0.01, 1e4 - 0.5]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
+    distance = prototypes.consistency_loss(square, dots, Gbar)
+    assert torch.equal(distance[0], torch.zeros(1, 2, 2))
+    torch.testing.assert_close(distance[1], torch.full((1, 2, 2), 0.01))
 
 
 def test_features_that_vanish_have_a_finite_loss_and_gradient():

@@ -62,10 +62,10 @@ def print_cosines(model, batches, G):
             g = functional.normalize(torch.cat([*G[path].values()]))
             cos = cosines(*squares_and_dots(X, W, g))
             for j, of_class in found.items():
-                of_class.append(cos[member[..., j] > 0])  # (N, K)
-        found = {j: torch.cat(cos) for j, cos in found.items()}
-        own = torch.cat([cos[:, classes[j]].amax(1) for j, cos in found.items()])
-        other = torch.cat([cos.index_fill(1, torch.arange(cos.shape[1])[classes[j]], -1).amax(1)
+                of_class.append(cos[:, member[j] > 0])  # (K, N)
+        found = {j: torch.cat(cos, 1) for j, cos in found.items()}
+        own = torch.cat([cos[classes[j]].amax(0) for j, cos in found.items()])
+        other = torch.cat([cos.index_fill(0, torch.arange(len(cos))[classes[j]], -1).amax(0)
                            for j, cos in found.items()])
         print(f"{path}: cosine with own class {own.mean():.3f}, with others {other.mean():.3f}; "
               f"own is nearer at {(own > other).float().mean():.1%} of the foreground pixels")
@@ -81,7 +81,7 @@ def live(found, classes, tau, clip):
     for j, cos in found.items():
         cos = cos.clone().requires_grad_()
         contrastive_loss(cos, classes[j], tau, clip).sum().backward()
-        large.append(tau * cos.grad.abs().amax(1) > 1e-3)
+        large.append(tau * cos.grad.abs().amax(0) > 1e-3)
     return torch.cat(large).float().mean().item()
 
 

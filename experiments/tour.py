@@ -171,7 +171,7 @@ def draw_cosines(file, models, local, x, y):
         for a, (when, model) in zip(row[1:], models.items()):
             X, W, member = on_grids(model.features(x)[1], model.fusion, y, model.classes)[path]
             g = functional.normalize(aggregate_prototypes(local[when])[path][j])
-            cos, inside = cosines(*squares_and_dots(X, W, g)).amax(-1), member[..., 0] == 0
+            cos, inside = cosines(*squares_and_dots(X, W, g)).amax(0), member[0] == 0
             seen = show(a, cos[0], when if row is ax[0] else "", cmap="cividis", vmin=-1, vmax=1)
             if j:
                 words[path].append(f"{when} {cos[inside].mean():.2f} and {cos[~inside].mean():.2f}")

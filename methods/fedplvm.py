@@ -36,7 +36,7 @@ def fedplvm(config):
         for j in (j for j in P if j > 0):
             alike = {c: cos.clamp_min(1e-6) ** config.fedplvm_power
                      for c, cos in image_cosines(f[:, j], P).items()}
-            contrast = contrastive_loss(torch.cat([*alike.values()], 1), columns(P)[j], config.fedplvm_tau)
+            contrast = contrastive_loss(torch.cat([*alike.values()]), columns(P)[j], config.fedplvm_tau)
             cos = functional.cosine_similarity(f[:, j], P[j].mean(0, keepdim=True))
             values[j] = torch.stack([contrast, 2 * (cos - 1).square()])
         contrast, consistency = mean_over_images(values, n) if values else logits.new_zeros(2)

@@ -31,7 +31,7 @@ def fpl(config):
         P, values = context.G.get(LAST, {}), {}
         for j in (j for j in P if j > 0):
             cos, f_j = image_cosines(f[:, j], P), f[:, j]
-            contrast = contrastive_loss(torch.cat([*cos.values()], 1), columns(P)[j], config.fpl_tau)
+            contrast = contrastive_loss(torch.cat([*cos.values()]), columns(P)[j], config.fpl_tau)
             values[j] = torch.stack([contrast, (f_j - P[j].mean(0)).square().mean(1)])
         contrast, consistency = mean_over_images(values, n) if values else logits.new_zeros(2)
         return {"dice": segmentation_loss(logits, y), "contrast": contrast,

@@ -28,12 +28,12 @@ def image_means(f, y, classes):
 
 
 def image_cosines(f, P):
-    """Return {class: (N, K)} of rows f (N, D) and prototypes P {class: (K, D)}."""
-    return {j: functional.normalize(f) @ functional.normalize(P_j).T for j, P_j in P.items()}
+    """Return {class: (K, N)} of rows f (N, D) and prototypes P {class: (K, D)}."""
+    return {j: functional.normalize(P_j) @ functional.normalize(f).T for j, P_j in P.items()}
 
 
 def mean_over_images(values, n):
     """Return the mean of values {class: (..., B)} over the images that have pixels n (B, J) of a class, then
     over the classes that any image has: (...)."""
-    present = torch.stack([n[:, j] > 0 for j in values], -1)
-    return mean_over_classes(torch.stack([*values.values()], -1), present)
+    present = torch.stack([n[:, j] > 0 for j in values])
+    return mean_over_classes(torch.stack([*values.values()], -2), present)

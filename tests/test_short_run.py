@@ -19,8 +19,9 @@ from test_fedbcs import HERE
 from tests.helpers import rows_of
 
 BOUNDS = HERE / "tests" / "golden" / "short_run.csv"  # a number, and how far from it another machine may be
-# (of Dice, of a loss): other instructions of a CPU change FedAvg by 0.001, FedBCS, whose clusters jump, by 0.013
-BOUND = {"fedavg": (0.005, 0.005), "fedbcs": (0.03, 0.015)}
+# (of Dice, of a loss): other instructions of a CPU change FedAvg by 0.001; FedBCS's clusters jump: initial weights
+# that are 1 millionth larger change its Dice of west by 0.035 and L_contra by 0.015
+BOUND = {"fedavg": (0.005, 0.005), "fedbcs": (0.04, 0.02)}
 KEYS = ("image_size=64", "width=4", "rounds=10", "optimizer=adam", "lr=0.01", "eval_every=10", "device=cpu")
 
 
