@@ -2,14 +2,16 @@
 
 The config and its overrides are those of the whole rounds, of which the second is measured. Prints a
 table, and as its last line one JSON object. Times are medians of 5, taken in turn in one process; memory
-is the peak resident size less that before the first step, in a process of its own. The rows `bf16` are
-with `amp: bf16`. It runs on the GPU if there is one, and then has rows `graph`, with `graph: true`, and says
-how many kernels a step launches and how often it waits for the device. A round's parts are training,
-validation, and saving what last.pt holds.
+is the peak resident size less that before the first step, in a process of its own that gives back at once
+what it frees, as no other does (see settings/__init__.py). The rows `bf16` are with `amp: bf16`. It runs
+on the GPU if there is one, and then has rows `graph`, with `graph: true`, and says how many kernels a step
+launches and how often it waits for the device. A round's parts are training, validation, and saving what
+last.pt holds.
 """
 
 import json
 import multiprocessing
+import os
 import resource
 import statistics
 import sys
@@ -159,6 +161,7 @@ def main():
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_intermixed_args()
     rows = rows_of_table()
+    os.environ["MALLOC_TRIM_THRESHOLD_"] = str(2**17)  # of the processes below: glibc's own default
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         peak = {name: pool.apply(peak_of_steps, words) for name, words in rows.items()}
     steps = {name: training_step(setting(*words)) for name, words in rows.items()}

@@ -41,17 +41,6 @@ class AsPredicted(nn.Module):
         return functional.interpolate(self.network(z), x.shape[2:], mode="bilinear")
 
 
-class NormOfEach(nn.Module):
-    """A batch norm without kept statistics as it acts on one image, for any number of images at once."""
-
-    def __init__(self, norm):
-        super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
-
-    def forward(self, x):
-        return functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
-
-
 def export_network(network, target, config, statistics):
     """Write a network, its statistics and the scaling of its inputs baked in, as a file of `torch.export`.
 
@@ -62,7 +51,7 @@ def export_network(network, target, config, statistics):
     if config.tiles and of_case:
         raise BadInput("site: with tiles the statistics of a case are those of many tiles, which an exported "
                        "network does not see; name a site of a run with test_stats: site")
-    network = one_by_one(network, NormOfEach) if of_case and not volumes else network
+    network = one_by_one(network) if of_case and not volumes else network
     whole = network if config.tiles else AsPredicted(network, S, not volumes)
     about = {"input": TILES if config.tiles else SLICES if volumes else IMAGES,
              "B": "the slices of one volume, at most 32 at a time" if of_case and volumes else "any",
