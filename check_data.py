@@ -20,7 +20,7 @@ from scoring.pictures import GREEN, as_png, contact_sheet, legend, outlined_tile
 from settings.program import Parser, run_program
 from sites import across, demo_data
 from sites.given_splits import given_splits
-from sites.layouts import list_files, unread
+from sites.layouts import list_files
 from sites.patients import shared_names
 from sites.readers import read_sample
 
@@ -34,7 +34,7 @@ def check(config, sheet):
     entries, problems = list_files(folder, config.task, config.case_pattern, config.leave_out or ())
     files = [entry for found in entries.values() for entry in found]
     across.check_memory(folder, files, config)
-    warnings = unread(folder, files, config.leave_out or ())
+    warnings = across.unread(folder, files, config.leave_out or ())
     warnings += [f"{site}: {text}" for site, text in shared_names(entries).items()]
     splits = None if problems else attempt(problems, given_splits, config)
     rows, sites = [], []

@@ -7,11 +7,10 @@ from pathlib import Path
 import torch
 
 from config import BadInput
-from sites import across, demo_data
-from sites.across import SPLITS
+from sites import demo_data
 from sites.files import say_left_out, warn
-from sites.layouts import is_table, list_files, unread
-from sites.readers import read_sample, slice_of, slices_of
+from sites.layouts import is_table, list_files
+from sites.readers import SPLITS, read_sample, slice_of, slices_of
 
 
 class Site:
@@ -45,9 +44,6 @@ def load_sites(config, splits=None, strict=True):
     entries, problems = list_files(folder, config.task, config.case_pattern, left_out)
     if problems:
         raise BadInput(problems[0])
-    files = [entry for site in entries.values() for entry in site]
-    across.check_memory(folder, files, config)
-    warn(folder, unread(folder, files, left_out))
     if left_out:
         say_left_out(left_out, folder, strict)
     if strict and config.hold_out not in (None, *entries):
@@ -55,17 +51,21 @@ def load_sites(config, splits=None, strict=True):
     if splits is None and (config.splits or is_table(folder)):
         from sites.given_splits import given_splits  # a run that makes its splits does not load it
         splits = given_splits(config)
-    warn_of_patients(entries, splits, config)
+    if config.data != "demo":  # a run on generated sites does not load it
+        from sites.across import look_at_files
+        look_at_files(folder, entries, splits, config)
     sites = [load_site(name, entries[name], splits, config, strict) for name in entries]
     missing = (splits or {}).keys() - entries.keys()
     if strict and missing:
         raise BadInput(f"{folder}: lacks the site {min(missing)} of the splits, restore it")
     if strict and not any(sample.truth.any() for site in sites for sample in samples_of(site)):
         raise BadInput(f"{folder}: no mask of any site has foreground, which has to be > 0; mend the masks")
-    texts, nobody = across.compare(sites, config)
-    warn(folder, texts)
-    for site in sites:
-        site.undrawn = nobody
+    if config.data != "demo" or config.classes > 2:
+        from sites.across import compare
+        texts, nobody = compare(sites, config)
+        warn(folder, texts)
+        for site in sites:
+            site.undrawn = nobody
     number = sum(len(samples_of(site)) for site in sites)
     cases = sum(len({sample.case for sample in samples_of(site)}) for site in sites)
     size = sum(sample.images.untyped_storage().nbytes() + sample.masks.nbytes
@@ -101,14 +101,6 @@ def load_site(name, entries, splits, config, strict=True):
                if those and not any(sample.truth.any() for sample in those)]
     warn(name, healthy[:1] + [text for sample in samples_of(site) for text in sample.warnings])
     return site
-
-
-def warn_of_patients(entries, splits, config):
-    """Say of each site whether its names look as if patients had several cases, unless splits are given."""
-    if splits is None and config.data != "demo":
-        from sites.patients import shared_names  # generated sites do not load it
-        for name, text in shared_names(entries).items():
-            warn(name, [text])
 
 
 def samples_of(site):

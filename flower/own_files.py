@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from config import BadInput, as_yaml, read_yaml
-from datasets import SPLITS, Site, load_site, warn_of_patients
+from datasets import SPLITS, Site, load_site
 from rounds.checkpoint import as_bytes, save
 from rounds.lock import check_apart
 from rounds.reading import check_same_config, load_whole
@@ -15,7 +15,7 @@ from rounds.run_folder import OF_THE_END, prepare_run_folder
 from sites import across
 from sites.files import warn
 from sites.given_splits import given_splits
-from sites.layouts import files_below, files_of, is_table, list_files, list_site, unread
+from sites.layouts import files_below, files_of, is_table, list_files, list_site
 from sites.readers import Sample
 
 
@@ -74,8 +74,8 @@ def load_own_site(name, config):
         raise BadInput(problems[0])
     across.check_memory(config.data, entries, config)
     splits = given_splits(config)
-    warn_of_patients({name: entries}, splits, config)
-    warn(name, unread(config.data, entries))
+    across.warn_of_patients({name: entries}, splits)
+    warn(name, across.unread(config.data, entries))
     site = load_site(name, entries, splits, config)
     warn(name, across.compare([site], config, hospital=True)[0])
     return site

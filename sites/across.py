@@ -1,18 +1,30 @@
-"""What shows only when all files of the sites are looked at together: memory, links, copies, classes."""
+"""What shows only when all files of the sites are looked at together: memory, files that are not read, patients,
+copies, classes."""
 
+import os
 from pathlib import Path
 
 import torch
 
 from config import BadInput
-from sites.files import check_regular
-from sites.readers import reader_of
+from sites.files import check_regular, warn
+from sites.layouts import DATA_KINDS, files_below, files_of, is_table
+from sites.patients import shared_names
+from sites.readers import SPLITS, reader_of
 
-GB, SPLITS = 2**30, ("train", "val", "test")
+GB = 2**30
 CGROUP = Path("/sys/fs/cgroup")  # of a container or a queue, where the system has it
 
 
 # ---- Before a file is decoded ----
+
+def look_at_files(folder, entries, splits, config):
+    """Raise BadInput if {site: entries} take too much memory; warn of files not read and of likely patients."""
+    files = [entry for site in entries.values() for entry in site]
+    check_memory(folder, files, config)
+    warn(folder, unread(folder, files, config.leave_out or ()))
+    warn_of_patients(entries, splits)
+
 
 def check_memory(folder, entries, config):
     """Raise BadInput if the entries need more memory than is free: what is kept of all, and what decoding
@@ -59,6 +71,28 @@ def free_memory():
     except (OSError, ValueError, KeyError):  # not Linux, or no container
         pass
     return min(found, default=None)
+
+
+def unread(folder, entries, leave_out=()):
+    """Return a warning for each folder in which files that could be data belong to no entry, one if masks are
+    united, and a table's. folder: a site's, or that of all sites; entries: those found in it."""
+    if is_table(folder):
+        from sites.table import table_warnings
+        return table_warnings(folder, entries)
+    read, left = {os.path.abspath(file) for entry in entries for file in files_of(entry)}, {}
+    for path in (path for path in files_below(folder) if path.relative_to(folder).parts[0] not in leave_out):
+        if path.name.lower().endswith((*DATA_KINDS, "list.txt")) and os.path.abspath(path) not in read:
+            left.setdefault(path.parent, []).append(path.name)
+    if not left and len(read) == 2 * len(entries):
+        return []
+    from sites.advice import warnings_on  # a run on plain data does not load it
+    return warnings_on(left, entries)
+
+
+def warn_of_patients(entries, splits):
+    """Say of each site whether its names look as if patients had several cases, unless splits are given."""
+    for name, text in (shared_names(entries) if splits is None else {}).items():
+        warn(name, [text])
 
 
 # ---- When all are decoded ----

@@ -5,9 +5,9 @@ from collections import Counter
 from pathlib import Path
 
 from config import BadInput
-from sites.across import SPLITS
 from sites.files import reading
 from sites.layouts import as_seen, is_table
+from sites.readers import SPLITS
 
 
 def known_split(site, cases, splits, strict, folds=None):

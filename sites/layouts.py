@@ -116,22 +116,6 @@ def files_of(entry):
     return [entry.image, *(entry.mask.files if isinstance(entry.mask, Masks) else [entry.mask])]
 
 
-def unread(folder, entries, leave_out=()):
-    """Return a warning for each folder in which files that could be data belong to no entry, one if masks are
-    united, and a table's. folder: a site's, or that of all sites; entries: those found in it."""
-    if is_table(folder):
-        from sites.table import table_warnings
-        return table_warnings(folder, entries)
-    read, left = {os.path.abspath(file) for entry in entries for file in files_of(entry)}, {}
-    for path in (path for path in files_below(folder) if path.relative_to(folder).parts[0] not in leave_out):
-        if path.name.lower().endswith((*DATA_KINDS, "list.txt")) and os.path.abspath(path) not in read:
-            left.setdefault(path.parent, []).append(path.name)
-    if not left and len(read) == 2 * len(entries):
-        return []
-    from sites.advice import warnings_on  # a run on plain data does not load it
-    return warnings_on(left, entries)
-
-
 def visible(folder):
     """Return what is in a folder, sorted by name, without hidden names."""
     return sorted(path for path in Path(folder).iterdir() if not path.name.startswith(HIDDEN))

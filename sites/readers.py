@@ -11,6 +11,8 @@ from torch.nn import functional
 from config import VOLUMES
 from sites.files import enough_memory
 
+SPLITS = ("train", "val", "test")
+
 
 class Sample(NamedTuple):
     """One image or one volume, decoded once and kept in memory: the unit that is scored."""

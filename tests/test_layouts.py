@@ -11,8 +11,9 @@ import check_data
 from config import BadInput
 from datasets import load_sites, splits_of
 from flower.own_files import load_own_site, mark_of
+from sites.across import unread
 from sites.advice import format_advice
-from sites.layouts import files_of, list_files, unread
+from sites.layouts import files_of, list_files
 from sites.patients import shared_names
 from sites.readers import read_sample
 from test_fedbcs import write_nuclei
