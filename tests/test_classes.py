@@ -364,6 +364,8 @@ def test_generated_discs(tmp_path, monkeypatch):
     folder = demo_data.ensure("images")
     sites = load_sites(load_config({"task": "images", "data": str(folder), "out": "o", "classes": 3}))
     assert [site.name for site in sites] == ["field", "flash", "lens"]
+    four = load_sites(load_config({"task": "images", "data": "demo", "out": "o", "classes": 4}))
+    assert [site.undrawn for site in four] == [{3}] * 3
     looks = []
     for site in sites:
         shares = [[(sample.truth == j).mean() for j in range(3)] for sample in (*site.train, *site.test)]

@@ -9,6 +9,7 @@ from torch import nn
 import eval as scoring
 import train
 from config import BadInput, load_config
+from scoring.norms import batch_norms, one_by_one, own_network
 from tests.helpers import run_here
 from unet import UNet
 
@@ -69,6 +70,19 @@ def test_group_norm_equals_the_formula_and_needs_no_batch():
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
     assert model.state_dict().keys() == UNet(8, levels=[]).state_dict().keys()
     torch.testing.assert_close(model(x)[:1], model(x[:1]), rtol=0, atol=1e-5)
+
+
+def test_images_together_are_normalised_one_by_one():
+    """Also by a batch norm with an affine map, in either order in memory."""
+    torch.manual_seed(0)
+    model = own_network(UNet(4, 3, "adaptive", [], nn.BatchNorm2d), {})
+    for norm in batch_norms(model).values():
+        norm.weight.data, norm.bias.data = torch.rand_like(norm.weight) + 0.5, torch.randn_like(norm.bias)
+    x = torch.rand(3, 3, 32, 32) * torch.tensor([1, 5, 0.1]).view(3, 1, 1, 1)
+    with torch.no_grad():
+        alone, together = torch.cat([model(one) for one in x.split(1)]), one_by_one(model)
+        for order in (torch.contiguous_format, torch.channels_last):
+            torch.testing.assert_close(together(x.contiguous(memory_format=order)), alone, rtol=1e-4, atol=1e-5)
 
 
 def test_group_norm_has_no_test_stats(workplace, monkeypatch, capsys):

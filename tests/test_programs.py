@@ -1,5 +1,6 @@
 """Tests of how programs start: what is said before torch is imported."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -27,3 +28,19 @@ def test_idle_threads_do_not_spin(tmp_path, program):
         ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, cwd=HERE,
                              env=clean | own | {"PYTHONPATH": str(tmp_path)})
         assert ran.stdout == f"{expected}\n", ran.stderr
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this system has no glibc")
+def test_memory_of_large_blocks_is_kept_unless_the_user_wants_it_back():
+    """A block of 48 MB is brought in page by page once, or every time."""
+    code = """if True:
+        import resource, settings
+        for i in range(9):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt if i == 1 else i and before
+            b"x" * (48 * 2**20)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 8)"""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    for own, kept in (({}, True), ({"MALLOC_TRIM_THRESHOLD_": str(2**17)}, False)):
+        faults = subprocess.run([sys.executable, "-c", code], cwd=HERE, env=clean | own, check=True,
+                                capture_output=True, text=True).stdout
+        assert (int(faults) < 100) == kept
