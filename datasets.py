@@ -53,7 +53,7 @@ def load_sites(config, splits=None, strict=True):
         splits = given_splits(config)
     if config.data != "demo":  # a run on generated sites does not load it
         from sites.across import look_at_files
-        look_at_files(folder, entries, splits, config)
+        look_at_files(folder, folder, entries, splits, config)
     sites = [load_site(name, entries[name], splits, config, strict) for name in entries]
     missing = (splits or {}).keys() - entries.keys()
     if strict and missing:

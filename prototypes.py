@@ -144,6 +144,6 @@ def mean_over_classes(values, member):
     """Return the mean over each class's pixels, then over the classes that have any; 0 if none has.
 
     values: (..., J, B, h, w); member (J, B, h, w): 1 at the pixels of class j, else 0. Returns (...)."""
-    n = member.flatten(1).sum(1).view(-1, *[1] * (member.dim() - 1))
+    n = member.sum([*range(1, member.dim())], keepdim=True)
     share = member / (n * (n > 0).sum()).clamp_min(1)
     return (values * share).flatten(-member.dim()).sum(-1)

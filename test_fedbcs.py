@@ -113,8 +113,9 @@ def test_fsr_zero_and_constant_channels():
 
 
 def test_moments_of_fsr():
-    """Against torch's own in value, and in gradient by finite differences; in bfloat16 they are still float32."""
-    z = (torch.rand(2, 3, 6, 5, dtype=torch.double) + torch.tensor([0.0, 3.0, -30.0]).view(3, 1, 1)).requires_grad_()
+    """Against torch's own in value, in gradient by finite differences; in bfloat16 they are still float32."""
+    z = torch.rand(2, 3, 6, 5, dtype=torch.double) + torch.tensor([0.0, 3.0, -30.0]).view(3, 1, 1)
+    z.requires_grad_()
     assert torch.autograd.gradcheck(Moments.apply, z)
     for dtype, most in ((torch.double, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-5)):
         x = z[:, :2].detach().to(dtype)
@@ -219,7 +220,8 @@ def test_literal_features_equal_the_equation(width, levels, classes):
 def test_alignment_equals_literal(width, levels, classes, order):
     """In value and gradient, in whatever order the maps lie in memory."""
     model, maps, labels, G = random_problem(width, levels, classes)
-    maps = {path: [x.detach().contiguous(memory_format=order).requires_grad_() for x in maps[path]] for path in PATHS}
+    maps = {path: [x.detach().contiguous(memory_format=order).requires_grad_() for x in maps[path]]
+            for path in PATHS}
     variables = [x for path in PATHS for k, x in enumerate(maps[path]) if k in (*levels, 3)]
     variables += list(model.fusion.parameters())
     results = []
@@ -383,7 +385,7 @@ def test_infonce_has_a_gradient_where_the_clip_has_none():
 
 @pytest.mark.parametrize("spread, most", [(1.0, 1e-5), (1e-1, 1e-4), (1e-2, 1e-2)])
 def test_what_cancels_in_consistency(spread, most):
-    """Features 1, 0.1 and 0.01 apart from a Gbar whose numbers are about 1: what float32 keeps of the distance."""
+    """Features 1, 0.1 and 0.01 apart from a Gbar of numbers about 1: what float32 keeps of the distance."""
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
         Gbar = torch.randn(1, 256, generator=generator)
@@ -394,7 +396,7 @@ def test_what_cancels_in_consistency(spread, most):
 
 @pytest.mark.parametrize("bias, most", [(0.0, 2e-6), (10.0, 2e-6), (1e3, 2e-6)])
 def test_squares_and_dots_in_float32(bias, most):
-    """Against the literal form in float64, relative to the largest value; so large biases hide what varies."""
+    """Against the literal form in float64, relative to the largest value: large biases hide what varies."""
     model, maps, labels, _ = random_problem(4, [0, 1, 2], 2, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     for path in PATHS:
@@ -403,7 +405,8 @@ def test_squares_and_dots_in_float32(bias, most):
             for conv in heads.values():
                 conv.bias += bias * torch.linspace(-1, 1, len(conv.bias))
         X, W, _ = on_grids(maps, model.fusion, labels, 2)[path]
-        f = literal_features(path, [x_k.detach().double() for x_k in maps[path]], copy.deepcopy(heads).double())
+        exact_maps = [x_k.detach().double() for x_k in maps[path]]
+        f = literal_features(path, exact_maps, copy.deepcopy(heads).double())
         g = f.mean((0, 1, 2)) + 0.1 * torch.randn(3, f.shape[3], generator=generator)
         square, dots = squares_and_dots(X, W, g.float())
         for exact, found in ((f.square().sum(3)[None], square), ((f @ g.T).movedim(3, 0), dots)):
@@ -418,7 +421,8 @@ def test_gradients_of_the_products():
         x, z, s = (torch.randn(size, generator=generator, dtype=torch.double)
                    .to(memory_format=torch.channels_last).requires_grad_()
                    for size in ((2, 3, 4, 4), (2, 3, 4 // r, 4 // r), (3, 2, 2, 2)))
-        half, U = (torch.randn(n, 3, generator=generator, dtype=torch.double).requires_grad_() for n in (3, 2))
+        half, U = (torch.randn(n, 3, generator=generator, dtype=torch.double).requires_grad_()
+                   for n in (3, 2))
         assert torch.autograd.gradcheck(lambda x, half, U, z, s: Products.apply(x, half.T @ half, U, z, s),
                                         (x, half, U, z, s))
 

@@ -72,10 +72,8 @@ def load_own_site(name, config):
     entries, problems = list_own(name, config.data, config.task, config.case_pattern)
     if problems:
         raise BadInput(problems[0])
-    across.check_memory(config.data, entries, config)
     splits = given_splits(config)
-    across.warn_of_patients({name: entries}, splits)
-    warn(name, across.unread(config.data, entries))
+    across.look_at_files(name, config.data, {name: entries}, splits, config)
     site = load_site(name, entries, splits, config)
     warn(name, across.compare([site], config, hospital=True)[0])
     return site

@@ -10,8 +10,9 @@ import threading
 # stop. This must be set before torch is imported, and it is left alone if the user has set OMP_WAIT_POLICY.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-# glibc gives the memory of a large tensor back to the system at once and gets the next one's page by page, which
-# is a fifth of a training step. With these two bounds it keeps up to 2 GB, unless the user has set the second.
+# glibc gives the memory of a large tensor back to the system at once and gets the next one's page by page,
+# which is a fifth of a training step. With these two bounds it keeps up to 2 GB, unless the user has set the
+# second one.
 if hasattr(libc := ctypes.CDLL(None), "mallopt") and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
     for bound in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
         libc.mallopt(bound, 2**31 - 1)

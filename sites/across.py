@@ -1,5 +1,5 @@
-"""What shows only when all files of the sites are looked at together: memory, files that are not read, patients,
-copies, classes."""
+"""What shows only when all files of the sites are looked at together: memory, files that are not read,
+patients, copies, classes."""
 
 import os
 from pathlib import Path
@@ -18,12 +18,14 @@ CGROUP = Path("/sys/fs/cgroup")  # of a container or a queue, where the system h
 
 # ---- Before a file is decoded ----
 
-def look_at_files(folder, entries, splits, config):
-    """Raise BadInput if {site: entries} take too much memory; warn of files not read and of likely patients."""
+def look_at_files(name, folder, entries, splits, config):
+    """Raise BadInput if {site: entries} take too much memory; warn of files that are not read, and of names
+    that look like patients. name: what warnings name, the folder or its one site."""
     files = [entry for site in entries.values() for entry in site]
     check_memory(folder, files, config)
-    warn(folder, unread(folder, files, config.leave_out or ()))
-    warn_of_patients(entries, splits)
+    warn(name, unread(folder, files, config.leave_out or ()))
+    for site, text in (shared_names(entries) if splits is None else {}).items():
+        warn(site, [text])
 
 
 def check_memory(folder, entries, config):
@@ -87,12 +89,6 @@ def unread(folder, entries, leave_out=()):
         return []
     from sites.advice import warnings_on  # a run on plain data does not load it
     return warnings_on(left, entries)
-
-
-def warn_of_patients(entries, splits):
-    """Say of each site whether its names look as if patients had several cases, unless splits are given."""
-    for name, text in (shared_names(entries) if splits is None else {}).items():
-        warn(name, [text])
 
 
 # ---- When all are decoded ----

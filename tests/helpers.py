@@ -125,7 +125,7 @@ def exit_code(module):
 
 
 def start_here(monkeypatch):
-    """Have `reproduce` train and score in this process, one after the other, for a process takes seconds to start."""
+    """Have `reproduce` train and score in this process, in turn, for a process takes seconds to start."""
     def start(command, jobs, log):
         with monkeypatch.context() as patch, open(log, "a") as stream, contextlib.redirect_stdout(stream):
             patch.setattr(sys, "argv", list(map(str, command)))

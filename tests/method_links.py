@@ -1,4 +1,4 @@
-"""The links of docs/method.md to lines of code: python -m tests.method_links --write sets their numbers right."""
+"""The links of docs/method.md to lines of code: python -m tests.method_links --write mends their numbers."""
 
 import re
 import sys

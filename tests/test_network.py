@@ -82,7 +82,8 @@ def test_images_together_are_normalised_one_by_one():
     with torch.no_grad():
         alone, together = torch.cat([model(one) for one in x.split(1)]), one_by_one(model)
         for order in (torch.contiguous_format, torch.channels_last):
-            torch.testing.assert_close(together(x.contiguous(memory_format=order)), alone, rtol=1e-4, atol=1e-5)
+            found = together(x.contiguous(memory_format=order))
+            torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_group_norm_has_no_test_stats(workplace, monkeypatch, capsys):
