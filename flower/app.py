@@ -10,30 +10,19 @@ import os
 import shlex
 from pathlib import Path
 
-from flwr.app import ConfigRecord, MetricRecord
+from flwr.app import MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from config import BadInput
 from datasets import sites_of_round
-from federated import average_weights, local_update
-from flower.faults import accept, sit_out
-from flower.fit import Misfit, expected_fields
+from federated import Update, average_weights, local_update
+from flower.fit import Misfit, accept, expected_fields, sit_out
 from flower.guards import load_settings
-from flower.messages import (
-    answering,
-    as_records,
-    as_update,
-    pack,
-    pack_weights,
-    shared,
-    unpack,
-    unpack_weights,
-)
+from flower.messages import answering, as_answer, as_records, as_update, pack, received, unpack
 from flower.nodes import Nodes
-from flower.own_files import check_own_folder, keep, load_decoded, read
-from flower.scores import ask_results, ask_scores, note_scores
-from flower.simulation import name_partition
+from flower.own_files import check_own_folder, keep, load_decoded, name_partition, read
+from flower.scores import ask_results, asked, note_scores
 from flower.site_rules import check_bounds, check_images, check_server, count_answer, own_overrides
 from methods.find import find_step, method_and_model
 from rounds.checkpoint import FORMAT, as_bytes, save
@@ -74,36 +63,27 @@ def own_site(context):
     return config, site, method, model.to(pick_device(config))
 
 
-def received(record, model, method, device):
-    """Return all weights of the network: those that came, and its own initial ones of the others."""
-    w = dict(model.state_dict())
-    return w | unpack_weights(record, shared(w, method), device)
-
-
 def train_site(content, context):
     """Answer with the site's update of the weights and prototypes that came, and with these weights'
     validation scores if the server wants them."""
     config, site, method, model = own_site(context)
     check_images(site, context.node_config)
     t, last = content["round"]["t"], content["turn"]["last"]
-    file, device = Path(config.out) / "kept.pt", pick_device(config)
     # {round: kept}: the server says which round's update it took last, a later one does not count
-    kept = count_answer(read(file), "training", t, config, context.node_config)
+    kept = count_answer("training", t, config, context.node_config)
     before = kept.get(last)
     if last and not before:
         warn(site.name, [f"kept.pt holds nothing of round {last}; it goes on with a new optimizer"])
-    w = received(content["weights"], model, method, device)
+    w = received(content["weights"], model, method)
     scores = scored(content, t - 1, w, before, config, site, model) if content["round"]["score"] else {}
     if not (site.train_slices and content["turn"]["train"]):  # nothing to train on, or not its turn
-        keep(file, kept, config)
+        keep(kept, config)
         return scores | {"scalars": MetricRecord({"n": 0})}
-    G = unpack(content["prototypes"], device)
-    update = local_update(model, site, w, G, before, t, config, method, take_step=find_step(config, device))
+    G, step = unpack(content["prototypes"], pick_device(config)), find_step(config, pick_device(config))
+    update = local_update(model, site, w, G, before, t, config, method, take_step=step)
     check_declared(update.prototypes, method.vectors(model))
-    keep(file, {last: before, t: update.kept, "answered": kept["answered"]}, config)
-    return scores | {"weights": pack_weights(update.weights), "prototypes": pack(update.prototypes),
-                     "losses": MetricRecord(update.losses),
-                     "scalars": MetricRecord({"n": update.n, "seconds": update.seconds})}
+    keep({last: before, t: update.kept, "answered": kept["answered"]}, config)
+    return scores | as_answer(update)
 
 
 def scored(content, t, w, kept, config, site, model):
@@ -134,22 +114,21 @@ def count_site(content, context):
 def validate_site(content, context):
     """Answer with the site's validation scores of the last round's weights."""
     config, site, method, model = own_site(context)
-    file, t = Path(config.out) / "kept.pt", content["round"]["t"]
-    kept = count_answer(read(file), "validation", t, config, context.node_config)
-    keep(file, kept, config)
-    w = received(content["weights"], model, method, pick_device(config))
-    return scored(content, t, w, kept.get(content["turn"]["last"]), config, site, model)
+    t, last = content["round"]["t"], content["turn"]["last"]
+    kept = count_answer("validation", t, config, context.node_config)
+    keep(kept, config)
+    w = received(content["weights"], model, method)
+    return scored(content, t, w, kept.get(last), config, site, model)
 
 
 def finish_site(content, context):
     """Answer with the site's scores of the best and the last weights; leave a run folder there."""
     config, site, method, model = own_site(context)
     out, device, checkpoints = Path(config.out), pick_device(config), {}
-    kept = count_answer(read(out / "kept.pt"), "end", content["round"]["last"], config, context.node_config)
+    keep(count_answer("end", content["round"]["last"], config, context.node_config), config)
     prepare_run_folder(out, [site], config)
-    save(out / "kept.pt", as_bytes(kept))
     for kind in KINDS:
-        t, w = content["round"][kind], received(content[kind], model, method, device)
+        t, w = content["round"][kind], received(content[kind], model, method)
         local = {site.name: read(out / "local.pt").get(t, {})}
         model.load_state_dict(w)
         statistics = site_statistics(model, {}, local, [site], config, device)
@@ -177,10 +156,10 @@ def run_server(grid, context):
     own = os.environ.get("FEDBCS_OUT")
     config, guards = settings(context, *([f"out={own}"] if own else []))
     with locked(config):
-        run_rounds(Nodes(grid, guards, context.run_config, config.hold_out), config, guards)
+        run_rounds(Nodes(grid, guards, context.run_config, config.hold_out), config)
 
 
-def run_rounds(nodes, config, guards):
+def run_rounds(nodes, config):
     """The rounds of train.py, with every update and score asked for.
 
     The weights travel once a round: with its update of round t a site sends the scores of round t - 1.
@@ -189,28 +168,26 @@ def run_rounds(nodes, config, guards):
     method, model = method_and_model(config)
     run, table = RunFolder(config, model.state_dict()), RoundTable(config)
     fields = expected_fields(model, config, method)
-    w, G, kept, line, ask_sites = run.w, run.G, run.kept, None, nodes.ask
-    nodes.goes_on_from(kept)
+    kept, line = run.kept, None
+    nodes.last, nodes.before = kept, set(kept)
+
+    def show(scores):  # of round t, once its scores are there
+        if line:
+            t, updates, seconds = line
+            table.add(t, updates, seconds, scores)
+            method.log(t, updates, scores)
+
     for t in run.rounds_left():
-        chosen = draw_sites(ask_sites, t, config)
-        updates, scores = train_round(ask_sites, t, w, G, chosen, run, config, guards, method, fields)
-        show(table, method, line, scores)
-        w = w | average_weights(updates, config.weights)                 # w = sum_m n_m / n w_m
+        updates, scores = train_round(nodes, run, t, method, fields)
+        show(scores)
+        w = run.w | average_weights(updates, config.weights)             # w = sum_m n_m / n w_m
         G = method.aggregate([update.prototypes for update in updates])  # means of FINCH's clusters
         kept |= {update.site: update.kept for update in updates}         # here, its round alone
         run.save(t, w, G, updates)
         line = t, updates, run.seconds()
-    scores = ask_scores(ask_sites, run, method, config, guards) if lacks_scores(run) else None
-    show(table, method, line, scores)
-    ask_results(ask_sites, run, config, guards, method, bool(batch_norms(model)))
-
-
-def show(table, method, line, scores):
-    """Print and log a round once its scores are there; line: None or (t, updates, seconds)."""
-    if line:
-        t, updates, seconds = line
-        table.add(t, updates, seconds, scores)
-        method.log(t, updates, scores)
+    answers = nodes.ask("evaluate", asked(run, method)) if lacks_scores(run) else None
+    show(answers and note_scores(answers, run, nodes.guards))
+    ask_results(nodes, run, method, bool(batch_norms(model)))
 
 
 def lacks_scores(run):
@@ -219,40 +196,28 @@ def lacks_scores(run):
     return t > 0 and run.is_due(t) and not any(row[:2] == (t, "val") for row in run.state["history"])
 
 
-def draw_sites(ask_sites, t, config):
+def draw_sites(nodes, t, config):
     """Return the names of the sites that train in round t, drawn as train.py draws them; None for all."""
     if config.sites_per_round is None:
         return None
-    answers = ask_sites("query", {})
-    images = {site: answer["scalars"].get("n") for site, answer in answers.items()
+    images = {site: answer["scalars"].get("n") for site, answer in nodes.ask("query", {}).items()
               if not isinstance(answer, Exception) and "scalars" in answer}
-    return sites_of_round(sorted(site for site, n in images.items() if type(n) is int and n > 0), config, t)
+    training = sorted(site for site, n in images.items() if type(n) is int and n > 0)
+    return sites_of_round(training, config, t)
 
 
-def train_round(ask_sites, t, w, G, chosen, run, config, guards, method, fields):
-    """Return the fit updates of round t, and the scores of round t - 1."""
+def train_round(nodes, run, t, method, fields):
+    """Return the fit updates of round t, and the scores of round t - 1 if it lacks them, else None."""
+    chosen, wanted = draw_sites(nodes, t, run.config), lacks_scores(run)
+    answers = nodes.ask("train", asked(run, method, t=t, score=wanted) | {"prototypes": pack(run.G)}, chosen)
+    if nodes.hold_out not in (None, *answers):
+        sit_out(f"hold_out: site {nodes.hold_out} is not there, only {', '.join(answers)}", nodes.guards)
+    results = {site: as_update(site, answer, t, fields) for site, answer in answers.items()}
+    for site, update in results.items():
+        if isinstance(update, Update) and not nodes.trains(site, chosen):
+            results[site] = Misfit("it sent an update in a round that it was not drawn for")
+    results = {site: update for site, update in results.items() if update is not None}
     counts = {site: kept["n"] for site, kept in run.kept.items() if "n" in kept}
-    wanted = lacks_scores(run)
-    answers = ask_updates(ask_sites, t, w, G, chosen, run, config, guards, method, wanted)
-    updates = {site: as_update(site, answer, t, fields) for site, answer in answers.items()}
-    results = {site: of_the_chosen(site, update, chosen, config) for site, update in updates.items()
-               if update is not None}
-    updates = accept(results, w, fields, t, guards, counts)
-    return updates, note_scores(run, answers, config, guards, True) if wanted else None
-
-
-def of_the_chosen(site, update, chosen, config):
-    """Return a site's update, or what is wrong with it: it was not the site's turn."""
-    if isinstance(update, Exception) or site != config.hold_out and (chosen is None or site in chosen):
-        return update
-    return Misfit("it sent an update in a round that it was not drawn for")
-
-
-def ask_updates(ask_sites, t, w, G, chosen, run, config, guards, method, score):
-    """Return {site: its answer in round t, or what is wrong}, with the scores of w if `score`."""
-    answers = ask_sites("train", {
-        "weights": pack_weights(shared(w, method)), "prototypes": pack(G),
-        "round": ConfigRecord({"t": t, "best": run.state["best"]["round"], "score": score})}, chosen)
-    if config.hold_out not in (None, *answers):
-        sit_out(f"hold_out: site {config.hold_out} is not there, only {', '.join(answers)}", guards)
-    return answers
+    updates = accept(results, run.w, fields, t, nodes.guards, counts)
+    good = {site: answer for site, answer in answers.items() if not isinstance(answer, Exception)}
+    return updates, note_scores(good, run, nodes.guards) if wanted else None

@@ -1,4 +1,5 @@
-"""What may travel from a site to the server, known from the network and the config before it arrives.
+"""What may travel from a site to the server, known from the network and the config before it arrives; and
+what becomes of a round in which a site fails or sends something else.
 
 An answer has these records and perhaps more, which nobody reads:
 
@@ -13,44 +14,47 @@ An answer has these records and perhaps more, which nobody reads:
 import math
 import re
 import statistics
+import sys
 from typing import NamedTuple
 
 import torch
 
 from config import class_name
+from federated import Update
+from scoring.metrics import MEASURES
 
 LONGEST_NAME, LONGEST_PROBLEM = 80, 400
 UNSEEN = re.compile("[,\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
                     "\U000e0100-\U000e01ef]")  # letters that print as nothing, and the comma of a list
-MOST_IMAGES, MOST_SECONDS, MOST_LOSS = 10**9, 10**9, 1e30
+MOST, MOST_LOSS = 10**9, 1e30           # images, seconds, and pixels or mm of a distance
 MOST_TERMS, LONGEST_TERM = 16, 40
 MOST_ROWS = 1000                        # prototypes of a class that a site may send
 MOST_WEIGHT, MOST_PROTOTYPE = 1e8, 1e4  # no honest number comes near; a square of more would not be finite
-MOST_DISTANCE = 1e9                     # px or mm
-LARGEST = {"dice": 1.0, "hd95": MOST_DISTANCE, "assd": MOST_DISTANCE}  # {name: largest}
+LARGEST = {"dice": 1, "hd95": MOST, "assd": MOST}
 
 
 class Misfit(Exception):
     """An answer is not what was asked for; the text says in what."""
 
 
-# ---- Who sends it ----
+class SiteFailed(Exception):
+    """A site has no update to average; the text names site, round and reason."""
 
-def name_of(reply):
-    """Return the site's name in a reply; raises Misfit if it has none that can be used."""
-    name = reply.content["site"].get("name") if "site" in reply.content else None
+
+def is_number(value, least, most, kinds=(int, float)):
+    """Return whether a value is a number in a range; nan is in none, and True is no number."""
+    return type(value) in kinds and least <= value <= most
+
+
+def name_of(content):
+    """Return the site's name in an answer; raises Misfit if it has none that can be used."""
+    name = content["site"].get("name") if "site" in content else None
     if not isinstance(name, str):
         raise Misfit("its answer does not say which site it is")
     if not name or len(name) > LONGEST_NAME or not name.isprintable() or name != name.strip() \
             or UNSEEN.search(name):
         raise Misfit(f"its name is no printable text of at most {LONGEST_NAME} letters without a comma")
     return name
-
-
-def problem_of(reply):
-    """Return what a site says went wrong there, cut to a line, or None."""
-    problem = reply.content["site"].get("problem")
-    return None if problem is None else str(problem)[:LONGEST_PROBLEM]
 
 
 # ---- An update ----
@@ -64,10 +68,15 @@ class Fields(NamedTuple):
     losses: set        # names of terms, empty for any
 
 
+def shared(w, method):
+    """Return the weights {name: tensor} that travel: all but those that the method keeps local."""
+    return {name: value for name, value in w.items() if not method.local(name)}
+
+
 def expected_fields(model, config, method):
     """Return the Fields of a method's updates: the network's weights, and what the method declares."""
-    return Fields({name: value for name, value in model.state_dict().items() if not method.local(name)},
-                  method.vectors(model), config.classes, set(method.terms))
+    weights = shared(model.state_dict(), method)
+    return Fields(weights, method.vectors(model), config.classes, set(method.terms))
 
 
 def are_terms(names, fields):
@@ -78,11 +87,11 @@ def are_terms(names, fields):
 
 def check_update(update, fields, n=None):
     """Return what makes an update unfit to be averaged, or None. n: what the site has stated before."""
-    if type(update.n) is not int or not 1 <= update.n <= MOST_IMAGES:
+    if not is_number(update.n, 1, MOST, (int,)):
         return f"it has {update.n} training images"
     if n not in (None, update.n):
         return f"it has {update.n} training images, and stated {n} before"
-    if not is_number(update.seconds, 0, MOST_SECONDS):
+    if not is_number(update.seconds, 0, MOST):
         return "its seconds are no number of seconds"
     if not update.losses or not are_terms(update.losses.keys(), fields) or not all(
             is_number(value, -MOST_LOSS, MOST_LOSS) for value in update.losses.values()):
@@ -90,23 +99,17 @@ def check_update(update, fields, n=None):
     return out_of_range(update.weights.values(), MOST_WEIGHT, "weights") or check_prototypes(update, fields)
 
 
-def is_number(value, least, most):
-    """Return whether a value is a number in a range; nan is in none."""
-    return type(value) in (int, float) and least <= value <= most
-
-
 def check_prototypes(update, fields):
     """Return what is wrong with an update's prototypes, or None. A class that it lacks is no fault."""
     for path, classes in update.prototypes.items():
         if path not in fields.prototypes:
-            return f"it has prototypes of the path {str(path)[:40]!r}, which the method does not have"
+            return f"it has prototypes of the path {path[:40]!r}, which the method does not have"
         D, several = fields.prototypes[path]
         for j, P in classes.items():
-            if type(j) is not int or not 0 <= j < fields.classes:
+            if not 0 <= j < fields.classes:
                 return f"it has prototypes of the class {str(j)[:40]}, there are {fields.classes} classes"
-            rows = (len(P),) if several and P.dim() == 2 and 1 <= len(P) <= min(update.n, MOST_ROWS) else ()
-            shaped = P.shape == (*rows, D) and bool(rows) == several
-            if not shaped or P.dtype != torch.float32:
+            if P.dtype != torch.float32 or P.dim() != 1 + several or P.shape[-1] != D \
+                    or several and not 1 <= len(P) <= min(update.n, MOST_ROWS):
                 return f"its prototypes of the {path} are not vectors of {D} numbers"
     vectors = [P for classes in update.prototypes.values() for P in classes.values()]
     return out_of_range(vectors, MOST_PROTOTYPE, "prototypes")
@@ -124,28 +127,29 @@ def out_of_range(tensors, most, what):
 
 # ---- Scores ----
 
-def classes_of(config):
-    """Return the names of the foreground classes whose scores travel apart: of several, none of one."""
-    return [class_name(config, j) for j in range(1, config.classes)] if config.classes > 2 else []
+def read_scores(record, config):
+    """Return the scores of a site in a record as `evaluate` gives them; raises Misfit unless they are of all
+    its images and in range, or of none. With several foreground classes each one's travel apart."""
+    names = [class_name(config, j) for j in range(1, config.classes)] if config.classes > 2 else []
+    rows = [{name: record.get(prefix + name) for name in MEASURES}
+            for prefix in ("", *(f"{j}/" for j in names))]
+    for row in rows:
+        check_scores(row, rows[0]["images"], config)
+    return rows[0] | ({"classes": dict(zip(names, rows[1:]))} if names else {})
 
 
-def check_scores(record, config):
-    """Raise Misfit unless a record is scores of a site: of all its images, in range, or of none."""
-    images = record.get("images")
-    for prefix in ("", *(f"{j}/" for j in classes_of(config))):
-        row = {name: record[f"{prefix}{name}"] for name in (*LARGEST, "misses", "images")
-               if f"{prefix}{name}" in record}
-        most = images * max(1, config.classes - 1) if type(images) is int else 0
-        if type(row.get("images")) is not int or not 0 <= row["images"] <= 10**9 or row["images"] != images:
-            raise Misfit("its scores do not count its images")
-        counted = type(row.get("misses")) is int and 0 <= row["misses"] <= most
-        if images and not (counted and "dice" in row):
-            raise Misfit("its scores lack Dice or misses")
-        if not images and len(row) > 1:
-            raise Misfit("it has scores of no image")
-        for name, largest in LARGEST.items():
-            if name in row and not (type(row[name]) in (int, float) and 0 <= row[name] <= largest):
-                raise Misfit(f"its {name} is not a number from 0 to {largest:g}")
+def check_scores(row, images, config):
+    """Raise Misfit unless {name: number or None} are scores of so many images."""
+    if not is_number(images, 0, MOST, (int,)) or row["images"] != images:
+        raise Misfit("its scores do not count its images")
+    most = images * max(1, config.classes - 1)
+    if images and (row["dice"] is None or not is_number(row["misses"], 0, most, (int,))):
+        raise Misfit("its scores lack Dice or misses")
+    if not images and [value for value in row.values() if value is not None] != [0]:
+        raise Misfit("it has scores of no image")
+    for name, largest in LARGEST.items():
+        if row[name] is not None and not is_number(row[name], 0, largest):
+            raise Misfit(f"its {name} is not a number from 0 to {largest:g}")
 
 
 # ---- One update among the others ----
@@ -163,9 +167,9 @@ def too_far(updates, w, most):
         for path, classes in u.prototypes.items():
             for j, P in classes.items():
                 longest = torch.atleast_2d(P).double().norm(dim=1).max().item()
-                lengths.setdefault(f"prototype of class {j} on the {path}", {})[u.site] = longest
-                of_any = lengths.setdefault(f"longest prototype on the {path}", {})
-                of_any[u.site] = max(longest, of_any.get(u.site, 0.0))
+                for what in (f"prototype of class {j} on the {path}", f"longest prototype on the {path}"):
+                    of_sites = lengths.setdefault(what, {})
+                    of_sites[u.site] = max(longest, of_sites.get(u.site, 0.0))
     found = {}
     for what, of_sites in lengths.items():
         median = statistics.median_low(of_sites.values()) if len(of_sites) > 2 else 0.0
@@ -187,14 +191,48 @@ def bounded(updates, most):
     What a site loses goes to the others in proportion to their n. most: the key `max_share`; with fewer
     than 1 / most sites all shares are equal. Source: ours.
     """
-    n, capped = {u.site: u.n for u in updates}, set()
     if most * len(updates) <= 1:
         return [u._replace(n=1) for u in updates]
-    while True:
-        free = sum(value for site, value in n.items() if site not in capped)
-        room = 1 - most * len(capped)
-        over = {site for site, value in n.items() if site not in capped and value / free * room > most}
-        if not over:
-            break
-        capped |= over
-    return [u._replace(n=most * free / room) if u.site in capped else u for u in updates]
+    free = sorted(u.n for u in updates)
+    while free[-1] > (largest := most * sum(free) / (1 - most * (len(updates) - len(free)))):
+        free.pop()  # it is cut down to `largest`, which falls with every one
+    return [u._replace(n=min(u.n, largest)) for u in updates]
+
+
+# ---- A round ----
+
+def accept(results, w, fields, t, guards, counts=None):
+    """Return the updates of round t that can be averaged, sorted by site, n reduced so that no
+    share exceeds `max_share`.
+
+    results: {site: Update, or what went wrong there}; fields: from `expected_fields`; counts: {site: n}
+    as stated in earlier rounds. Raises SiteFailed for a site that failed or sent what does not fit: at
+    once with `on_site_failure: stop`; with `skip` such a site is named and sits out the round, and it is
+    raised only if fewer than `min_sites` are left.
+    """
+    problems = {site: check_update(found, fields, (counts or {}).get(site))
+                if isinstance(found, Update) else found for site, found in sorted(results.items())}
+    updates = [results[site] for site, problem in problems.items() if problem is None]
+    if guards.update_norm is not None:
+        problems |= too_far(updates, w, guards.update_norm)
+    for site, problem in problems.items():
+        if problem is not None:
+            sit_out(f"site {site} failed in round {t}: {said(problem)}", guards)
+    updates = [update for update in updates if problems[update.site] is None]
+    if len(updates) < guards.min_sites:
+        raise SiteFailed(f"{len(updates)} sites are left in round {t}, "
+                         f"min_sites: {guards.min_sites} are needed")
+    return bounded(updates, guards.max_share) if guards.max_share < 1 else updates
+
+
+def said(problem):
+    """Return what went wrong as one short line without control characters, for it may be foreign."""
+    words = " ".join(str(problem).split())
+    return "".join(letter if letter.isprintable() else "?" for letter in words)[:LONGEST_PROBLEM]
+
+
+def sit_out(failure, guards):
+    """Name a site's failure: raise SiteFailed, or with `on_site_failure: skip` print it."""
+    if guards.on_site_failure == "stop":
+        raise SiteFailed(failure)
+    print(f"{failure}; it is left out", file=sys.stderr, flush=True)

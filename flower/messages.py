@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from config import BadInput
 from federated import Diverged, Update
-from flower.fit import Misfit
+from flower.fit import Misfit, shared
 from rounds.run_folder import size_in_bytes
 
 HEAD = 1024  # bytes of an array's own header, at most
@@ -32,11 +32,6 @@ def pack_weights(w):
     return ArrayRecord({"bytes": torch.cat(parts)})
 
 
-def shared(w, method):
-    """Return the weights {name: tensor} that travel: all but those that the method keeps local."""
-    return {name: value for name, value in w.items() if not method.local(name)}
-
-
 def unpack_weights(record, like, device="cpu"):
     """Return the {name: tensor} of `pack_weights`. like: {name: tensor of its shape and type}."""
     names = sorted(like)
@@ -45,21 +40,29 @@ def unpack_weights(record, like, device="cpu"):
             for name, part in zip(names, parts, strict=True)}
 
 
-def tensors(record, device="cpu"):
-    """Return {name: tensor} of a record, on a device."""
-    return {name: value.to(device) for name, value in record.to_torch_state_dict().items()}
-
-
 def unpack(record, device="cpu"):
     """Return the {path: {class: tensor}} of `pack`, on a device."""
     prototypes = {}
-    for key, value in tensors(record, device).items():
+    for key, value in record.to_torch_state_dict().items():
         path, j = key.rsplit("/", 1)
-        prototypes.setdefault(path, {})[int(j)] = value
+        prototypes.setdefault(path, {})[int(j)] = value.to(device)
     return prototypes
 
 
 # ---- A site ----
+
+def received(record, model, method):
+    """Return all weights of the network: those that came, and its own initial ones of the others."""
+    w = dict(model.state_dict())
+    return w | unpack_weights(record, shared(w, method), next(model.parameters()).device)
+
+
+def as_answer(update):
+    """Return the records of an Update, which `as_update` reads."""
+    return {"weights": pack_weights(update.weights), "prototypes": pack(update.prototypes),
+            "losses": MetricRecord(update.losses),
+            "scalars": MetricRecord({"n": update.n, "seconds": update.seconds})}
+
 
 def as_records(parts):
     """Return {part: scores of one site as `evaluate` gives them} as records of numbers.
@@ -68,11 +71,10 @@ def as_records(parts):
     """
     records = {}
     for part, scores in parts.items():
-        row, = scores["sites"].values()
-        flat = {name: value for name, value in row.items() if name != "classes"}
-        flat |= {f"{j}/{name}": value for j, of_class in row.get("classes", {}).items()
-                 for name, value in of_class.items()}
-        records[part] = MetricRecord({name: value for name, value in flat.items() if value is not None})
+        row = dict(*scores["sites"].values())
+        for j, of_class in row.pop("classes", {}).items():
+            row |= {f"{j}/{name}": value for name, value in of_class.items()}
+        records[part] = MetricRecord({name: value for name, value in row.items() if value is not None})
     return records
 
 

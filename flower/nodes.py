@@ -1,5 +1,6 @@
 """Which node is which site: who may join, by which name, and one question to all of them."""
 
+import re
 import sys
 import time
 import unicodedata
@@ -7,9 +8,8 @@ from pathlib import Path
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from config import BadInput
-from flower.faults import SiteFailed, said
-from flower.fit import Misfit, name_of, problem_of
+from flower.fit import Misfit, SiteFailed, name_of
+from sites.files import reading
 
 # Cyrillic and Greek letters, and the Latin ones that they look like
 LOOK_ALIKES = str.maketrans("авеһіјкмнорԛѕтухԁӏѵԝαεικμνορτυχ", "abehijkmhopqstyxdlvwaeikuvoptux")
@@ -19,21 +19,15 @@ class Stranger(Misfit):
     """A node that is none of this run's sites."""
 
 
-class Twin(Misfit):
-    """A node answers by a name that belongs to another."""
-
-
 def expected(sites):
     """Return (number of sites, their names or None) of the run's `sites`: a number, names with commas
     between them, or FILE.txt at the server with a name a line."""
     if not isinstance(sites, str):
         return sites, None
-    try:
-        file = Path(sites)
-        lines = file.read_text(encoding="utf-8") if file.suffix == ".txt" else sites.replace(",", "\n")
-    except OSError as problem:
-        raise BadInput(f"sites: {sites} cannot be read ({problem.strerror}), name another") from None
-    names = {line.strip() for line in lines.splitlines()} - {""}
+    if sites.endswith(".txt"):
+        with reading(sites, "a list of names"):
+            sites = Path(sites).read_text(encoding="utf-8")
+    names = {name.strip() for name in re.split("[,\n]", sites)} - {""}
     return len(names), names
 
 
@@ -49,13 +43,9 @@ class Nodes:
         """grid: Flower's; run: its settings, of which `sites` and `timeout` are read here."""
         self.grid, self.guards, self.timeout, self.hold_out = grid, guards, run["timeout"], hold_out
         self.number, self.listed = expected(run["sites"])
-        self.names, self.there = {}, []                  # {node: site} of all so far; nodes of now
-        self.strangers = set()                           # nodes that are not asked again
-        self.last, self.before = {}, set()               # {site: kept} of the run, and its sites at the start
-
-    def goes_on_from(self, kept):
-        """Note what a run knows of its sites, {site: {"round": of its last update}}, which it changes."""
-        self.last, self.before = kept, set(kept)
+        self.names, self.there = {}, []     # {node: site} of all so far; nodes of now
+        self.strangers = set()              # nodes that are not asked again
+        self.last, self.before = {}, set()  # {site: kept}, which the run changes; its sites at the start
 
     def ask(self, kind, records, chosen=None):
         """Send records {name: record} to every node; return {site: its records, or what is wrong}.
@@ -68,15 +58,13 @@ class Nodes:
         wanted = self.number if stop or not self.names else self.guards.min_sites
         found = self.gather(wanted)
         found |= self.exchange([node for node in self.there if node not in found], kind, records, chosen)
-        nodes = [node for node in self.there if node not in self.strangers]
         answers = {site: RuntimeError("its node is gone") for site in self.names.values()}
         # what is good comes last
-        for node in sorted(nodes, key=lambda node: not isinstance(found[node], Exception)):
-            twin = isinstance(found[node], Twin)
-            answers[f"of node {node}" if twin else self.names.get(node, f"of node {node}")] = found[node]
-        if len(nodes) < (wanted if stop else self.guards.min_sites):
-            raise SiteFailed(f"{len(nodes)} of {wanted} sites are there after {self.timeout} s: "
-                             f"{', '.join(map(said, answers))}")
+        for node in sorted(self.there, key=lambda node: not isinstance(found[node], Exception)):
+            answers[self.names.get(node, f"of node {node}")] = found[node]
+        if len(self.there) < (wanted if stop else self.guards.min_sites):
+            raise SiteFailed(f"{len(self.there)} of {wanted} sites are there after {self.timeout} s: "
+                             f"{', '.join(answers)}")
         return answers
 
     def gather(self, wanted):
@@ -91,28 +79,30 @@ class Nodes:
                 new = [node for node in self.there if node not in {**self.names, **wrong}]
                 answers = self.exchange(new, "query", {})
                 wrong |= {node: answer for node, answer in answers.items() if isinstance(answer, Exception)}
-            nodes = [node for node in self.there if node not in self.strangers]
-            if len(nodes) >= wanted or time.monotonic() >= end:
-                return {node: wrong[node] for node in nodes if node in wrong}
+            if len(self.there) >= wanted or time.monotonic() >= end:
+                return wrong
             time.sleep(1)
 
     def exchange(self, nodes, kind, records, chosen=None):
-        """Return {node: the records of its answer, or what is wrong with it}."""
+        """Return {node: the records of its answer, or what is wrong with it}, in the order of the answers."""
         lifetime = self.timeout + 60  # a node that comes back later is spared what nobody waits for
-        turns = {node: self.turn(self.names.get(node), chosen) for node in nodes
-                 if node not in self.strangers}
+        turns = {node: self.turn(self.names.get(node), chosen) for node in nodes}
         messages = [Message(RecordDict(records | {"turn": turn}), node, kind, ttl=lifetime)
                     for node, turn in turns.items()]
         replies = list(self.grid.send_and_receive(messages, timeout=self.timeout)) if messages else []
         asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-        replies = {asked[reply.metadata.reply_to_message_id]: reply for reply in replies
-                   if reply.metadata.reply_to_message_id in asked}
+        replies = {asked[number]: reply for reply in replies
+                   if (number := reply.metadata.reply_to_message_id) in asked}
         return {node: self.content_of(node, replies) for node in dict.fromkeys([*replies, *nodes])}
+
+    def trains(self, site, chosen):
+        """Return whether a site, None if its name is not known yet, trains in a round."""
+        return (chosen is None or site in chosen) and (site is None or site != self.hold_out)
 
     def turn(self, site, chosen):
         """Return what a site is told of itself: whether it trains, and which update of it was taken last."""
-        train = (chosen is None or site in chosen) and (site is None or site != self.hold_out)
-        return ConfigRecord({"train": train, "last": self.last.get(site, {}).get("round", 0)})
+        last = self.last.get(site, {}).get("round", 0)
+        return ConfigRecord({"train": self.trains(site, chosen), "last": last})
 
     def content_of(self, node, replies):
         """Return the records of a node's reply, or what is wrong with it; note its site's name. replies:
@@ -121,19 +111,19 @@ class Nodes:
         if reply is None:
             return TimeoutError(f"no answer within {self.timeout} s")
         if reply.has_error():
-            return RuntimeError(said(reply.error.reason))
+            return RuntimeError(reply.error.reason)
         try:
-            name = name_of(reply)
+            name = name_of(reply.content)
             self.check_name(node, name, replies)
-        except Stranger as problem:
-            self.strangers.add(node)
-            print(f"node {node} is refused: {problem}", file=sys.stderr, flush=True)
-            return problem
         except Misfit as problem:
+            if isinstance(problem, Stranger):
+                self.strangers.add(node)
+                self.there.remove(node)
+                print(f"node {node} is refused: {problem}", file=sys.stderr, flush=True)
             return problem
         self.names[node] = name
-        problem = problem_of(reply)
-        return RuntimeError(said(problem)) if problem else reply.content
+        problem = reply.content["site"].get("problem")
+        return reply.content if problem is None else RuntimeError(problem)
 
     def check_name(self, node, name, replies):
         """Raise Misfit unless a node may have this name: it is one of the run's, and nobody else's.
@@ -142,7 +132,7 @@ class Nodes:
         node that had it first, until that node no longer answers."""
         own = {info.node_id: info.name for info in getattr(self.grid, "get_nodes", list)()}.get(node)
         if own and own != name:
-            raise Misfit(f"its key is registered as {said(own)} and it answers as {name}")
+            raise Misfit(f"its key is registered as {own} and it answers as {name}")
         if self.names.get(node, name) != name:
             raise Misfit(f"its node has answered as {self.names[node]} before and now as {name}")
         if self.listed is not None and name not in self.listed:
@@ -153,7 +143,8 @@ class Nodes:
         known = {*self.before, *self.names.values()}
         if self.listed is None and name not in known and len(others) >= self.number:
             raise Stranger(f"it answers as {name}, and all {self.number} sites are there")
-        holders = [other for other, site in self.names.items() if site == name and (
-            other == node or other in replies and not replies[other].has_error())]
-        if holders and holders[0] != node:
-            raise Twin(f"two nodes answer as one site, give each its own name: {name}")
+        holder = next((other for other, site in self.names.items() if site == name and (
+            other == node or other in replies and not replies[other].has_error())), node)
+        if holder != node:
+            self.names.pop(node, None)  # in what is said it has a number again, for the name is the other's
+            raise Misfit(f"two nodes answer as one site, give each its own name: {name}")

@@ -1,6 +1,5 @@
-"""What a site keeps in its `out` folder between messages, for a new process answers each."""
+"""Where a site's own data lie, and what it keeps in its `out` folder: a new process answers each message."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -15,8 +14,25 @@ from rounds.run_folder import OF_THE_END, prepare_run_folder
 from sites import across
 from sites.files import warn
 from sites.given_splits import given_splits
-from sites.layouts import files_below, files_of, is_table, list_files, list_site
+from sites.layouts import as_seen, files_below, files_of, is_table, list_files, list_site, visible
 from sites.readers import Sample
+
+
+def name_partition(node, config):
+    """Give partition i of a simulation the i-th folder of `data`: site, data and out in its node-config.
+
+    Its own files go beside the server's run folder, to OUT_sites/SITE.
+    Raises BadInput if there are not as many folders as nodes.
+    """
+    data, out = Path(config.data), Path(config.out)
+    if not (data.is_absolute() and out.is_absolute()):
+        raise BadInput("data, out: give both as full paths, for the nodes are started in another folder")
+    folders = [folder for folder in visible(data) if folder.is_dir()] if data.is_dir() else []
+    if len(folders) != node["num-partitions"]:
+        raise BadInput(f"{data}: has {len(folders)} folders of sites and the simulation "
+                       f"{node['num-partitions']} nodes, make them equal with num-supernodes")
+    folder = folders[node["partition-id"]]
+    node |= {"site": as_seen(folder.name), "data": str(folder), "out": str(Path(f"{out}_sites", folder.name))}
 
 
 def read(file):
@@ -25,15 +41,14 @@ def read(file):
     try:
         return load_whole(file) if file.exists() else {}
     except BadInput as problem:
-        print(f"warning: {problem}; this site goes on without it and writes it anew",
-              file=sys.stderr, flush=True)
+        warn("this site", [f"{problem}; it goes on without it and writes it anew"])
         return {}
 
 
-def keep(file, kept, config):
-    """Save what this site keeps, in its run folder."""
-    prepare_run_folder(file.parent, (), config)
-    save(file, as_bytes(kept))
+def keep(kept, config):
+    """Save what this site keeps from round to round, in its run folder."""
+    prepare_run_folder(Path(config.out), (), config)
+    save(Path(config.out) / "kept.pt", as_bytes(kept))
 
 
 def load_decoded(name, config):
@@ -43,7 +58,7 @@ def load_decoded(name, config):
     """
     file, mark = Path(config.out) / "decoded.pt", mark_of(config)
     stored = read(file)
-    if isinstance(stored, dict) and stored.get("mark") == mark:
+    if stored.get("mark") == mark:
         return Site(name, **{part: [Sample(*row)._replace(truth=row[5].numpy()) for row in stored[part]]
                              for part in SPLITS})
     site = load_own_site(name, config)
@@ -68,26 +83,21 @@ def check_own_folder(config):
 
 
 def load_own_site(name, config):
-    """Return the Site of one hospital, its own folder being config.data; raises as `datasets.load_sites`."""
-    entries, problems = list_own(name, config.data, config.task, config.case_pattern)
+    """Return the Site of one hospital, its own folder, or its table, being config.data; raises as
+    `datasets.load_sites`."""
+    data, table = config.data, is_table(config.data)
+    if not table and not Path(data).is_dir():
+        raise BadInput(f"{data}: there is no such folder of site {name}")
+    entries, problems = (list_files if table else list_site)(Path(data), config.task, config.case_pattern)
+    if table and name not in entries:
+        problems = problems or [f"{data}: has no site {name}, write it into the column site"]
     if problems:
         raise BadInput(problems[0])
-    splits = given_splits(config)
-    across.look_at_files(name, config.data, {name: entries}, splits, config)
+    entries, splits = entries[name] if table else entries, given_splits(config)
+    across.look_at_files(name, data, {name: entries}, splits, config)
     site = load_site(name, entries, splits, config)
     warn(name, across.compare([site], config, hospital=True)[0])
     return site
-
-
-def list_own(name, data, task, case_pattern=None):
-    """Return the entries and problems of the site `name`, whose own folder, or whose table, is `data`."""
-    if is_table(data):
-        entries, problems = list_files(data, task, case_pattern)
-        missing = [f"{data}: has no site {name}, write it into the column site"] * (name not in entries)
-        return entries.get(name, []), problems or missing
-    if not Path(data).is_dir():
-        raise BadInput(f"{data}: there is no such folder of site {name}")
-    return list_site(Path(data), task, case_pattern)
 
 
 def mark_of(config):

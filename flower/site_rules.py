@@ -7,9 +7,11 @@ import torch
 
 from config import KEYS, METHODS, BadInput, method_module, read_override, read_yaml
 from flower.guards import GUARDS
+from flower.own_files import read
 from scoring.evaluate import pick_device
 from sites.across import GB, free_memory
 
+ROOT = Path(__file__).resolve().parents[1]
 NEVER = {"data", "out", "splits", "trust", "case_pattern"}  # files, their names, and which code is trusted
 EACH = {"data", "out", "resume", "init", "leave_out"}       # what each place has of its own
 OWN = ("splits", "case_pattern", "device")   # keys of the config that a site may set for itself
@@ -18,33 +20,26 @@ LARGEST = {"width": 64, "levels": 5, "image_size": 1024, "batch_size": 64, "loca
 ANSWERS = 3  # to one question about a round: a server that was killed asks again
 
 
-def given_by_server(context, root):
-    """Return {key: value} of the run's config file and overrides, without what each place has of its own, and
-    the keys that are overridden."""
-    run = context.run_config
-    file = (root / str(run["config"])).resolve()
-    if not file.is_relative_to(root.resolve()):
-        raise BadInput(f"config: {run['config']} lies outside of the bundle")
-    changed = dict(read_override(word) for word in shlex.split(str(run["overrides"])))
-    given = read_yaml(file) | changed
-    return {key: value for key, value in given.items() if key not in EACH}, {*changed} - EACH
-
-
-def check_server(context, root=Path(__file__).parents[1]):
+def check_server(context):
     """Raise BadInput unless all that the server overrides is in the site's `allow`.
 
     By default that is every key of the config that has to do with training. Those in NEVER are not the
     server's in its config file either; a method's file runs only where the site's own node-config names it.
     """
-    node, (given, changed) = context.node_config, given_by_server(context, root)
+    node, run = context.node_config, context.run_config
+    file = (ROOT / str(run["config"])).resolve()
+    if not file.is_relative_to(ROOT):
+        raise BadInput(f"config: {run['config']} lies outside of the bundle")
+    changed = dict(map(read_override, shlex.split(str(run["overrides"]))))
+    given = read_yaml(file) | changed
     method = given.get("method", "fedbcs")
     if method not in METHODS and method != node.get("method"):
         raise BadInput(f"method: the server wants to run the code of {str(method)[:80]!r}; "
                        "this site runs a file only if its own node-config has that as method")
-    allowed = set(KEYS) | set(GUARDS) | set(getattr(method_module(method)[0], "SETTINGS", {}))
-    permitted = set(str(node["allow"]).replace(",", " ").split()) if "allow" in node else allowed
-    for key in sorted(given, key=lambda key: key not in NEVER):
-        if key in NEVER or key not in allowed or (key in changed and key not in permitted):
+    known = set(KEYS) | set(GUARDS) | set(getattr(method_module(method)[0], "SETTINGS", {}))
+    permitted = set(str(node["allow"]).replace(",", " ").split()) if "allow" in node else known
+    for key in sorted((key for key in given if key not in EACH), key=lambda key: key not in NEVER):
+        if key in NEVER or key not in known or key in changed and key not in permitted:
             raise BadInput(f"{str(key)[:80]}: is set by the server and this site does not allow it; "
                            "see allow in flower/README.md")
 
@@ -70,10 +65,11 @@ def check_bounds(config, node):
                        "are free; close other programs, or lower max_batch_size, max_image_size or max_width")
 
 
-def count_answer(kept, question, t, config, node):
-    """Return what kept.pt holds with one more answer to a question about round t counted in `answered`.
+def count_answer(question, t, config, node):
+    """Return what the site kept, with one more answer to a question about round t counted in `answered`.
     Raises BadInput for a round of no run, or too many answers."""
-    answered, most = kept.get("answered", {}), int(node.get("max_answers", ANSWERS))
+    kept, most = read(Path(config.out) / "kept.pt"), int(node.get("max_answers", ANSWERS))
+    answered = kept.get("answered", {})
     times = answered.get(f"{question} {t}", 0)
     if not 1 <= t <= config.rounds or times >= most:
         raise BadInput(f"round {t}: the run has {config.rounds} rounds and this site has answered the "

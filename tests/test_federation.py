@@ -14,7 +14,7 @@ import torch
 
 import federated
 from config import BadInput
-from flower.faults import SiteFailed
+from flower.fit import SiteFailed
 from methods.find import find_method
 from test_fedbcs import HERE, first_state, one_round, tiny_config, write_nuclei
 from tests.helpers import assert_same
@@ -24,7 +24,7 @@ ArrayRecord, Error, Message, RecordDict = (
     flwr_app.ArrayRecord, flwr_app.Error, flwr_app.Message, flwr_app.RecordDict)
 pytestmark = pytest.mark.flower
 from flower import app as flower_app
-from flower import faults, fit
+from flower import fit
 from flower.guards import GUARDS, load_settings
 from tests.test_flower import (
     Hospitals,
@@ -212,14 +212,14 @@ def test_an_update_that_is_unfit_stops_the_run_or_sits_out(tmp_path, capsys, how
     updates = {u.site: u for u in one_round(model, sites, w, {}, {}, 1, config)[2]}
     results = updates | {"b": spoiled(updates["b"], how)}
     skip = load_settings(HERE / "config.yaml", ["on_site_failure=skip", "min_sites=2"])[1]
-    assert [u.site for u in faults.accept(results, w, fields, 1, skip)] == ["a", "c"]
+    assert [u.site for u in fit.accept(results, w, fields, 1, skip)] == ["a", "c"]
     said = capsys.readouterr().err
     assert "site b failed in round 1" in said and words in said and "left out" in said
     skip.min_sites = 3
     with pytest.raises(SiteFailed, match="2 sites are left in round 1, min_sites: 3"):
-        faults.accept(results, w, fields, 1, skip)
+        fit.accept(results, w, fields, 1, skip)
     with pytest.raises(SiteFailed, match=f"site b failed in round 1: .*{words}"):
-        faults.accept(results, w, fields, 1, load_settings(HERE / "config.yaml", [])[1])
+        fit.accept(results, w, fields, 1, load_settings(HERE / "config.yaml", [])[1])
 
 
 @pytest.mark.parametrize("P", [torch.zeros(0), torch.zeros(0, 48), torch.zeros(2, 2, 48),

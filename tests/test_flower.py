@@ -28,7 +28,7 @@ import federated
 import train
 from config import BadInput, load_config
 from federated import Diverged
-from flower.faults import SiteFailed
+from flower.fit import SiteFailed
 from rounds.reading import load_checkpoint
 from test_fedbcs import HERE, first_state, one_round, write_nuclei
 from tests.helpers import assert_same, write_prostate

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from config import load_config
-from flower.faults import SiteFailed
+from flower.fit import SiteFailed
 from rounds.reading import load_checkpoint
 from test_fedbcs import HERE, write_nuclei
 from tests.helpers import assert_same
