@@ -7,9 +7,9 @@ import settings  # noqa: F401 - it says how idle threads wait, before torch is i
 
 # isort: split
 import time
+from pathlib import Path
 
 from datasets import load_sites
-from inference.words import path_of
 from rounds.checkpoint import save
 from rounds.finished import open_run
 from rounds.run_folder import as_json
@@ -28,10 +28,10 @@ def main():
     as it is."""
     start = time.perf_counter()
     allowed, parser = ", ".join(sorted(FREE_ON_EVAL)), Parser(description=__doc__)
-    parser.add_argument("--run", required=True, metavar="FOLDER", help="run folder of train.py")
+    parser.add_argument("--run", required=True, type=Path, metavar="FOLDER", help="run folder of train.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"of {allowed}, trust=true")
     given = parser.parse_intermixed_args()
-    folder = path_of("--run", given.run)
+    folder = given.run
     config, checkpoints = open_run(folder, KINDS, given.overrides, FREE_ON_EVAL)
     found = dict(zip(KINDS, checkpoints))
     changed = {argument.partition("=")[0] for argument in given.overrides}

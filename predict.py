@@ -23,12 +23,10 @@ import torch
 from config import VOLUMES, BadInput
 from inference import outputs
 from inference.export import export_network
-from inference.inputs import list_inputs, read_ahead
-from inference.known_masks import is_of_masks
-from inference.output_folder import STATISTICS, TABLE, OutputFolder
-from inference.output_names import ROWS, companions, output_names, sheet_names
+from inference.inputs import first_of, is_of_masks, list_inputs, read_ahead
+from inference.output_folder import ROWS, TABLE, OutputFolder, names_of, output_names, sheet_name
 from inference.statistics import choose, of_hospital
-from inference.words import OF_RUN, path_of, read_words
+from inference.words import OF_RUN, read_words
 from rounds.finished import open_run
 from scoring.evaluate import logits_of, pick_device
 from scoring.history import validation_of
@@ -43,10 +41,10 @@ NAMED = 20  # files that are not read are named up to this number
 def main():
     """Predict the inputs, or export the network."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--run", required=True, metavar="RUN", help="run folder of train.py")
+    parser.add_argument("--run", required=True, type=Path, metavar="RUN", help="run folder of train.py")
     parser.add_argument("words", nargs="*", metavar="INPUT key=value", help="see above")
     given = parser.parse_intermixed_args()
-    run, (path, keys) = path_of("--run", given.run), read_words(given.words)
+    run, (path, keys) = given.run, read_words(given.words)
     config, (checkpoint,) = open_run(run, ["best"], keys.of_run, OF_RUN)
     if keys.threshold and config.classes > 2:
         raise BadInput(f"threshold: is for two classes and the run has {config.classes}, leave it out")
@@ -64,22 +62,17 @@ def main():
     out = Path(keys.out or run / "predictions")
     found = list_inputs(path, config.task)
     names = output_names(found.files, path, ".nii.gz" if config.task in VOLUMES else ".png")
-    planned = [str(name) for mask in names.values() for name in companions(mask)]
-    folder = OutputFolder(out, found.files, [*planned, *sheet_names(len(names))])
+    folder = OutputFolder(out, found.files, names_of(names.values()))
     say_what_is_left(path, found)
     if statistics is None:
-        statistics, whose = of_hospital(out / STATISTICS, checkpoint["weights"], model, found.files,
+        statistics, whose = of_hospital(out, checkpoint["weights"], model, found.files,
                                         path.resolve().name, config, device)
         network = own_network(model, statistics)
     failed = predict_all(network, names, folder, config, device, whose, keys)
+    black = f" of the labels 0 to {config.classes - 1}, which look black" if config.classes > 2 else ""
     print(f"{len(names) - failed} of {len(names) + len(found.unread)} files predicted, statistics {whose}; "
-          f"written to {out}: masks{labels_of(config)}, {TABLE}, sheets of pictures")
+          f"written to {out}: masks{black}, {TABLE}, sheets of pictures")
     sys.exit(1 if failed or found.unread else 0)
-
-
-def labels_of(config):
-    """Return what to know before a mask of several classes is opened as a picture."""
-    return f" of the labels 0 to {config.classes - 1}, which look black" if config.classes > 2 else ""
 
 
 def say_what_is_left(path, found):
@@ -87,8 +80,7 @@ def say_what_is_left(path, found):
     if path.is_dir() and is_of_masks([path.resolve().name]):
         print(f"warning: {path}: has the name of a folder of masks, and is predicted", file=sys.stderr)
     if found.left:
-        more = f" and {len(found.left) - 1} others" * (len(found.left) > 1)
-        print(f"left out as masks, predictions or runs: {min(found.left)}{more}", flush=True)
+        print(f"left out as masks, predictions or runs: {first_of(found.left)}", flush=True)
     unread = [f"not read: {file}: {why}" for file, why in sorted(found.unread.items())]
     more = [f"not read: {len(unread) - NAMED} other files"] if len(unread) > NAMED else []
     print(*unread[:NAMED], *more, sep="\n", end="\n" * bool(unread), file=sys.stderr, flush=True)
@@ -97,26 +89,24 @@ def say_what_is_left(path, found):
 def predict_all(network, names, folder, config, device, whose, keys):
     """Write masks, table and sheets of all files; return how many could not be read, which are named. names:
     {file: its mask's path below the folder}; whose: what the statistics are, for the table."""
-    rows, sheet, sheets, failed = [], [], iter(sheet_names(len(names))), 0
+    rows, sheet, failed = [], [], 0
     for number, (file, sample) in enumerate(read_ahead(list(names), config), 1):
         if isinstance(sample, BadInput):
             print(f"skipped: {sample}", file=sys.stderr, flush=True)
             failed += 1
-            continue
-        for text in sample.warnings:
-            print(f"warning: {text}", file=sys.stderr, flush=True)
-        labels = write_one(network, names[file], folder, file, sample, config, device, keys)
-        rows += outputs.table_rows(file, labels, sample.spacing, config, keys.threshold, whose)
-        sheet.append(outputs.sheet_row(file, sample, labels, config))
-        if len(sheet) == ROWS:
-            folder.save(next(sheets), outputs.as_sheet(sheet, config))
+        else:
+            for text in sample.warnings:
+                print(f"warning: {text}", file=sys.stderr, flush=True)
+            labels = write_one(network, names[file], folder, file, sample, config, device, keys)
+            rows += outputs.table_rows(file, labels, sample.spacing, config, keys.threshold, whose)
+            sheet.append(outputs.sheet_row(file, sample, labels, config))
+        if sheet and (number % ROWS == 0 or number == len(names)):
+            folder.save(sheet_name(number), outputs.as_sheet(sheet, config))
             sheet = []
         if sys.stdout.isatty():
             print(f"\r{number} of {len(names)} files", end="", flush=True)
-    if sheet:
-        folder.save(next(sheets), outputs.as_sheet(sheet, config))
     folder.save(TABLE, as_table(rows, outputs.PREDICTION_COLUMNS))
-    if others := list(folder.finish()):
+    if others := folder.finish():
         names = ", ".join(others[:NAMED]) + " ..." * (len(others) > NAMED)
         print(f"warning: {folder.path}: holds predictions of pictures that are not in this INPUT, remove "
               f"them if those are gone: {names}", file=sys.stderr)

@@ -1,6 +1,8 @@
-"""The images or volumes to predict, and reading them beside the network."""
+"""The images or volumes to predict, without the masks beside them, and reading them beside the network."""
 
+import contextlib
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -8,12 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from config import VOLUMES, BadInput
-from inference.known_masks import is_of_masks, named_masks, split_by_name
 from inference.output_folder import listed_in
 from sites.advice import format_advice, is_dicom
 from sites.files import check_regular, enough_memory
-from sites.layouts import DATA_KINDS, HIDDEN, IMAGE_KINDS, VOLUME_KINDS
+from sites.layouts import DATA_KINDS, HIDDEN, IMAGE_KINDS, VOLUME_KINDS, look
+from sites.names import PREFIX, SUFFIX, Name, find_image, index_of, role_of
 from sites.readers import Sample, as_input, reader_of
+from sites.table import find_file, is_class, read_rows
 
 
 class Inputs(NamedTuple):
@@ -32,25 +35,32 @@ def list_inputs(path, task):
         return Inputs([path], [], {})
     kinds, written = (VOLUME_KINDS, ".nii.gz") if task in VOLUMES else (IMAGE_KINDS, ".png")
     found, unread, left = walk(path)
-    named = {file for place in {file.parent for file in found} | {*path.resolve().parents[:2]}
-             for file in named_masks(place)}
+    places = {file.parent for file in found} | {*path.resolve().parents[:2]}
+    named = {mask for place in places for mask in named_masks(place)}
     left |= {file for file in found
              if is_of_masks(file.relative_to(path).parts[:-1]) or file.resolve() in named}
     rest = sorted({*found} - left)
-    files, masks, of_none = split_by_name([file for file in rest if file.name.lower().endswith(kinds)], path)
+    of_task = [file for file in rest if file.name.lower().endswith(kinds)]
+    files, masks, of_none = split_by_name(of_task, path)
     unread |= dict.fromkeys(of_none, "has the name of a mask, but no picture has that name; if it is a "
                                      "picture, give it alone as INPUT")
-    for file in (file for file in rest if not file.name.lower().endswith(kinds)):
+    for file in {*rest} - {*of_task}:
         if known := format_advice("x.dcm" if is_dicom(file) else file.name):
             unread[file] = f"is {known}"
         elif file.name.lower().endswith(DATA_KINDS):
             unread[file] = f"is of a kind that is not read for this task, save it as {written}"
+    left = [*left, *masks]
     if not files:
-        more = "".join(f"; {what} {min(of)}" + f" and {len(of) - 1} others" * (len(of) > 1) for of, what in
-                       ((left, "left out as masks, predictions or runs:"), (unread, "not read:")) if of)
+        more = [f"; {what} {first_of(of)}" for what, of in (
+            ("left out as masks, predictions or runs:", left), ("not read:", unread)) if of]
         raise BadInput(f"{path}: has no {' or '.join(kinds)} files to predict, give a file or a folder of "
-                       f"such{more}")
-    return Inputs(files, [*left, *masks], unread)
+                       f"such{''.join(more)}")
+    return Inputs(files, left, unread)
+
+
+def first_of(files):
+    """Return the name of the first of some files, and how many more there are."""
+    return f"{min(files)} and {len(files) - 1} others" if len(files) > 1 else str(*files)
 
 
 def walk(path):
@@ -75,11 +85,46 @@ def walk(path):
     return found, unread, {file for file in own if file.exists()}
 
 
-def read_unlabelled(file, task, size, window=None, tiles=False):
-    """Return the Sample of an image or volume without a mask: its truth is empty, on the file's own grid.
-    size, window, tiles: as for `read_sample`."""
+# ---- Masks ----
+
+def split_by_name(files, top):
+    """Return (pictures, masks, masks of no picture) of files below `top`, by their names alone."""
+    names = [Name(file, top) for file in files]
+    suspects = {name for name in names if SUFFIX.fullmatch(name.stem) or PREFIX.fullmatch(name.stem)}
+    pictures = [name for name in names if name not in suspects]
+    known = index_of(pictures)
+    masks = {name for name in suspects if find_image(name, known)}
+    return [[name.path for name in part] for part in (pictures, masks, suspects - masks)]
+
+
+def is_of_masks(folders):
+    """Return whether files in such folders, a path's parts, are masks. Those that nnU-Net calls imagesTs are
+    for a prediction, so they are not."""
+    last = look(folders[-1]) if folders else ""
+    return role_of(folders) == "mask" or last == "labelsts" or re.match("gt_", last) is not None
+
+
+def named_masks(folder):
+    """Return the files that the lines 'image mask' of a folder's list.txt, or its tables, name as masks."""
+    names, pairs = [], folder / "list.txt"
+    if pairs.is_file():
+        for line in pairs.read_text("utf-8-sig", "surrogateescape").splitlines():
+            words = line.strip().split("\t" if "\t" in line else None)
+            names += words[1:] if len(words) == 2 and not line.startswith("#") else []
+    for file in folder.glob("*.[cC][sS][vV]"):
+        with contextlib.suppress(BadInput):  # it is another kind of table
+            names += [name for _, row in read_rows(file) for column, cell in row.items()
+                      if column == "mask" or is_class(column) for name in cell.split(";")]
+    return [find_file(folder, name.strip()).resolve() for name in names if name.strip() and "\0" not in name]
+
+
+# ---- Reading ----
+
+def read_unlabelled(file, config):
+    """Return the Sample of an image or volume without a mask: its truth is empty, on the file's own grid."""
+    task, size, tiles = config.task, config.image_size, config.tiles
     with enough_memory(file):
-        image, spacing, found = reader_of(task, tiles).read_alone(file, window)
+        image, spacing, found = reader_of(task, tiles).read_alone(file, config.window)
         truth = np.broadcast_to(np.uint8(0), (len(image), *image.shape[2:]))
         return Sample("", "", file.name, as_input(image, task, size, tiles), None, truth, spacing,
                       tuple(found), tile=size if tiles else 0)
@@ -89,7 +134,7 @@ def read_ahead(files, config):
     """Yield (file, Sample or the BadInput it raised); meanwhile the next one is read, and no other."""
     def read(file):
         try:
-            return read_unlabelled(file, config.task, config.image_size, config.window, config.tiles)
+            return read_unlabelled(file, config)
         except BadInput as problem:
             return problem
 

@@ -3,7 +3,6 @@
 import gzip
 import io
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from nibabel import orientations
 from PIL import Image
 
 from config import VOLUMES, class_name
-from inference.output_names import picture_of
+from inference.output_folder import companions
 from scoring import pictures
 from scoring.evaluate import classes_of
 from scoring.pictures import RED, as_png
@@ -59,10 +58,11 @@ def as_files(p, mask, config):
     `foreground` (S, H, W) or `classes`, background first; of images of two classes a grey PNG too."""
     content = io.BytesIO()
     np.savez_compressed(content, **({"foreground": p[0]} if config.classes == 2 else {"classes": p}))
-    files = {Path(f"{mask}.npz"): content.getvalue()}
+    _, arrays, picture = companions(mask)
+    files = {arrays: content.getvalue()}
     if config.classes == 2 and config.task not in VOLUMES:
         grey = (255 * p[0, 0].astype(np.float32)).round().astype(np.uint8)
-        files[picture_of(mask)] = as_png(Image.fromarray(grey))
+        files[picture] = as_png(Image.fromarray(grey))
     return files
 
 

@@ -19,8 +19,7 @@ from config import BadInput
 from datasets import Site
 from inference import outputs
 from inference.inputs import list_inputs
-from inference.output_folder import LIST, TABLE, OutputFolder
-from inference.output_names import RESERVED, companions, output_names
+from inference.output_folder import LIST, RESERVED, TABLE, OutputFolder, companions, output_names
 from inference.words import read_words
 from rounds import checkpoint
 from scoring.components import largest_part
