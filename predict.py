@@ -15,18 +15,20 @@ export=FILE.pt2     write the network as one file that runs without this project
 import settings  # noqa: F401 - it says how idle threads wait, before torch is imported
 
 # isort: split
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
+import settings.kinds as kind
 from config import VOLUMES, BadInput
 from inference import outputs
 from inference.export import export_network
 from inference.inputs import first_of, is_of_masks, list_inputs, read_ahead
 from inference.output_folder import ROWS, TABLE, OutputFolder, names_of, output_names, sheet_name
 from inference.statistics import choose, of_hospital
-from inference.words import OF_RUN, read_words
 from rounds.finished import open_run
 from scoring.evaluate import logits_of, pick_device
 from scoring.history import validation_of
@@ -35,6 +37,11 @@ from scoring.results import as_table
 from scoring.trained import model_of
 from settings.program import Parser, run_program
 
+OF_RUN = {"device", "test_stats", "keep_largest"}  # keys of the run that may be changed
+FLAG = kind.choice("true", "false")
+OWN = {  # keys of this program: their kinds
+    "out": kind.path, "site": kind.text, "export": kind.path, "threshold": kind.number(above=0, most=0.9999),
+    "probabilities": lambda word: FLAG(word) == "true", "trust": FLAG}
 NAMED = 20  # files that are not read are named up to this number
 
 
@@ -73,6 +80,47 @@ def main():
     print(f"{len(names) - failed} of {len(names) + len(found.unread)} files predicted, statistics {whose}; "
           f"written to {out}: masks{black}, {TABLE}, sheets of pictures")
     sys.exit(1 if failed or found.unread else 0)
+
+
+def read_words(words):
+    """Return INPUT, a path or None, and the keys of `OWN`, typed, None if not given, as attributes, with
+    `of_run`, the words for the run's own keys; raises BadInput for what cannot be used."""
+    inputs = [word for word in words if "=" not in word or Path(word).exists()]
+    keys, of_run, known = {}, [], OWN.keys() | OF_RUN
+    for word in (word for word in words if word not in inputs):
+        key, _, value = word.partition("=")
+        if key not in known:
+            raise BadInput(f"{key}: cannot be changed here, only {', '.join(sorted(known))} can")
+        if not value:
+            raise BadInput(f"{key}: expected a value, write {key}=...")
+        if key in keys:
+            raise BadInput(f"{key}: is given twice, keep one")
+        try:
+            keys[key] = OWN.get(key, str)(value)
+        except ValueError as problem:
+            raise BadInput(f"{key}: {kind.shown(value)} cannot be used, {problem}") from None
+        of_run += [word] if key in OF_RUN or key == "trust" else []
+    if "export" in keys:
+        check_export(keys, inputs)
+    elif len(inputs) != 1:
+        raise BadInput("command line: expected one INPUT, a file or a folder")
+    return Path(inputs[0]) if inputs else None, SimpleNamespace(**dict.fromkeys(OWN) | keys, of_run=of_run)
+
+
+def check_export(keys, inputs):
+    """Raise BadInput for an export that would replace a file or is of another kind, and for words beside it
+    that would be without effect."""
+    if inputs:
+        raise BadInput("export: takes no INPUT, leave it out")
+    for key in ("out", "threshold", "probabilities", "keep_largest"):
+        if key in keys:
+            raise BadInput(f"{key}: has no part in an exported network, which gives logits; leave it out")
+    target = Path(keys["export"])
+    if target.suffix.lower() != ".pt2":
+        raise BadInput(f"export: {target} is no .pt2 file; .pt2 is what torch.export.load opens without this "
+                       f"project, and all that is written: give export={target.stem}.pt2")
+    if os.path.lexists(target):
+        raise BadInput(f"export: {target} exists already, give another name")
 
 
 def say_what_is_left(path, found):

@@ -23,7 +23,7 @@ from flower.messages import answering, as_answer, as_records, as_update, pack, r
 from flower.nodes import Nodes
 from flower.own_files import check_own_folder, keep, load_decoded, name_partition, read
 from flower.scores import ask_results, asked, note_scores
-from flower.site_rules import check_bounds, check_images, check_server, count_answer, own_overrides
+from flower.site_rules import OWN, check_bounds, check_images, check_server, count_answer
 from methods.find import find_step, method_and_model
 from rounds.checkpoint import FORMAT, as_bytes, save
 from rounds.lock import locked
@@ -55,7 +55,7 @@ def own_site(context):
     if lacks := [key for key in ("site", "data", "out") if not node.get(key)]:
         raise BadInput(f"node-config: lacks {lacks[0]}; give site, data and out")
     check_server(context)
-    config = settings(context, *own_overrides(node))[0]
+    config = settings(context, *(f"{key}={node[key]}" for key in OWN if key in node))[0]
     os.umask(0o077)  # nobody else at the hospital reads what this process writes
     check_bounds(config, node)
     check_own_folder(config)
@@ -90,8 +90,7 @@ def scored(content, t, w, kept, config, site, model):
     """Return the record `val`: the site's validation scores of the weights w of round t that came.
 
     kept: what the site kept from its last update that was taken, or None. The weights that stay here
-    are kept as they were in this round and in the best so far.
-    """
+    are kept as they were in this round and in the best so far."""
     if kept and kept["local"]:
         file, best = Path(config.out) / "local.pt", content["round"]["best"]
         save(file, as_bytes({best: read(file).get(best, {}), t: kept["local"]}))
@@ -151,8 +150,7 @@ client.evaluate("finish")(answering(finish_site))
 def run_server(grid, context):
     """Run all rounds, then have every site score the best and the last weights on its test data.
 
-    FEDBCS_OUT in the server's environment is its run folder: the run's settings go to every site.
-    """
+    FEDBCS_OUT in the server's environment is its run folder: the run's settings go to every site."""
     own = os.environ.get("FEDBCS_OUT")
     config, guards = settings(context, *([f"out={own}"] if own else []))
     with locked(config):
@@ -162,8 +160,7 @@ def run_server(grid, context):
 def run_rounds(nodes, config):
     """The rounds of train.py, with every update and score asked for.
 
-    The weights travel once a round: with its update of round t a site sends the scores of round t - 1.
-    """
+    The weights travel once a round: with its update of round t a site sends the scores of round t - 1."""
     check_run_folder(config, "config.yaml")
     method, model = method_and_model(config)
     run, table = RunFolder(config, model.state_dict()), RoundTable(config)

@@ -160,8 +160,7 @@ def too_far(updates, w, most):
     be that of one site alone.
 
     Fewer than three are not compared: of two nobody knows which one is right. most: the key `update_norm`.
-    Source: ours.
-    """
+    Source: ours."""
     lengths = {"update": {u.site: distance(u.weights, w) for u in updates}}
     for u in updates:
         for path, classes in u.prototypes.items():
@@ -189,8 +188,7 @@ def bounded(updates, most):
     """Return the updates with their n lowered where a site's share n_m / n would exceed `most`.
 
     What a site loses goes to the others in proportion to their n. most: the key `max_share`; with fewer
-    than 1 / most sites all shares are equal. Source: ours.
-    """
+    than 1 / most sites all shares are equal. Source: ours."""
     if most * len(updates) <= 1:
         return [u._replace(n=1) for u in updates]
     free = sorted(u.n for u in updates)
@@ -208,8 +206,7 @@ def accept(results, w, fields, t, guards, counts=None):
     results: {site: Update, or what went wrong there}; fields: from `expected_fields`; counts: {site: n}
     as stated in earlier rounds. Raises SiteFailed for a site that failed or sent what does not fit: at
     once with `on_site_failure: stop`; with `skip` such a site is named and sits out the round, and it is
-    raised only if fewer than `min_sites` are left.
-    """
+    raised only if fewer than `min_sites` are left."""
     problems = {site: check_update(found, fields, (counts or {}).get(site))
                 if isinstance(found, Update) else found for site, found in sorted(results.items())}
     updates = [results[site] for site, problem in problems.items() if problem is None]

@@ -26,8 +26,7 @@ def pack(prototypes):
 def pack_weights(w):
     """Return {name: tensor} as a record of one array of bytes, the tensors in the order of their names.
 
-    Flower asks for every array by itself, several times over; names, shapes and types are known at both ends.
-    """
+    Flower asks for every array by itself, several times over; names, shapes and types are known to both."""
     parts = [w[name].detach().cpu().reshape(-1).view(torch.uint8) for name in sorted(w)]
     return ArrayRecord({"bytes": torch.cat(parts)})
 
@@ -67,8 +66,7 @@ def as_answer(update):
 def as_records(parts):
     """Return {part: scores of one site as `evaluate` gives them} as records of numbers.
 
-    A number of one of several foreground classes has the name CLASS/NUMBER.
-    """
+    A number of one of several foreground classes has the name CLASS/NUMBER."""
     records = {}
     for part, scores in parts.items():
         row = dict(*scores["sites"].values())

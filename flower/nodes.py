@@ -52,8 +52,7 @@ class Nodes:
 
         Waits for all sites to be there (with `skip`, once the run goes on, for min_sites), then for their
         answers, each `timeout` seconds at most. chosen: the names of those that are told to train, None for
-        all. Raises SiteFailed if a site is missing and may not be.
-        """
+        all. Raises SiteFailed if a site is missing and may not be."""
         stop = self.guards.on_site_failure == "stop"
         wanted = self.number if stop or not self.names else self.guards.min_sites
         found = self.gather(wanted)

@@ -22,8 +22,7 @@ def name_partition(node, config):
     """Give partition i of a simulation the i-th folder of `data`: site, data and out in its node-config.
 
     Its own files go beside the server's run folder, to OUT_sites/SITE.
-    Raises BadInput if there are not as many folders as nodes.
-    """
+    Raises BadInput if there are not as many folders as nodes."""
     data, out = Path(config.data), Path(config.out)
     if not (data.is_absolute() and out.is_absolute()):
         raise BadInput("data, out: give both as full paths, for the nodes are started in another folder")
@@ -54,8 +53,7 @@ def keep(kept, config):
 def load_decoded(name, config):
     """Return `load_own_site`'s Site, from decoded.pt in config.out if no setting and no file has changed.
 
-    Files are compared by path, size and time. Raises as `load_own_site`.
-    """
+    Files are compared by path, size and time. Raises as `load_own_site`."""
     file, mark = Path(config.out) / "decoded.pt", mark_of(config)
     stored = read(file)
     if stored.get("mark") == mark:

@@ -14,7 +14,7 @@ from sites.across import GB, free_memory
 ROOT = Path(__file__).resolve().parents[1]
 NEVER = {"data", "out", "splits", "trust", "case_pattern"}  # files, their names, and which code is trusted
 EACH = {"data", "out", "resume", "init", "leave_out"}       # what each place has of its own
-OWN = ("splits", "case_pattern", "device")   # keys of the config that a site may set for itself
+OWN = ("data", "out", "splits", "case_pattern", "device")   # keys that a site sets for itself
 # The largest values of the server that a site trains with; its node-config may have others, as max_KEY.
 LARGEST = {"width": 64, "levels": 5, "image_size": 1024, "batch_size": 64, "local_epochs": 20, "rounds": 2000}
 ANSWERS = 3  # to one question about a round: a server that was killed asks again
@@ -24,8 +24,7 @@ def check_server(context):
     """Raise BadInput unless all that the server overrides is in the site's `allow`.
 
     By default that is every key of the config that has to do with training. Those in NEVER are not the
-    server's in its config file either; a method's file runs only where the site's own node-config names it.
-    """
+    server's in its config file either; a method's file runs only where the site's own node-config names it."""
     node, run = context.node_config, context.run_config
     file = (ROOT / str(run["config"])).resolve()
     if not file.is_relative_to(ROOT):
@@ -42,12 +41,6 @@ def check_server(context):
         if key in NEVER or key not in known or key in changed and key not in permitted:
             raise BadInput(f"{str(key)[:80]}: is set by the server and this site does not allow it; "
                            "see allow in flower/README.md")
-
-
-def own_overrides(node):
-    """Return the key=value texts that a site's node-config sets for itself."""
-    return [f"data={node['data']}", f"out={node['out']}",
-            *(f"{key}={node[key]}" for key in OWN if key in node)]
 
 
 def check_bounds(config, node):
@@ -79,10 +72,8 @@ def count_answer(question, t, config, node):
 
 
 def check_images(site, node):
-    """Raise BadInput for fewer training images than `min_images`, 2 unless the node-config says otherwise.
-
-    An update of one image can be inverted to that image.
-    """
+    """Raise BadInput for fewer training images than `min_images`, 2 unless the node-config says otherwise: an
+    update of one image can be inverted to that image."""
     least = int(node.get("min_images", 2))
     tiled = any(sample.tile for sample in site.train)  # tiles of one image are one image
     number = len(site.train if tiled else site.train_slices)

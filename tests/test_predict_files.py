@@ -20,7 +20,6 @@ from datasets import Site
 from inference import outputs
 from inference.inputs import list_inputs
 from inference.output_folder import LIST, RESERVED, TABLE, OutputFolder, companions, output_names
-from inference.words import read_words
 from rounds import checkpoint
 from scoring.components import largest_part
 from scoring.history import foreign_sites, validation_of
@@ -231,7 +230,7 @@ def test_words_that_are_refused(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     touch(tmp_path, "there.pt2")
     with pytest.raises(BadInput) as refused:
-        read_words(words)
+        predict.read_words(words)
     assert message in str(refused.value)
 
 
