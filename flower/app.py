@@ -7,7 +7,6 @@ out="FOLDER". flower/README.md has the commands.
 """
 
 import os
-import shlex
 from pathlib import Path
 
 from flwr.app import MetricRecord
@@ -18,18 +17,17 @@ from config import BadInput
 from datasets import sites_of_round
 from federated import Update, average_weights, local_update
 from flower.fit import Misfit, accept, expected_fields, sit_out
-from flower.guards import load_settings
+from flower.guards import settings
 from flower.messages import answering, as_answer, as_records, as_update, pack, received, unpack
 from flower.nodes import Nodes
-from flower.own_files import check_own_folder, keep, load_decoded, name_partition, read
 from flower.scores import ask_results, asked, note_scores
-from flower.site_rules import OWN, check_bounds, check_images, check_server, count_answer
+from flower.site_rules import check_images, count_answer, keep, load_decoded, own_config, read
 from methods.find import find_step, method_and_model
 from rounds.checkpoint import FORMAT, as_bytes, save
 from rounds.lock import locked
 from rounds.run_folder import RunFolder, check_run_folder, prepare_run_folder
 from rounds.screen import RoundTable
-from scoring.evaluate import finish, pick_device, site_statistics, validate
+from scoring.evaluate import finish, pick_device, validate, with_weights
 from scoring.norms import batch_norms
 from scoring.results import KINDS, SCORED
 from sites.files import warn
@@ -38,28 +36,12 @@ client = ClientApp()
 server = ServerApp()
 
 
-def settings(context, *overrides):
-    """Return the config that the server and all sites share, as the run's settings name it, and guards."""
-    run = context.run_config
-    return load_settings(Path(__file__).parents[1] / str(run["config"]),
-                         [*shlex.split(str(run["overrides"])), *overrides])
-
-
 # ---- A site ----
 
 def own_site(context):
     """Return (config, Site, Method, network) of this node, from its own folders."""
-    node = context.node_config
-    if "partition-id" in node and "site" not in node:  # a simulation on one's own machine
-        name_partition(node, settings(context)[0])
-    if lacks := [key for key in ("site", "data", "out") if not node.get(key)]:
-        raise BadInput(f"node-config: lacks {lacks[0]}; give site, data and out")
-    check_server(context)
-    config = settings(context, *(f"{key}={node[key]}" for key in OWN if key in node))[0]
-    os.umask(0o077)  # nobody else at the hospital reads what this process writes
-    check_bounds(config, node)
-    check_own_folder(config)
-    site, (method, model) = load_decoded(str(node["site"]), config), method_and_model(config)
+    config = own_config(context)
+    site, (method, model) = load_decoded(str(context.node_config["site"]), config), method_and_model(config)
     return config, site, method, model.to(pick_device(config))
 
 
@@ -123,18 +105,16 @@ def validate_site(content, context):
 def finish_site(content, context):
     """Answer with the site's scores of the best and the last weights; leave a run folder there."""
     config, site, method, model = own_site(context)
-    out, device, checkpoints = Path(config.out), pick_device(config), {}
+    out, device, found = Path(config.out), pick_device(config), {}
     keep(count_answer("end", content["round"]["last"], config, context.node_config), config)
     prepare_run_folder(out, [site], config)
     for kind in KINDS:
         t, w = content["round"][kind], received(content[kind], model, method)
-        local = {site.name: read(out / "local.pt").get(t, {})}
-        model.load_state_dict(w)
-        statistics = site_statistics(model, {}, local, [site], config, device)
-        checkpoints[kind] = {"format": FORMAT, "config": vars(config), "round": t, "weights": w,
-                             "local": local, "statistics": statistics}
-        save(out / f"{kind}.pt", as_bytes(checkpoints[kind]))
-    result = finish(out, checkpoints, model, [site], config, device, 0.0)
+        found[kind] = {"format": FORMAT, "config": vars(config), "round": t, "weights": w, "statistics": {},
+                       "local": {site.name: read(out / "local.pt").get(t, {})}}
+        found[kind]["statistics"] = with_weights(model, found[kind], [site], config, device)[0]
+        save(out / f"{kind}.pt", as_bytes(found[kind]))
+    result = finish(out, found, model, [site], config, device, 0.0)
     return as_records({f"{kind}.{split}": result[kind][split] for kind in KINDS for split in SCORED})
 
 
@@ -213,8 +193,6 @@ def train_round(nodes, run, t, method, fields):
     for site, update in results.items():
         if isinstance(update, Update) and not nodes.trains(site, chosen):
             results[site] = Misfit("it sent an update in a round that it was not drawn for")
-    results = {site: update for site, update in results.items() if update is not None}
-    counts = {site: kept["n"] for site, kept in run.kept.items() if "n" in kept}
-    updates = accept(results, run.w, fields, t, nodes.guards, counts)
+    updates = accept(results, run.w, fields, t, nodes.guards, run.kept)
     good = {site: answer for site, answer in answers.items() if not isinstance(answer, Exception)}
     return updates, note_scores(good, run, nodes.guards) if wanted else None

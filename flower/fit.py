@@ -79,12 +79,6 @@ def expected_fields(model, config, method):
     return Fields(weights, method.vectors(model), config.classes, set(method.terms))
 
 
-def are_terms(names, fields):
-    """Return whether names of loss terms are those of the method; one that declares none may have any 16."""
-    return names <= fields.losses if fields.losses else len(names) <= MOST_TERMS and all(
-        name.isidentifier() and len(name) <= LONGEST_TERM for name in names)
-
-
 def check_update(update, fields, n=None):
     """Return what makes an update unfit to be averaged, or None. n: what the site has stated before."""
     if not is_number(update.n, 1, MOST, (int,)):
@@ -93,7 +87,10 @@ def check_update(update, fields, n=None):
         return f"it has {update.n} training images, and stated {n} before"
     if not is_number(update.seconds, 0, MOST):
         return "its seconds are no number of seconds"
-    if not update.losses or not are_terms(update.losses.keys(), fields) or not all(
+    terms = update.losses.keys()
+    named = terms <= fields.losses if fields.losses else len(terms) <= MOST_TERMS and all(
+        name.isidentifier() and len(name) <= LONGEST_TERM for name in terms)
+    if not terms or not named or not all(
             is_number(value, -MOST_LOSS, MOST_LOSS) for value in update.losses.values()):
         return f"its losses are not finite numbers of the names {', '.join(sorted(fields.losses))}"
     return out_of_range(update.weights.values(), MOST_WEIGHT, "weights") or check_prototypes(update, fields)
@@ -199,16 +196,17 @@ def bounded(updates, most):
 
 # ---- A round ----
 
-def accept(results, w, fields, t, guards, counts=None):
-    """Return the updates of round t that can be averaged, sorted by site, n reduced so that no
-    share exceeds `max_share`.
+def accept(results, w, fields, t, guards, kept=None):
+    """Return the updates of round t that can be averaged, sorted by site, n reduced so that no share exceeds
+    `max_share`.
 
-    results: {site: Update, or what went wrong there}; fields: from `expected_fields`; counts: {site: n}
-    as stated in earlier rounds. Raises SiteFailed for a site that failed or sent what does not fit: at
-    once with `on_site_failure: stop`; with `skip` such a site is named and sits out the round, and it is
-    raised only if fewer than `min_sites` are left."""
-    problems = {site: check_update(found, fields, (counts or {}).get(site))
-                if isinstance(found, Update) else found for site, found in sorted(results.items())}
+    results: {site: Update, None without one, or what went wrong there}; fields: from `expected_fields`; kept:
+    {site: its `Update.kept`} of earlier rounds. With `on_site_failure: stop` raises SiteFailed for a site
+    that failed or sent what does not fit; with `skip` names it, and raises if fewer than `min_sites` are
+    left."""
+    stated = {site: of_site.get("n") for site, of_site in (kept or {}).items()}
+    problems = {site: check_update(found, fields, stated.get(site)) if isinstance(found, Update) else found
+                for site, found in sorted(results.items()) if found is not None}
     updates = [results[site] for site, problem in problems.items() if problem is None]
     if guards.update_norm is not None:
         problems |= too_far(updates, w, guards.update_norm)

@@ -1,5 +1,6 @@
 """The keys of a federation: what its server does about a site that fails or that sends too much."""
 
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,16 +16,22 @@ GUARDS = {  # in the form of config.KEYS
 }
 
 
+def settings(context, *overrides):
+    """Return the config that the server and all sites share, as the run's settings name it, and guards."""
+    run = context.run_config
+    return load_settings(Path(__file__).parents[1] / str(run["config"]),
+                         [*shlex.split(str(run["overrides"])), *overrides])
+
+
 def load_settings(file, overrides):
     """Return (config, guards) of a YAML file and key=value texts: the settings of the training, and those of
     the federation alone, which no run folder keeps. Raises BadInput."""
-    given, name = read_yaml(file), Path(file).stem
-    changed = [text for text in overrides if text.partition("=")[0] in GUARDS]
-    found = {key: value for key, value in given.items() if key in GUARDS} | dict(map(read_override, changed))
-    guards = {key: default for key, (_, default, _) in GUARDS.items()}
-    guards |= {key: read_value(key, value, GUARDS, None) for key, value in found.items()}
-    given = {"out": f"runs/{name}"} | {key: value for key, value in given.items() if key not in GUARDS}
-    config = load_config(given, [text for text in overrides if text not in changed])
+    given, own = read_yaml(file), [text for text in overrides if text.partition("=")[0] in GUARDS]
+    found = given | dict(map(read_override, own))
+    guards = {key: read_value(key, found[key], GUARDS, None) if key in found else default
+              for key, (_, default, _) in GUARDS.items()}
+    given = {"out": f"runs/{Path(file).stem}"} | {key: given[key] for key in given if key not in GUARDS}
+    config = load_config(given, [text for text in overrides if text not in own])
     if config.method in ("local", "pooled"):
         raise BadInput(f"method: {config.method} is no federation, nothing would travel; "
                        "run it with train.py")

@@ -19,18 +19,6 @@ class Stranger(Misfit):
     """A node that is none of this run's sites."""
 
 
-def expected(sites):
-    """Return (number of sites, their names or None) of the run's `sites`: a number, names with commas
-    between them, or FILE.txt at the server with a name a line."""
-    if not isinstance(sites, str):
-        return sites, None
-    if sites.endswith(".txt"):
-        with reading(sites, "a list of names"):
-            sites = Path(sites).read_text(encoding="utf-8")
-    names = {name.strip() for name in re.split("[,\n]", sites)} - {""}
-    return len(names), names
-
-
 def look(name):
     """Return what a name looks like, the same for names that a reader could take for each other."""
     return unicodedata.normalize("NFKC", name).casefold().translate(LOOK_ALIKES)
@@ -42,7 +30,13 @@ class Nodes:
     def __init__(self, grid, guards, run, hold_out=None):
         """grid: Flower's; run: its settings, of which `sites` and `timeout` are read here."""
         self.grid, self.guards, self.timeout, self.hold_out = grid, guards, run["timeout"], hold_out
-        self.number, self.listed = expected(run["sites"])
+        sites = run["sites"]                # a number, names with commas between them, or FILE.txt of names
+        if isinstance(sites, str) and sites.endswith(".txt"):
+            with reading(sites, "a list of names"):
+                sites = Path(sites).read_text(encoding="utf-8")
+        names = re.split("[,\n]", sites) if isinstance(sites, str) else None
+        self.listed = names and {*map(str.strip, names)} - {""}
+        self.number = sites if self.listed is None else len(self.listed)
         self.names, self.there = {}, []     # {node: site} of all so far; nodes of now
         self.strangers = set()              # nodes that are not asked again
         self.last, self.before = {}, set()  # {site: kept}, which the run changes; its sites at the start
@@ -85,9 +79,12 @@ class Nodes:
     def exchange(self, nodes, kind, records, chosen=None):
         """Return {node: the records of its answer, or what is wrong with it}, in the order of the answers."""
         lifetime = self.timeout + 60  # a node that comes back later is spared what nobody waits for
-        turns = {node: self.turn(self.names.get(node), chosen) for node in nodes}
-        messages = [Message(RecordDict(records | {"turn": turn}), node, kind, ttl=lifetime)
-                    for node, turn in turns.items()]
+        messages = []
+        for node in nodes:
+            site = self.names.get(node)  # which is told of itself whether it trains, and what was taken last
+            turn = {"train": self.trains(site, chosen), "last": self.last.get(site, {}).get("round", 0)}
+            content = RecordDict(records | {"turn": ConfigRecord(turn)})
+            messages.append(Message(content, node, kind, ttl=lifetime))
         replies = list(self.grid.send_and_receive(messages, timeout=self.timeout)) if messages else []
         asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
         replies = {asked[number]: reply for reply in replies
@@ -97,11 +94,6 @@ class Nodes:
     def trains(self, site, chosen):
         """Return whether a site, None if its name is not known yet, trains in a round."""
         return (chosen is None or site in chosen) and (site is None or site != self.hold_out)
-
-    def turn(self, site, chosen):
-        """Return what a site is told of itself: whether it trains, and which update of it was taken last."""
-        last = self.last.get(site, {}).get("round", 0)
-        return ConfigRecord({"train": self.trains(site, chosen), "last": last})
 
     def content_of(self, node, replies):
         """Return the records of a node's reply, or what is wrong with it; note its site's name. replies:

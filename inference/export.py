@@ -55,27 +55,18 @@ def export_network(network, target, config, statistics):
     whole = network if config.tiles else AsPredicted(network, S, not volumes)
     about = {"input": TILES if config.tiles else SLICES if volumes else IMAGES,
              "B": "the slices of one volume, at most 32 at a time" if of_case and volumes else "any",
-             "S": S, "task": config.task,
-             "output": f"logits (B, {C}, H, W), class 0 is background",
+             "S": S, "task": config.task, "output": f"logits (B, {C}, H, W), class 0 is background",
              "classes": [class_name(config, j) for j in range(C)], "statistics": statistics}
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch's own, on how it packs weights
-        torch.export.save(as_program(whole.eval(), S, 16 if config.tiles else 1), content,
-                          extra_files={"about.json": json.dumps(about, indent=1)})
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save(target, content.getvalue())
-
-
-def as_program(whole, size, step):
-    """Return torch's program of a network for any batch and any sides that are multiples of `step`; raises
-    BadInput if there is none."""
-    x = torch.zeros(2, 3, size, size + 16, device=next(whole.parameters()).device)
-    B, H, W = (torch.export.Dim(name) for name in ("batch", "height", "width"))
-    sizes = {0: B, 2: step * H, 3: step * W} if step > 1 else {0: B, 2: H, 3: W}
+    x, content = torch.zeros(2, 3, S, S + 16, device=next(network.parameters()).device), io.BytesIO()
+    any_of = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)  # B, H and W that the network takes
     try:
-        return torch.export.export(whole, (x,), dynamic_shapes=(sizes,))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's own, on how it packs weights
+            program = torch.export.export(whole.eval(), (x,), dynamic_shapes=(any_of,))
+            torch.export.save(program, content, extra_files={"about.json": json.dumps(about, indent=1)})
     except (RuntimeError, TypeError, ValueError) as problem:
         reason = " ".join(str(problem).split())[:200]
         raise BadInput(f"export: torch cannot export the network of this run ({reason}), "
                        "change the network") from None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save(target, content.getvalue())

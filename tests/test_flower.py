@@ -42,7 +42,7 @@ pytestmark = pytest.mark.flower
 identity = pytest.importorskip("flwr.supercore.task_identity").TaskIdentity
 from flower import app as flower_app
 from flower import messages as flower_messages
-from flower import own_files
+from flower import site_rules
 from flower.guards import GUARDS
 
 identity.run_id = identity.task_id = identity.node_id = 1
@@ -641,13 +641,13 @@ def test_files_are_decoded_once_until_one_changes(tmp_path, monkeypatch, task):
     """A later message gets the same samples, to the bit, from what the site kept; a file or a setting that
     changes is seen, and another length of the run is none."""
     data, calls = (write_nuclei if task == "nuclei" else write_prostate)(tmp_path / "data", ("a",)), []
-    honest = own_files.load_own_site
-    monkeypatch.setattr(own_files, "load_own_site", lambda *given: (calls.append(1), honest(*given))[1])
+    honest = site_rules.load_own_site
+    monkeypatch.setattr(site_rules, "load_own_site", lambda *given: (calls.append(1), honest(*given))[1])
 
     def load(*overrides):
         config = load_config({"task": task, "data": str(data / "a"), "out": str(tmp_path / "out")},
                              [*SETTINGS[1:], *overrides])
-        return own_files.load_decoded("a", config), honest("a", config)
+        return site_rules.load_decoded("a", config), honest("a", config)
     for words, times in (((), 1), ((), 1), (("rounds=7", "resume=true"), 1), (("seed=3",), 2), (("seed=3",), 2)):
         found, wanted = load(*words)
         assert len(calls) == times

@@ -19,7 +19,7 @@ import predict
 import train
 from config import BadInput, load_config
 from datasets import load_sites
-from flower.own_files import load_own_site
+from flower.site_rules import load_own_site
 from inference import outputs
 from scoring import evaluate as scoring
 from sites import across, images, labels, readers, volumes

@@ -10,7 +10,7 @@ from PIL import Image
 import check_data
 from config import BadInput
 from datasets import load_sites, splits_of
-from flower.own_files import load_own_site, mark_of
+from flower.site_rules import load_own_site, mark_of
 from sites.across import unread
 from sites.advice import format_advice
 from sites.layouts import files_of, list_files

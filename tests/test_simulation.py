@@ -14,6 +14,7 @@ from tests.helpers import assert_same
 
 pytest.importorskip("flwr.app")
 from flower import app as flower_app
+from flower import site_rules
 from tests.test_flower import (
     SETTINGS,
     Hospitals,
@@ -56,9 +57,9 @@ def test_nodes_and_folders_have_to_be_as_many(tmp_path, capsys):
     assert f"{data}: has 3 folders of sites and the simulation 2 nodes, make them equal" in capsys.readouterr().err
     node = {"partition-id": 0, "num-partitions": 3}
     with pytest.raises(flower_app.BadInput, match="give both as full paths"):
-        flower_app.name_partition(node, load_config({"task": "nuclei", "data": "demo", "out": "x"}))
+        site_rules.name_partition(node, load_config({"task": "nuclei", "data": "demo", "out": "x"}))
     with pytest.raises(flower_app.BadInput, match="has 0 folders of sites"):
-        flower_app.name_partition(node, load_config({"task": "nuclei", "data": "/no/such", "out": "/x"}))
+        site_rules.name_partition(node, load_config({"task": "nuclei", "data": "/no/such", "out": "/x"}))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="flower/requirements-simulation.txt is not installed")

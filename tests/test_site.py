@@ -12,7 +12,7 @@ from test_fedbcs import write_nuclei
 
 flwr_app = pytest.importorskip("flwr.app")
 from flower import app as flower_app
-from flower import messages, own_files, site_rules
+from flower import messages, site_rules
 from tests.test_flower import Hospitals
 
 pytestmark = pytest.mark.flower
@@ -110,13 +110,13 @@ def test_a_gpu_is_looked_at_too(tmp_path, monkeypatch):
 
 
 def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path, monkeypatch, capsys):
-    honest = own_files.save
+    honest = site_rules.save
 
     def full(file, content):
         if file.name == "decoded.pt":
             raise BadInput(f"{file}: No space left on device")
         honest(file, content)
-    monkeypatch.setattr(own_files, "save", full)
+    monkeypatch.setattr(site_rules, "save", full)
     assert "weights" in a_site(tmp_path)[1](1)
     assert "warning: a: the decoded images cannot be kept" in capsys.readouterr().err
     assert not (tmp_path / "a" / "decoded.pt").exists()
@@ -129,7 +129,7 @@ def test_links_that_lead_round_are_followed_once(tmp_path, monkeypatch):
     config, entered, walk = flower_app.settings(nodes.context(1), f"data={tmp_path / 'data' / 'a'}")[0], [], os.walk
     monkeypatch.setattr(os, "walk", lambda *given, **how: (
         row for row in walk(*given, **how) if not entered.append(row) and (len(entered) < 50 or pytest.fail("round"))))
-    assert "images/0.png" in own_files.mark_of(config)
+    assert "images/0.png" in site_rules.mark_of(config)
 
 
 @pytest.mark.parametrize("out", ["data/a/out", "data/a", "data"])
