@@ -31,14 +31,11 @@ def main():
     parser.add_argument("--run", required=True, type=Path, metavar="FOLDER", help="run folder of train.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"of {allowed}, trust=true")
     given = parser.parse_intermixed_args()
-    folder = given.run
+    folder, other = given.run, any(text.startswith("data=") for text in given.overrides)
     config, checkpoints = open_run(folder, KINDS, given.overrides, FREE_ON_EVAL)
-    found = dict(zip(KINDS, checkpoints))
-    changed = {argument.partition("=")[0] for argument in given.overrides}
-    of_run, device = folder / "splits.json", pick_device(config)
-    alone = "data" in changed and not of_run.exists()  # a server of a federation has no splits
-    splits = {} if alone else read_splits(of_run)
-    sites = load_sites(config, splits, strict="data" not in changed)
+    found, device, of_run = dict(zip(KINDS, checkpoints)), pick_device(config), folder / "splits.json"
+    alone = other and not of_run.exists()  # a server of a federation has no splits
+    sites = load_sites(config, {} if alone else read_splits(of_run), strict=not other)
     models = [model_of(found[kind], folder / f"{kind}.pt", device) for kind in KINDS]
     result, cases = score_run(found, models[0], sites, config, device, time.perf_counter() - start,
                               foreign_sites(folder, sites))

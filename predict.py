@@ -27,7 +27,6 @@ from config import VOLUMES, BadInput
 from inference import outputs
 from inference.export import export_network
 from inference.inputs import first_of, is_of_masks, list_inputs, read_ahead
-from inference.output_folder import ROWS, TABLE, OutputFolder, names_of, output_names, sheet_name
 from inference.statistics import choose, of_hospital
 from rounds.finished import open_run
 from scoring.evaluate import logits_of, pick_device
@@ -68,8 +67,8 @@ def main():
         return
     out = Path(keys.out or run / "predictions")
     found = list_inputs(path, config.task)
-    names = output_names(found.files, path, ".nii.gz" if config.task in VOLUMES else ".png")
-    folder = OutputFolder(out, found.files, names_of(names.values()))
+    names = outputs.output_names(found.files, path, ".nii.gz" if config.task in VOLUMES else ".png")
+    folder = outputs.OutputFolder(out, found.files, outputs.names_of(names.values()))
     say_what_is_left(path, found)
     if statistics is None:
         statistics, whose = of_hospital(out, checkpoint["weights"], model, found.files,
@@ -78,7 +77,7 @@ def main():
     failed = predict_all(network, names, folder, config, device, whose, keys)
     black = f" of the labels 0 to {config.classes - 1}, which look black" if config.classes > 2 else ""
     print(f"{len(names) - failed} of {len(names) + len(found.unread)} files predicted, statistics {whose}; "
-          f"written to {out}: masks{black}, {TABLE}, sheets of pictures")
+          f"written to {out}: masks{black}, {outputs.TABLE}, sheets of pictures")
     sys.exit(1 if failed or found.unread else 0)
 
 
@@ -148,12 +147,12 @@ def predict_all(network, names, folder, config, device, whose, keys):
             labels = write_one(network, names[file], folder, file, sample, config, device, keys)
             rows += outputs.table_rows(file, labels, sample.spacing, config, keys.threshold, whose)
             sheet.append(outputs.sheet_row(file, sample, labels, config))
-        if sheet and (number % ROWS == 0 or number == len(names)):
-            folder.save(sheet_name(number), outputs.as_sheet(sheet, config))
+        if sheet and (number % outputs.ROWS == 0 or number == len(names)):
+            folder.save(outputs.sheet_name(number), outputs.as_sheet(sheet, config))
             sheet = []
         if sys.stdout.isatty():
             print(f"\r{number} of {len(names)} files", end="", flush=True)
-    folder.save(TABLE, as_table(rows, outputs.PREDICTION_COLUMNS))
+    folder.save(outputs.TABLE, as_table(rows, outputs.PREDICTION_COLUMNS))
     if others := folder.finish():
         names = ", ".join(others[:NAMED]) + " ..." * (len(others) > NAMED)
         print(f"warning: {folder.path}: holds predictions of pictures that are not in this INPUT, remove "

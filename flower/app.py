@@ -16,7 +16,7 @@ from flwr.serverapp import ServerApp
 from config import BadInput
 from datasets import sites_of_round
 from federated import Update, average_weights, local_update
-from flower.fit import Misfit, accept, expected_fields, sit_out
+from flower.fit import Misfit, accept, check_prototypes, expected_fields, sit_out
 from flower.guards import settings
 from flower.messages import answering, as_answer, as_records, as_update, pack, received, unpack
 from flower.nodes import Nodes
@@ -63,7 +63,8 @@ def train_site(content, context):
         return scores | {"scalars": MetricRecord({"n": 0})}
     G, step = unpack(content["prototypes"], pick_device(config)), find_step(config, pick_device(config))
     update = local_update(model, site, w, G, before, t, config, method, take_step=step)
-    check_declared(update.prototypes, method.vectors(model))
+    if wrong := check_prototypes(update, expected_fields(model, config, method)):  # a server would refuse it
+        raise BadInput(f"method: {wrong}; declare in Method.vectors what it sends, see docs/fork.md")
     keep({last: before, t: update.kept, "answered": kept["answered"]}, config)
     return scores | as_answer(update)
 
@@ -78,13 +79,6 @@ def scored(content, t, w, kept, config, site, model):
         save(file, as_bytes({best: read(file).get(best, {}), t: kept["local"]}))
     all_kept = {site.name: kept} if kept else {}
     return as_records({"val": validate(model, w, all_kept, [site], config, pick_device(config))[0]})
-
-
-def check_declared(prototypes, vectors):
-    """Raise BadInput for prototypes of a path that the method does not declare, for a server refuses them."""
-    if other := sorted(prototypes.keys() - vectors.keys()):
-        raise BadInput(f"method: sends prototypes of the {other[0]}, which its Method.vectors does not "
-                       "declare; add it, see docs/fork.md")
 
 
 def count_site(content, context):

@@ -69,7 +69,7 @@ def check_server(context):
     """Raise BadInput unless all that the server overrides is in the site's `allow`.
 
     By default that is every key of the config that has to do with training. Those in NEVER are not the
-    server's in its config file either; a method's file runs only where the site's own node-config names it."""
+    server's in its config file either. A method's file runs only where the own node-config names it."""
     node, run = context.node_config, context.run_config
     file = (ROOT / str(run["config"])).resolve()
     if not file.is_relative_to(ROOT):

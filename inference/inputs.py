@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from config import VOLUMES, BadInput
-from inference.output_folder import listed_in
+from inference.outputs import listed_in
 from sites.advice import format_advice, is_dicom
 from sites.files import check_regular, enough_memory
 from sites.layouts import DATA_KINDS, HIDDEN, IMAGE_KINDS, VOLUME_KINDS, look

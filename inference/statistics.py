@@ -6,7 +6,7 @@ import hashlib
 from config import BadInput, method_module
 from inference.export import OF_CASE
 from inference.inputs import read_ahead, read_unlabelled
-from inference.output_folder import STATISTICS
+from inference.outputs import STATISTICS
 from rounds.checkpoint import as_bytes, save
 from rounds.reading import load_whole
 from scoring.norm_statistics import choose_slices, statistics_like, statistics_of

@@ -243,8 +243,16 @@ def test_a_method_that_declares_no_terms_may_have_any(names, taken):
     assert (fit.check_update(update, fields) is None) == taken
 
 
-def test_prototypes_that_a_method_does_not_declare(tmp_path, capsys):
+def test_prototypes_that_a_method_does_not_declare(tmp_path, monkeypatch, capsys):
     """The site says so itself, in the first round; nothing of it is sent."""
-    with pytest.raises(BadInput, match="prototypes of the decoder, which its Method.vectors does not declare"):
-        flower_app.check_declared({"decoder": {1: torch.zeros(3)}}, {"encoder": (3, False)})
-    assert flower_app.check_declared({"encoder": {}}, {"encoder": (3, False)}) is None
+    nodes = Hospitals(tmp_path, write_nuclei(tmp_path / "data", ("a",)), "a", ("rounds=1",))
+
+    def local_update(*given, **more):
+        update = federated.local_update(*given, **more)
+        return update._replace(prototypes=update.prototypes | {"other": {1: torch.zeros(3)}})
+    monkeypatch.setattr(flower_app, "local_update", local_update)
+    with pytest.raises(SiteFailed, match="site a failed in round 1: BadInput: see the log of that site$"):
+        nodes.train()
+    assert ("method: it has prototypes of the path 'other', which the method does not have; declare in Method.vectors"
+            in capsys.readouterr().err)
+    assert all(set(reply.content) == {"site"} for _, reply in nodes.sent)

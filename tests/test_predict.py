@@ -18,7 +18,7 @@ import train
 from datasets import load_sites
 from inference import statistics
 from inference.inputs import list_inputs, read_unlabelled
-from inference.output_folder import output_names
+from inference.outputs import output_names
 from rounds.reading import load_checkpoint
 from scoring import evaluate as evaluation
 from scoring import pictures

@@ -19,7 +19,7 @@ from config import BadInput
 from datasets import Site
 from inference import outputs
 from inference.inputs import list_inputs
-from inference.output_folder import LIST, RESERVED, TABLE, OutputFolder, companions, output_names
+from inference.outputs import LIST, RESERVED, TABLE, OutputFolder, companions, output_names
 from rounds import checkpoint
 from scoring.components import largest_part
 from scoring.history import foreign_sites, validation_of
