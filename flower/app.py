@@ -7,29 +7,30 @@ out="FOLDER". flower/README.md has the commands.
 """
 
 import os
+import statistics
 from pathlib import Path
 
-from flwr.app import MetricRecord
+from flwr.app import ConfigRecord, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from config import BadInput
 from datasets import sites_of_round
 from federated import Update, average_weights, local_update
-from flower.fit import Misfit, accept, check_prototypes, expected_fields, sit_out
+from flower import fit, messages
+from flower.fit import Misfit, said, shared, sit_out
 from flower.guards import settings
-from flower.messages import answering, as_answer, as_records, as_update, pack, received, unpack
 from flower.nodes import Nodes
-from flower.scores import ask_results, asked, note_scores
 from flower.site_rules import check_images, count_answer, keep, load_decoded, own_config, read
 from methods.find import find_step, method_and_model
 from rounds.checkpoint import FORMAT, as_bytes, save
 from rounds.lock import locked
-from rounds.run_folder import RunFolder, check_run_folder, prepare_run_folder
+from rounds.run_folder import RunFolder, as_json, check_run_folder, prepare_run_folder
 from rounds.screen import RoundTable
 from scoring.evaluate import finish, pick_device, validate, with_weights
+from scoring.metrics import mean_scores
 from scoring.norms import batch_norms
-from scoring.results import KINDS, SCORED
+from scoring.results import KINDS, SCORED, explained, print_result
 from sites.files import warn
 
 client = ClientApp()
@@ -56,17 +57,18 @@ def train_site(content, context):
     before = kept.get(last)
     if last and not before:
         warn(site.name, [f"kept.pt holds nothing of round {last}; it goes on with a new optimizer"])
-    w = received(content["weights"], model, method)
+    w = messages.received(content["weights"], model, method)
     scores = scored(content, t - 1, w, before, config, site, model) if content["round"]["score"] else {}
     if not (site.train_slices and content["turn"]["train"]):  # nothing to train on, or not its turn
         keep(kept, config)
         return scores | {"scalars": MetricRecord({"n": 0})}
-    G, step = unpack(content["prototypes"], pick_device(config)), find_step(config, pick_device(config))
+    device = pick_device(config)
+    G, step = messages.unpack(content["prototypes"], device), find_step(config, device)
     update = local_update(model, site, w, G, before, t, config, method, take_step=step)
-    if wrong := check_prototypes(update, expected_fields(model, config, method)):  # a server would refuse it
+    if wrong := fit.check_prototypes(update, fit.expected_fields(model, config, method)):
         raise BadInput(f"method: {wrong}; declare in Method.vectors what it sends, see docs/fork.md")
     keep({last: before, t: update.kept, "answered": kept["answered"]}, config)
-    return scores | as_answer(update)
+    return scores | messages.as_answer(update)
 
 
 def scored(content, t, w, kept, config, site, model):
@@ -78,7 +80,7 @@ def scored(content, t, w, kept, config, site, model):
         file, best = Path(config.out) / "local.pt", content["round"]["best"]
         save(file, as_bytes({best: read(file).get(best, {}), t: kept["local"]}))
     all_kept = {site.name: kept} if kept else {}
-    return as_records({"val": validate(model, w, all_kept, [site], config, pick_device(config))[0]})
+    return messages.as_records({"val": validate(model, w, all_kept, [site], config, pick_device(config))[0]})
 
 
 def count_site(content, context):
@@ -92,7 +94,7 @@ def validate_site(content, context):
     t, last = content["round"]["t"], content["turn"]["last"]
     kept = count_answer("validation", t, config, context.node_config)
     keep(kept, config)
-    w = received(content["weights"], model, method)
+    w = messages.received(content["weights"], model, method)
     return scored(content, t, w, kept.get(last), config, site, model)
 
 
@@ -103,19 +105,19 @@ def finish_site(content, context):
     keep(count_answer("end", content["round"]["last"], config, context.node_config), config)
     prepare_run_folder(out, [site], config)
     for kind in KINDS:
-        t, w = content["round"][kind], received(content[kind], model, method)
+        t, w = content["round"][kind], messages.received(content[kind], model, method)
         found[kind] = {"format": FORMAT, "config": vars(config), "round": t, "weights": w, "statistics": {},
                        "local": {site.name: read(out / "local.pt").get(t, {})}}
         found[kind]["statistics"] = with_weights(model, found[kind], [site], config, device)[0]
         save(out / f"{kind}.pt", as_bytes(found[kind]))
     result = finish(out, found, model, [site], config, device, 0.0)
-    return as_records({f"{kind}.{split}": result[kind][split] for kind in KINDS for split in SCORED})
+    return messages.as_records({f"{kind}.{split}": result[kind][split] for kind in KINDS for split in SCORED})
 
 
-client.train()(answering(train_site))
-client.evaluate()(answering(validate_site))
-client.query()(answering(count_site))
-client.evaluate("finish")(answering(finish_site))
+client.train()(messages.answering(train_site))
+client.evaluate()(messages.answering(validate_site))
+client.query()(messages.answering(count_site))
+client.evaluate("finish")(messages.answering(finish_site))
 
 
 # ---- The server ----
@@ -138,7 +140,7 @@ def run_rounds(nodes, config):
     check_run_folder(config, "config.yaml")
     method, model = method_and_model(config)
     run, table = RunFolder(config, model.state_dict()), RoundTable(config)
-    fields = expected_fields(model, config, method)
+    fields = fit.expected_fields(model, config, method)
     kept, line = run.kept, None
     nodes.last, nodes.before = kept, set(kept)
 
@@ -180,13 +182,75 @@ def draw_sites(nodes, t, config):
 def train_round(nodes, run, t, method, fields):
     """Return the fit updates of round t, and the scores of round t - 1 if it lacks them, else None."""
     chosen, wanted = draw_sites(nodes, t, run.config), lacks_scores(run)
-    answers = nodes.ask("train", asked(run, method, t=t, score=wanted) | {"prototypes": pack(run.G)}, chosen)
+    records = asked(run, method, t=t, score=wanted) | {"prototypes": messages.pack(run.G)}
+    answers = nodes.ask("train", records, chosen)
     if nodes.hold_out not in (None, *answers):
         sit_out(f"hold_out: site {nodes.hold_out} is not there, only {', '.join(answers)}", nodes.guards)
-    results = {site: as_update(site, answer, t, fields) for site, answer in answers.items()}
+    results = {site: messages.as_update(site, answer, t, fields) for site, answer in answers.items()}
     for site, update in results.items():
         if isinstance(update, Update) and not nodes.trains(site, chosen):
             results[site] = Misfit("it sent an update in a round that it was not drawn for")
-    updates = accept(results, run.w, fields, t, nodes.guards, run.kept)
+    updates = fit.accept(results, run.w, fields, t, nodes.guards, run.kept)
     good = {site: answer for site, answer in answers.items() if not isinstance(answer, Exception)}
     return updates, note_scores(good, run, nodes.guards) if wanted else None
+
+
+# ---- Scores ----
+
+def asked(run, method, **more):
+    """Return what sites need to score the last saved round: its weights and number, the best one's."""
+    numbers = {"t": run.state["round"], "best": run.state["best"]["round"]} | more
+    return {"weights": messages.pack_weights(shared(run.w, method)), "round": ConfigRecord(numbers)}
+
+
+def note_scores(answers, run, guards):
+    """Return the validation scores of the last saved round as `evaluate` gives them; note them in the run.
+
+    The best round is chosen by the sites' median: nobody can check what a site says, and one alone does not
+    move it far."""
+    scores = as_scores(scores_in(answers, ["val"], run.config, guards), "val")
+    run.score(scores, median_dice)
+    return scores
+
+
+def median_dice(scores):
+    """Return the median of the sites' Dice, or None."""
+    dice = [site["dice"] for site in scores["sites"].values() if site["dice"] is not None]
+    return statistics.median(dice) if dice else None
+
+
+def ask_results(nodes, run, method, normed):
+    """Have every site score the best and the last round; write and print result.json."""
+    config, checkpoints = run.config, run.checkpoints()
+    rounds = {kind: checkpoints[kind]["round"] for kind in KINDS}
+    answers = nodes.ask("evaluate.finish", {"round": ConfigRecord(rounds)} | {
+        kind: messages.pack_weights(shared(checkpoints[kind]["weights"], method)) for kind in KINDS})
+    parts = [f"{kind}.{split}" for kind in KINDS for split in SCORED]
+    found = scores_in(answers, parts, config, nodes.guards)
+    foreign = [site for site in found if site not in run.kept]
+    result = {kind: {"round": rounds[kind]} | {
+        split: as_scores(found, f"{kind}.{split}", foreign) for split in SCORED} for kind in KINDS}
+    print_result(result, config, normed, foreign)
+    result = explained(result, config, normed, foreign, run.state["seconds"])
+    save(run.out / "result.json", as_json(result))
+    print(f"written to {run.out}: result.json, metrics.csv, best.pt, last.pt", flush=True)
+
+
+def scores_in(answers, parts, config, guards):
+    """Return {site: {part: its scores}} of the answers that hold all of `parts`; other sites are named."""
+    found = {}
+    for site, answer in sorted(answers.items()):
+        try:
+            if isinstance(answer, Exception):
+                raise answer
+            found[site] = {part: fit.read_scores(answer[part], config) for part in parts}
+        except Exception as problem:  # noqa: BLE001 - a foreign answer may be wrong in any way
+            words = f"its answer cannot be read: {problem!r}" if isinstance(problem, KeyError) else problem
+            sit_out(f"site {site} sent no scores: {said(words)}", guards)
+    return found
+
+
+def as_scores(found, part, foreign=()):
+    """Return the sites' scores of a part, `val` or `best.test` and so on, as `evaluate` gives them."""
+    sites = {site: of_site[part] for site, of_site in found.items()}
+    return {"sites": sites, "mean": mean_scores(sites, foreign)}

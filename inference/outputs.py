@@ -1,4 +1,4 @@
-"""What predict.py writes: a folder in which no other file is replaced, and in which no two files share a name;
+"""What predict.py writes: a folder in which no other file is replaced and no two files share a name;
 masks on the files' own grids, probabilities, a table and pictures."""
 
 import gzip
@@ -21,6 +21,7 @@ from config import VOLUMES, BadInput, class_name
 from rounds.checkpoint import save
 from scoring import pictures
 from scoring.evaluate import classes_of
+from scoring.pictures import RED, as_png
 from sites.layouts import look, stem_of
 from sites.volumes import load, lps_sizes, slice_order
 
@@ -149,7 +150,7 @@ def as_mask(labels, source, config):
     """Return a file's content: classes (S, H, W) as PNG, of two classes as 0 and 255, or as NIfTI with the
     input's header, on the input's grid, uint8."""
     if config.task not in VOLUMES:
-        return pictures.as_png(Image.fromarray(labels[0] * np.uint8(255 if config.classes == 2 else 1)))
+        return as_png(Image.fromarray(labels[0] * np.uint8(255 if config.classes == 2 else 1)))
     volume = load(source)[0]
     in_lps = labels.transpose(np.argsort(slice_order(lps_sizes(volume.affine))))
     turn = orientations.ornt_transform(orientations.axcodes2ornt("LPS"),
@@ -188,7 +189,7 @@ def as_files(p, mask, config):
     files = {arrays: content.getvalue()}
     if config.classes == 2 and config.task not in VOLUMES:
         grey = (255 * p[0, 0].astype(np.float32)).round().astype(np.uint8)
-        files[picture] = pictures.as_png(Image.fromarray(grey))
+        files[picture] = as_png(Image.fromarray(grey))
     return files
 
 
@@ -216,10 +217,10 @@ def table_rows(file, labels, spacing, config, threshold, statistics):
 def sheet_row(file, sample, labels, config):
     """Return label and tiles of an input: an image, plain and with outlines, or slices with outlines."""
     if config.task not in VOLUMES:
-        return file.name, pictures.outlined_tiles(sample, labels, config.classes, pictures.RED)
+        return file.name, pictures.outlined_tiles(sample, labels, config.classes, RED)
     chosen, words = pictures.slices_through(labels > 0)
-    tiles = ((pictures.image_tile(sample, s), labels[s]) for s in chosen)
-    return f"{file.name}, {words}", [pictures.draw_classes(*tile, config.classes, pictures.RED) for tile in tiles]
+    return f"{file.name}, {words}", [
+        pictures.draw_classes(pictures.image_tile(sample, s), labels[s], config.classes, RED) for s in chosen]
 
 
 def as_sheet(rows, config):
@@ -228,4 +229,4 @@ def as_sheet(rows, config):
     label += pictures.legend([class_name(config, j) for j in range(config.classes)])
     title = "prediction: red" if config.classes == 2 else "prediction"
     titles = (title,) if config.task in VOLUMES else ("image", title)
-    return pictures.as_png(pictures.contact_sheet([(label, images), *rest], titles))
+    return as_png(pictures.contact_sheet([(label, images), *rest], titles))
