@@ -26,8 +26,7 @@ import settings.kinds as kind
 from config import VOLUMES, BadInput
 from inference import outputs
 from inference.export import export_network
-from inference.inputs import first_of, is_of_masks, list_inputs, read_ahead
-from inference.statistics import choose, of_hospital
+from inference.inputs import choose, first_of, is_of_masks, list_inputs, of_hospital, read_ahead
 from rounds.finished import open_run
 from scoring.evaluate import logits_of, pick_device
 from scoring.history import validation_of
@@ -167,8 +166,7 @@ def write_one(network, name, folder, file, sample, config, device, keys):
         print(f"note: {file}: nothing is looked for in a blank image, its mask is empty", flush=True)
         parts = (torch.cat([part[:, :1] * 0 + 20, part[:, 1:] * 0 - 20], 1) for part in parts)
     labels, p = outputs.labels_and_probabilities(parts, config, keys.threshold, keys.probabilities)
-    folder.save(name, outputs.as_mask(labels, file, config))
-    for place, content in (outputs.as_files(p, name, config) if keys.probabilities else {}).items():
+    for place, content in outputs.as_files(labels, p, name, file, config).items():
         folder.save(place, content)
     return labels
 

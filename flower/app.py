@@ -1,10 +1,8 @@
 """FedBCS across hospitals: the same round, on Flower, every site a SuperNode with its own data.
 
 The server's loop is that of train.py, with the updates asked for over the network. Only a site's name,
-weights, prototypes, counts and scalars leave it. Its images, splits, pictures and what it keeps from
-round to round stay in its own folders, which its node-config names: site="NAME" data="FOLDER"
-out="FOLDER". flower/README.md has the commands.
-"""
+weights, prototypes, counts and scalars leave it. All else stays in its own folders, which its node-config
+names: site="NAME" data="FOLDER" out="FOLDER". flower/README.md has the commands."""
 
 import os
 import statistics
@@ -18,7 +16,7 @@ from config import BadInput
 from datasets import sites_of_round
 from federated import Update, average_weights, local_update
 from flower import fit, messages
-from flower.fit import Misfit, said, shared, sit_out
+from flower.fit import Misfit, shared, sit_out
 from flower.guards import settings
 from flower.nodes import Nodes
 from flower.site_rules import check_images, count_answer, keep, load_decoded, own_config, read
@@ -72,10 +70,9 @@ def train_site(content, context):
 
 
 def scored(content, t, w, kept, config, site, model):
-    """Return the record `val`: the site's validation scores of the weights w of round t that came.
-
-    kept: what the site kept from its last update that was taken, or None. The weights that stay here
-    are kept as they were in this round and in the best so far."""
+    """Return the record `val`: the site's validation scores of the weights w of round t. kept: what the site
+    kept from its last update that was taken, or None; the weights that stay here are kept as they were in
+    this round and in the best so far."""
     if kept and kept["local"]:
         file, best = Path(config.out) / "local.pt", content["round"]["best"]
         save(file, as_bytes({best: read(file).get(best, {}), t: kept["local"]}))
@@ -124,9 +121,8 @@ client.evaluate("finish")(messages.answering(finish_site))
 
 @server.main()
 def run_server(grid, context):
-    """Run all rounds, then have every site score the best and the last weights on its test data.
-
-    FEDBCS_OUT in the server's environment is its run folder: the run's settings go to every site."""
+    """Run all rounds, then have every site score the best and the last weights on its test data. FEDBCS_OUT
+    in the server's environment is its run folder: the run's settings go to every site."""
     own = os.environ.get("FEDBCS_OUT")
     config, guards = settings(context, *([f"out={own}"] if own else []))
     with locked(config):
@@ -134,9 +130,8 @@ def run_server(grid, context):
 
 
 def run_rounds(nodes, config):
-    """The rounds of train.py, with every update and score asked for.
-
-    The weights travel once a round: with its update of round t a site sends the scores of round t - 1."""
+    """The rounds of train.py, with every update and score asked for. The weights travel once a round: with
+    its update of round t a site sends the scores of round t - 1."""
     check_run_folder(config, "config.yaml")
     method, model = method_and_model(config)
     run, table = RunFolder(config, model.state_dict()), RoundTable(config)
@@ -173,8 +168,8 @@ def draw_sites(nodes, t, config):
     """Return the names of the sites that train in round t, drawn as train.py draws them; None for all."""
     if config.sites_per_round is None:
         return None
-    images = {site: answer["scalars"].get("n") for site, answer in nodes.ask("query", {}).items()
-              if not isinstance(answer, Exception) and "scalars" in answer}
+    images = {site: answer.get("scalars", {}).get("n") for site, answer in nodes.ask("query", {}).items()
+              if not isinstance(answer, Exception)}
     training = sorted(site for site, n in images.items() if type(n) is int and n > 0)
     return sites_of_round(training, config, t)
 
@@ -205,9 +200,8 @@ def asked(run, method, **more):
 
 def note_scores(answers, run, guards):
     """Return the validation scores of the last saved round as `evaluate` gives them; note them in the run.
-
-    The best round is chosen by the sites' median: nobody can check what a site says, and one alone does not
-    move it far."""
+    The best round is that of the best median: nobody can check what a site says, and one alone hardly moves
+    it."""
     scores = as_scores(scores_in(answers, ["val"], run.config, guards), "val")
     run.score(scores, median_dice)
     return scores
@@ -246,7 +240,7 @@ def scores_in(answers, parts, config, guards):
             found[site] = {part: fit.read_scores(answer[part], config) for part in parts}
         except Exception as problem:  # noqa: BLE001 - a foreign answer may be wrong in any way
             words = f"its answer cannot be read: {problem!r}" if isinstance(problem, KeyError) else problem
-            sit_out(f"site {site} sent no scores: {said(words)}", guards)
+            sit_out(f"site {site} sent no scores: {words}", guards)
     return found
 
 

@@ -23,7 +23,7 @@ from config import class_name
 from federated import Update
 from scoring.metrics import MEASURES
 
-LONGEST_NAME, LONGEST_PROBLEM = 80, 400
+LONGEST_NAME, LONGEST_FAILURE = 80, 500
 UNSEEN = re.compile("[,\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
                     "\U000e0100-\U000e01ef]")  # letters that print as nothing, and the comma of a list
 MOST, MOST_LOSS = 10**9, 1e30           # images, seconds, and pixels or mm of a distance
@@ -108,8 +108,8 @@ def check_prototypes(update, fields):
             if P.dtype != torch.float32 or P.dim() != 1 + several or P.shape[-1] != D \
                     or several and not 1 <= len(P) <= min(update.n, MOST_ROWS):
                 return f"its prototypes of the {path} are not vectors of {D} numbers"
-    vectors = [P for classes in update.prototypes.values() for P in classes.values()]
-    return out_of_range(vectors, MOST_PROTOTYPE, "prototypes")
+    return out_of_range([P for classes in update.prototypes.values() for P in classes.values()],
+                        MOST_PROTOTYPE, "prototypes")
 
 
 def out_of_range(tensors, most, what):
@@ -154,10 +154,8 @@ def check_scores(row, images, config):
 def too_far(updates, w, most):
     """Return {site: what is wrong} of the updates that are more than `most` times as long as the round's
     median: |w_m - w|, and the longest prototype of each class on a path and of the path, for a class may
-    be that of one site alone.
-
-    Fewer than three are not compared: of two nobody knows which one is right. most: the key `update_norm`.
-    Source: ours."""
+    be that of one site alone. Fewer than three are not compared: of two nobody knows which one is right.
+    most: the key `update_norm`. Source: ours."""
     lengths = {"update": {u.site: distance(u.weights, w) for u in updates}}
     for u in updates:
         for path, classes in u.prototypes.items():
@@ -182,10 +180,9 @@ def distance(weights, w):
 
 
 def bounded(updates, most):
-    """Return the updates with their n lowered where a site's share n_m / n would exceed `most`.
-
-    What a site loses goes to the others in proportion to their n. most: the key `max_share`; with fewer
-    than 1 / most sites all shares are equal. Source: ours."""
+    """Return the updates with their n lowered where a site's share n_m / n would exceed `most`, the key
+    `max_share`; what it loses goes to the others in proportion to their n. With fewer than 1 / most sites all
+    shares are equal. Source: ours."""
     if most * len(updates) <= 1:
         return [u._replace(n=1) for u in updates]
     free = sorted(u.n for u in updates)
@@ -197,13 +194,10 @@ def bounded(updates, most):
 # ---- A round ----
 
 def accept(results, w, fields, t, guards, kept=None):
-    """Return the updates of round t that can be averaged, sorted by site, n reduced so that no share exceeds
-    `max_share`.
-
+    """Return the updates of round t that can be averaged, sorted by site, no share above `max_share`.
     results: {site: Update, None without one, or what went wrong there}; fields: from `expected_fields`; kept:
-    {site: its `Update.kept`} of earlier rounds. With `on_site_failure: stop` raises SiteFailed for a site
-    that failed or sent what does not fit; with `skip` names it, and raises if fewer than `min_sites` are
-    left."""
+    {site: its `Update.kept`}. A site that failed or sent what does not fit is named: by SiteFailed with
+    `on_site_failure: stop`, else on stderr, and SiteFailed is raised if fewer than `min_sites` are left."""
     stated = {site: of_site.get("n") for site, of_site in (kept or {}).items()}
     problems = {site: check_update(found, fields, stated.get(site)) if isinstance(found, Update) else found
                 for site, found in sorted(results.items()) if found is not None}
@@ -212,7 +206,7 @@ def accept(results, w, fields, t, guards, kept=None):
         problems |= too_far(updates, w, guards.update_norm)
     for site, problem in problems.items():
         if problem is not None:
-            sit_out(f"site {site} failed in round {t}: {said(problem)}", guards)
+            sit_out(f"site {site} failed in round {t}: {problem}", guards)
     updates = [update for update in updates if problems[update.site] is None]
     if len(updates) < guards.min_sites:
         raise SiteFailed(f"{len(updates)} sites are left in round {t}, "
@@ -220,14 +214,11 @@ def accept(results, w, fields, t, guards, kept=None):
     return bounded(updates, guards.max_share) if guards.max_share < 1 else updates
 
 
-def said(problem):
-    """Return what went wrong as one short line without control characters, for it may be foreign."""
-    words = " ".join(str(problem).split())
-    return "".join(letter if letter.isprintable() else "?" for letter in words)[:LONGEST_PROBLEM]
-
-
 def sit_out(failure, guards):
-    """Name a site's failure: raise SiteFailed, or with `on_site_failure: skip` print it."""
+    """Name a site's failure in one short line without control characters, for it may be foreign: raise
+    SiteFailed, or with `on_site_failure: skip` print it."""
+    words = " ".join(failure.split())
+    words = "".join(letter if letter.isprintable() else "?" for letter in words)[:LONGEST_FAILURE]
     if guards.on_site_failure == "stop":
-        raise SiteFailed(failure)
-    print(f"{failure}; it is left out", file=sys.stderr, flush=True)
+        raise SiteFailed(words)
+    print(f"{words}; it is left out", file=sys.stderr, flush=True)

@@ -1,8 +1,5 @@
-"""What travels between the server and the sites on Flower, as records, and what is wrong with it.
-
-A site answers each request with named records and with its name; whatever goes wrong there travels
-as that. The server turns answers into Updates and scores, or into what is said of the site.
-"""
+"""What travels between the server and the sites on Flower, as records, and what is wrong with it. A site
+answers each request with named records and with its name; whatever goes wrong there travels as that."""
 
 import sys
 import traceback
@@ -24,9 +21,8 @@ def pack(prototypes):
 
 
 def pack_weights(w):
-    """Return {name: tensor} as a record of one array of bytes, the tensors in the order of their names.
-
-    Flower asks for every array by itself, several times over; names, shapes and types are known to both."""
+    """Return {name: tensor} as a record of one array of bytes, in the order of the names: Flower asks for
+    every array by itself, several times over, and names, shapes and types are known to both."""
     parts = [w[name].detach().cpu().reshape(-1).view(torch.uint8) for name in sorted(w)]
     return ArrayRecord({"bytes": torch.cat(parts)})
 
@@ -64,9 +60,8 @@ def as_answer(update):
 
 
 def as_records(parts):
-    """Return {part: scores of one site as `evaluate` gives them} as records of numbers.
-
-    A number of one of several foreground classes has the name CLASS/NUMBER."""
+    """Return {part: scores of one site as `evaluate` gives them} as records of numbers. A number of one of
+    several foreground classes has the name CLASS/NUMBER."""
     records = {}
     for part, scores in parts.items():
         row = dict(*scores["sites"].values())

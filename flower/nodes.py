@@ -42,11 +42,10 @@ class Nodes:
         self.last, self.before = {}, set()  # {site: kept}, which the run changes; its sites at the start
 
     def ask(self, kind, records, chosen=None):
-        """Send records {name: record} to every node; return {site: its records, or what is wrong}.
-
-        Waits for all sites to be there (with `skip`, once the run goes on, for min_sites), then for their
-        answers, each `timeout` seconds at most. chosen: the names of those that are told to train, None for
-        all. Raises SiteFailed if a site is missing and may not be."""
+        """Send records {name: record} to every node; return {site: its records, or what is wrong}. Waits for
+        all sites to be there (with `skip`, once the run goes on, for min_sites), then for their answers,
+        `timeout` seconds each. chosen: the names of those that are told to train, None for all. Raises
+        SiteFailed if a site is missing and may not be."""
         stop = self.guards.on_site_failure == "stop"
         wanted = self.number if stop or not self.names else self.guards.min_sites
         found = self.gather(wanted)
@@ -61,10 +60,9 @@ class Nodes:
         return answers
 
     def gather(self, wanted):
-        """Wait for `wanted` nodes; return {node: what is wrong} of those that do not say who they are.
-
-        They are asked that before anything else once the run has weights of somebody, or if its sites are
-        listed; each is sent what concerns its own site alone."""
+        """Wait for `wanted` nodes; return {node: what is wrong} of those that do not say who they are. They
+        are asked that before anything else once the run has weights of somebody, or if its sites are listed;
+        each is sent what concerns its own site alone."""
         end, wrong = time.monotonic() + self.timeout, {}
         while True:
             self.there = [node for node in self.grid.get_node_ids() if node not in self.strangers]
@@ -117,10 +115,9 @@ class Nodes:
         return reply.content if problem is None else RuntimeError(problem)
 
     def check_name(self, node, name, replies):
-        """Raise Misfit unless a node may have this name: it is one of the run's, and nobody else's.
-
-        A name belongs to the key that was registered by it (`flwr supernode register --name`), else to the
-        node that had it first, until that node no longer answers."""
+        """Raise Misfit unless a node may have this name, one of the run's. A name belongs to the key that was
+        registered by it (`flwr supernode register --name`), else to the node that had it first, until that
+        node no longer answers."""
         own = {info.node_id: info.name for info in getattr(self.grid, "get_nodes", list)()}.get(node)
         if own and own != name:
             raise Misfit(f"its key is registered as {own} and it answers as {name}")

@@ -50,10 +50,8 @@ def own_config(context):
 
 
 def name_partition(node, config):
-    """Give partition i of a simulation the i-th folder of `data`: site, data and out in its node-config.
-
-    Its own files go beside the server's run folder, to OUT_sites/SITE.
-    Raises BadInput if there are not as many folders as nodes."""
+    """Give partition i of a simulation the i-th folder of `data`: site, data and out in its node-config. Its
+    own files go beside the server's run folder, to OUT_sites/SITE. Raises BadInput."""
     data, out = Path(config.data), Path(config.out)
     if not (data.is_absolute() and out.is_absolute()):
         raise BadInput("data, out: give both as full paths, for the nodes are started in another folder")
@@ -66,10 +64,9 @@ def name_partition(node, config):
 
 
 def check_server(context):
-    """Raise BadInput unless all that the server overrides is in the site's `allow`.
-
-    By default that is every key of the config that has to do with training. Those in NEVER are not the
-    server's in its config file either. A method's file runs only where the own node-config names it."""
+    """Raise BadInput unless all that the server overrides is in the site's `allow`, by default every key that
+    has to do with training. Those in NEVER are not the server's in its config file either. A method's file
+    runs only where the own node-config names it."""
     node, run = context.node_config, context.run_config
     file = (ROOT / str(run["config"])).resolve()
     if not file.is_relative_to(ROOT):
@@ -155,9 +152,8 @@ def count_answer(question, t, config, node):
 
 
 def load_decoded(name, config):
-    """Return `load_own_site`'s Site, from decoded.pt in config.out if no setting and no file has changed.
-
-    Files are compared by path, size and time. Raises as `load_own_site`."""
+    """Return `load_own_site`'s Site, from decoded.pt in config.out if no setting has changed, and no file by
+    path, size or time. Raises as `load_own_site`."""
     file, mark = Path(config.out) / "decoded.pt", mark_of(config)
     stored = read(file)
     if stored.get("mark") == mark:
@@ -199,10 +195,7 @@ def mark_of(config):
         sites = list_files(config.data, config.task, config.case_pattern)[0].values()
         files = [Path(config.data), *(file for site in sites for entry in site for file in files_of(entry))]
     lines = [line for line in as_yaml(config).splitlines() if not line.startswith(("rounds:", "resume:"))]
-    return "\n".join(lines + [facts(file) for file in sorted(files) + [Path(config.splits or "")]])
-
-
-def facts(file):
-    """Return a file's path, size and times as a text; of a broken link the path alone."""
-    found = file.stat() if file.exists() else None
-    return f"{file} {found and (found.st_size, found.st_mtime_ns, found.st_ctime_ns)}"
+    for file in sorted(files) + [Path(config.splits or "")]:
+        found = file.stat() if file.exists() else None  # of a broken link the path alone
+        lines.append(f"{file} {found and (found.st_size, found.st_mtime_ns, found.st_ctime_ns)}")
+    return "\n".join(lines)

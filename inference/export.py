@@ -12,7 +12,7 @@ from config import VOLUMES, BadInput, class_name
 from rounds.checkpoint import save
 from scoring.norms import one_by_one
 
-OF_CASE = "of each image itself"  # what `inference.statistics.choose` calls them
+OF_CASE = "of each image itself"  # what `inference.inputs.choose` calls them
 IMAGES = ("float32 (B, 3, H, W), images of any size and range of values, grey ones three times; each is "
           "scaled to [0, 1] by its minimum and maximum here")
 SLICES = ("float32 (B, 3, H, W), slices of any size, each with the one below and above as channels, at an "
@@ -23,10 +23,9 @@ TILES = ("float32 (B, 3, H, W), H and W multiples of 16, cut out of pictures at 
 
 
 class AsPredicted(nn.Module):
-    """A network with what predict.py does around it: x (B, 3, H, W) -> logits (B, C, H, W).
-
-    Images are scaled to [0, 1] one by one, volumes before they are cut into slices. Both are resized to
-    S x S, S = `size`, and the logits to the size that x had."""
+    """A network with what predict.py does around it: x (B, 3, H, W) -> logits (B, C, H, W). Images are scaled
+    to [0, 1] one by one, volumes before they are cut into slices. Both are resized to S x S, S = `size`, and
+    the logits to the size that x had."""
 
     def __init__(self, network, size, scaled):
         super().__init__()
@@ -42,11 +41,10 @@ class AsPredicted(nn.Module):
 
 
 def export_network(network, target, config, statistics):
-    """Write a network, its statistics and the scaling of its inputs baked in, as a file of `torch.export`.
-
+    """Write a network, its statistics and the scaling of its inputs baked in, as a file of `torch.export`:
     torch.export.load(FILE).module() is `AsPredicted`, for any B, H and W. Only slices of a volume that are
     normalised by themselves have to be those of one volume. `about.json` in the file says so. Raises
-    BadInput for a network that torch cannot export."""
+    BadInput."""
     volumes, of_case, C, S = config.task in VOLUMES, statistics == OF_CASE, config.classes, config.image_size
     if config.tiles and of_case:
         raise BadInput("site: with tiles the statistics of a case are those of many tiles, which an exported "

@@ -1,6 +1,7 @@
-"""The images or volumes to predict, without the masks beside them, and reading them beside the network."""
+"""The images or volumes to predict, without the masks beside them, and whose statistics normalise them."""
 
 import contextlib
+import hashlib
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from config import VOLUMES, BadInput
-from inference.outputs import listed_in
+from config import VOLUMES, BadInput, method_module
+from inference.export import OF_CASE
+from inference.outputs import STATISTICS, listed_in
+from rounds.checkpoint import as_bytes, save
+from rounds.reading import load_whole
+from scoring.norm_statistics import choose_slices, statistics_like, statistics_of
 from sites.advice import format_advice, is_dicom
 from sites.files import check_regular, enough_memory
 from sites.layouts import DATA_KINDS, HIDDEN, IMAGE_KINDS, VOLUME_KINDS, look
 from sites.names import PREFIX, SUFFIX, Name, find_image, index_of, role_of
-from sites.readers import Sample, as_input, reader_of
+from sites.readers import Sample, as_input, reader_of, slice_of, slices_of
 from sites.table import find_file, is_class, read_rows
 
 
@@ -66,12 +71,8 @@ def first_of(files):
 def walk(path):
     """Return the visible files below a folder, {folder that is not looked into: why}, and what this project
     wrote there: run folders, and the files that predict.py lists."""
-    found, unread, own = [], {}, set()
-
-    def note(problem):
-        unread[Path(problem.filename)] = f"cannot be looked into ({problem.strerror}), check its permissions"
-
-    for place, folders, names in os.walk(path, onerror=note):
+    found, unread, own, problems = [], {}, set(), []
+    for place, folders, names in os.walk(path, onerror=problems.append):
         place = Path(place)
         own |= {place / name for name in listed_in(place)}
         if {"best.pt", "config.yaml"} <= {*names}:
@@ -82,6 +83,8 @@ def walk(path):
         unread |= {place / name: "is a link to a folder, give that folder as INPUT"
                    for name in folders if (place / name).is_symlink()}
         found += [place / name for name in names if not name.startswith(HIDDEN)]
+    unread |= {Path(problem.filename): f"cannot be looked into ({problem.strerror}), check its permissions"
+               for problem in problems}
     return found, unread, {file for file in own if file.exists()}
 
 
@@ -144,3 +147,55 @@ def read_ahead(files, config):
             found = coming.result()
             coming = following and reader.submit(read, following)
             yield file, found
+
+
+# ---- Whose batch-norm statistics normalise them ----
+
+def choose(site, model, checkpoint, config):
+    """Return (statistics, what was chosen) without looking at any input; None: those of the hospital. site: a
+    site of the run, or None. {} normalises each case by itself. Raises BadInput."""
+    known = checkpoint["statistics"].keys() | checkpoint["local"].keys()
+    if site is not None and site not in known:
+        raise BadInput(f"site: the run has no {site} to take the statistics of, "
+                       + (f"name one of {', '.join(sorted(known))}" if known else "leave it out"))
+    if config.method == "local":
+        method_module("local")[0].check_trained(checkpoint["local"], [site])
+    if not statistics_like(model):
+        return {}, "none: the network has no batch norm"
+    if config.test_stats == "case":
+        if site is not None and not checkpoint["local"].get(site):
+            raise BadInput("site: with test_stats: case each image is normalised by itself, whatever its "
+                           "site; leave site out")
+        return {}, OF_CASE
+    if site is not None:
+        if site not in checkpoint["statistics"]:
+            raise BadInput("site: the run was trained with test_stats: case and has no statistics of "
+                           f"{site}; leave site out, for those of the input images, or test_stats")
+        return checkpoint["statistics"][site], f"of the run's site {site}"
+    return None, ""
+
+
+def of_hospital(out, weights, model, files, name, config, device):
+    """Return (statistics, what they are) of a hospital that took no part: those that an earlier call with the
+    same weights left in the folder `out`, else, left there, those of up to 64 slices of the inputs, chosen as
+    eval.py does for a site of this name. Raises BadInput if no file can be read."""
+    kept, mark = out / STATISTICS, hashlib.sha256(as_bytes(weights)).hexdigest()
+    with contextlib.suppress(BadInput, KeyError, TypeError):  # of a file that is missing or damaged
+        stored = load_whole(kept)
+        if stored["weights"] == mark:
+            whose = f"of the input images of an earlier call, kept in {kept}"
+            print(f"statistics {whose}; for another hospital give another out=FOLDER", flush=True)
+            return stored["statistics"], whose
+    whose = "of the input images themselves, unlabelled"
+    print(f"collecting statistics {whose}", flush=True)
+    slices = [(file, s) for file, sample in read_ahead(files, config) if not isinstance(sample, BadInput)
+              for s in slices_of(sample)]
+    if not slices:
+        raise BadInput(f"{files[0]}: no input can be read, so there is nothing to take statistics of")
+    chosen, images = choose_slices(slices, name, config), {}
+    for file in {file for file, _ in chosen}:
+        sample = read_unlabelled(file, config)
+        images |= {(file, s): slice_of(sample, s)[0].clone() for of, s in chosen if of == file}
+    statistics = statistics_of(model, [images[place] for place in chosen], config, device)
+    save(kept, as_bytes({"weights": mark, "statistics": statistics}))
+    return statistics, whose

@@ -1,6 +1,7 @@
 """What predict.py writes: a folder in which no other file is replaced and no two files share a name;
 masks on the files' own grids, probabilities, a table and pictures."""
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -78,14 +79,11 @@ def listed_in(folder):
     """Return {file below a folder: SHA-256 or None} as predict.py listed it there, {} if there is no list;
     raises BadInput for a list that is damaged or leads out of the folder."""
     file = folder / LIST
-    try:
+    with contextlib.suppress(TypeError, ValueError, RecursionError):
         listed = dict(json.loads(file.read_bytes())) if file.is_file() else {}
-        inside = not any(Path(name).is_absolute() or ".." in Path(name).parts for name in listed)
-    except (TypeError, ValueError, RecursionError):
-        inside = False
-    if not inside:
-        raise BadInput(f"{file}: is no list that predict.py wrote, choose another out=FOLDER")
-    return listed
+        if not any(Path(name).is_absolute() or ".." in Path(name).parts for name in listed):
+            return listed
+    raise BadInput(f"{file}: is no list that predict.py wrote, choose another out=FOLDER")
 
 
 def check_targets(path, listed, inputs, names):
@@ -180,14 +178,16 @@ def labels_and_probabilities(parts, config, threshold, wanted):
     return labels, np.concatenate(maps, 2 if config.tiles else 1) if wanted else None
 
 
-def as_files(p, mask, config):
-    """Return {path: content} of probabilities (C, S, H, W), to be written beside a mask: NAME.npz with
-    `foreground` (S, H, W) or `classes`, background first; of images of two classes a grey PNG too."""
-    content = io.BytesIO()
-    np.savez_compressed(content, **({"foreground": p[0]} if config.classes == 2 else {"classes": p}))
-    _, arrays, picture = companions(mask)
-    files = {arrays: content.getvalue()}
-    if config.classes == 2 and config.task not in VOLUMES:
+def as_files(labels, p, mask, source, config):
+    """Return {path: content} of what is written of an input: its mask, and unless p is None probabilities p
+    (C, S, H, W), NAME.npz with `foreground` (S, H, W) or `classes`, background first, and of images of two
+    classes a grey PNG too."""
+    mask, arrays, picture = companions(mask)
+    files, content = {mask: as_mask(labels, source, config)}, io.BytesIO()
+    if p is not None:
+        np.savez_compressed(content, **({"foreground": p[0]} if config.classes == 2 else {"classes": p}))
+        files[arrays] = content.getvalue()
+    if p is not None and config.classes == 2 and config.task not in VOLUMES:
         grey = (255 * p[0, 0].astype(np.float32)).round().astype(np.uint8)
         files[picture] = as_png(Image.fromarray(grey))
     return files

@@ -16,7 +16,7 @@ from PIL import Image
 import predict
 import train
 from datasets import load_sites
-from inference import statistics
+from inference import inputs
 from inference.inputs import list_inputs, read_unlabelled
 from inference.outputs import output_names
 from rounds.reading import load_checkpoint
@@ -121,7 +121,7 @@ def test_a_hospital_that_took_no_part(trained, tmp_path, monkeypatch, capsys):
     kept = torch.load(tmp_path / "p" / "statistics.pt")["statistics"]
     assert kept.keys() == own["new"].keys()
     assert all(torch.equal(kept[name], own["new"][name]) for name in kept)
-    monkeypatch.setattr(statistics, "statistics_of", lambda *_: pytest.fail("they are kept"))
+    monkeypatch.setattr(inputs, "statistics_of", lambda *_: pytest.fail("they are kept"))
     first = next((tmp_path / "p").rglob("0.png" if config.task == "nuclei" else "Case0.nii.gz")).read_bytes()
     code, out, _ = run_here(monkeypatch, capsys, predict, tmp_path, *arguments)
     assert code == 0 and "collecting" not in out and "of an earlier call, kept in" in out
@@ -259,8 +259,6 @@ def test_memory_does_not_grow_with_the_number_of_files(trained_on_images, tmp_pa
     """At most two samples are alive at a time."""
     folder, _ = trained_on_images
     import weakref
-
-    from inference import inputs
     alive, most = weakref.WeakSet(), []
 
     class Held:
