@@ -106,8 +106,7 @@ def read_words(words):
 
 
 def check_export(keys, inputs):
-    """Raise BadInput for an export that would replace a file or is of another kind, and for words beside it
-    that would be without effect."""
+    """Raise BadInput for an export of another kind or over a file, and for words without effect on it."""
     if inputs:
         raise BadInput("export: takes no INPUT, leave it out")
     for key in ("out", "threshold", "probabilities", "keep_largest"):

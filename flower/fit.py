@@ -27,7 +27,7 @@ LONGEST_NAME, LONGEST_FAILURE = 80, 500
 UNSEEN = re.compile("[,\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
                     "\U000e0100-\U000e01ef]")  # letters that print as nothing, and the comma of a list
 MOST, MOST_LOSS = 10**9, 1e30           # images, seconds, and pixels or mm of a distance
-MOST_TERMS, LONGEST_TERM = 16, 40
+MOST_TERMS, LONGEST_TERM = 16, 40       # of a loss, and the letters of one's name
 MOST_ROWS = 1000                        # prototypes of a class that a site may send
 MOST_WEIGHT, MOST_PROTOTYPE = 1e8, 1e4  # no honest number comes near; a square of more would not be finite
 LARGEST = {"dice": 1, "hd95": MOST, "assd": MOST}

@@ -76,13 +76,13 @@ class Nodes:
 
     def exchange(self, nodes, kind, records, chosen=None):
         """Return {node: the records of its answer, or what is wrong with it}, in the order of the answers."""
-        lifetime = self.timeout + 60  # a node that comes back later is spared what nobody waits for
         messages = []
         for node in nodes:
             site = self.names.get(node)  # which is told of itself whether it trains, and what was taken last
             turn = {"train": self.trains(site, chosen), "last": self.last.get(site, {}).get("round", 0)}
             content = RecordDict(records | {"turn": ConfigRecord(turn)})
-            messages.append(Message(content, node, kind, ttl=lifetime))
+            # a node that comes back later than ttl is spared what nobody waits for
+            messages.append(Message(content, node, kind, ttl=self.timeout + 60))
         replies = list(self.grid.send_and_receive(messages, timeout=self.timeout)) if messages else []
         asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
         replies = {asked[number]: reply for reply in replies

@@ -34,8 +34,7 @@ ANSWERS = 3  # to one question about a round: a server that was killed asks agai
 # ---- What the server decides ----
 
 def own_config(context):
-    """Return the config by which this node trains, the server's with what is its own; raises BadInput for one
-    that it does not allow."""
+    """Return the config by which this node trains, the server's with what is its own; raises BadInput."""
     node = context.node_config
     if "partition-id" in node and "site" not in node:  # a simulation on one's own machine
         name_partition(node, settings(context)[0])
@@ -171,8 +170,7 @@ def load_decoded(name, config):
 
 
 def load_own_site(name, config):
-    """Return the Site of one hospital, its own folder, or its table, being config.data; raises as
-    `datasets.load_sites`."""
+    """Return the Site of one hospital, whose own folder or table is config.data; raises as `load_sites`."""
     data, table = config.data, is_table(config.data)
     if not table and not Path(data).is_dir():
         raise BadInput(f"{data}: there is no such folder of site {name}")

@@ -33,8 +33,7 @@ class Inputs(NamedTuple):
 
 
 def list_inputs(path, task):
-    """Return the Inputs at or below `path` for a run of `task`; raises BadInput if there is nothing to
-    predict."""
+    """Return the Inputs at or below `path` for a run of `task`; raises BadInput if there are none."""
     if not path.is_dir():
         check_regular(path)
         return Inputs([path], [], {})
@@ -124,28 +123,26 @@ def named_masks(folder):
 # ---- Reading ----
 
 def read_unlabelled(file, config):
-    """Return the Sample of an image or volume without a mask: its truth is empty, on the file's own grid."""
+    """Return the Sample of an image or volume without a mask, or the BadInput that says why there is none. Its
+    truth is empty, on the file's own grid."""
     task, size, tiles = config.task, config.image_size, config.tiles
-    with enough_memory(file):
-        image, spacing, found = reader_of(task, tiles).read_alone(file, config.window)
-        truth = np.broadcast_to(np.uint8(0), (len(image), *image.shape[2:]))
-        return Sample("", "", file.name, as_input(image, task, size, tiles), None, truth, spacing,
-                      tuple(found), tile=size if tiles else 0)
+    try:
+        with enough_memory(file):
+            image, spacing, found = reader_of(task, tiles).read_alone(file, config.window)
+            truth = np.broadcast_to(np.uint8(0), (len(image), *image.shape[2:]))
+            return Sample("", "", file.name, as_input(image, task, size, tiles), None, truth, spacing,
+                          tuple(found), tile=size if tiles else 0)
+    except BadInput as problem:
+        return problem
 
 
 def read_ahead(files, config):
-    """Yield (file, Sample or the BadInput it raised); meanwhile the next one is read, and no other."""
-    def read(file):
-        try:
-            return read_unlabelled(file, config)
-        except BadInput as problem:
-            return problem
-
+    """Yield (file, what `read_unlabelled` returns); meanwhile the next one is read, and no other."""
     with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(read, files[0])
+        coming = reader.submit(read_unlabelled, files[0], config)
         for file, following in zip(files, [*files[1:], None]):
             found = coming.result()
-            coming = following and reader.submit(read, following)
+            coming = following and reader.submit(read_unlabelled, following, config)
             yield file, found
 
 

@@ -127,8 +127,7 @@ def output_names(files, path, ending):
 
 
 def companions(mask):
-    """Return all that may be written of an input, by its mask's path: the mask, the probabilities, and of two
-    classes a picture of them."""
+    """Return the paths of all that may be written of an input: mask, probabilities, a picture of them."""
     return mask, Path(f"{mask}.npz"), mask.with_name(f"{mask.stem}_probability.png")
 
 
