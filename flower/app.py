@@ -45,8 +45,7 @@ def own_site(context):
 
 
 def train_site(content, context):
-    """Answer with the site's update of the weights and prototypes that came, and with these weights'
-    validation scores if the server wants them."""
+    """Answer with the site's update of what came, and with the scores of that if the server wants them."""
     config, site, method, model = own_site(context)
     check_images(site, context.node_config)
     t, last = content["round"]["t"], content["turn"]["last"]
@@ -141,9 +140,8 @@ def run_rounds(nodes, config):
 
     def show(scores):  # of round t, once its scores are there
         if line:
-            t, updates, seconds = line
-            table.add(t, updates, seconds, scores)
-            method.log(t, updates, scores)
+            table.add(*line, scores)
+            method.log(*line[:2], scores)
 
     for t in run.rounds_left():
         updates, scores = train_round(nodes, run, t, method, fields)

@@ -81,13 +81,12 @@ def describe_error(problem):
 def answering(task):
     """Return task(content, context) -> {name: record} as a handler of messages that never raises."""
     def handler(message, context):
-        site = {}
         try:
-            records = task(message.content, context)
+            records, site = task(message.content, context), {}
         except Exception as problem:  # noqa: BLE001
             print("error:", problem if isinstance(problem, BadInput) else traceback.format_exc(),
                   file=sys.stderr, flush=True)
-            records, site["problem"] = {}, describe_error(problem)
+            records, site = {}, {"problem": describe_error(problem)}
         node = context.node_config  # a partition of a simulation has its name since the task began
         site["name"] = str(node.get("site", node.get("partition-id", "without a name")))
         return Message(RecordDict(records | {"site": ConfigRecord(site)}), reply_to=message)

@@ -123,8 +123,8 @@ def named_masks(folder):
 # ---- Reading ----
 
 def read_unlabelled(file, config):
-    """Return the Sample of an image or volume without a mask, or the BadInput that says why there is none. Its
-    truth is empty, on the file's own grid."""
+    """Return the Sample of an image or volume without a mask, or the BadInput that says why there is none.
+    Its truth is empty, on the file's own grid."""
     task, size, tiles = config.task, config.image_size, config.tiles
     try:
         with enough_memory(file):
