@@ -6,7 +6,7 @@ import numpy as np
 
 AVERAGED = ("dice", "hd95", "assd")
 MEASURES = (*AVERAGED, "misses", "images")  # of a site
-AT_ONCE = 2**20  # points that are looked at together: a whole slide has many
+POINTS_AT_ONCE = 2**20  # points that are looked at together: a whole slide has many
 
 
 def border(mask):
@@ -83,7 +83,7 @@ def nearest_distance(at, to, spacing):
     for axis in between:
         squared = spread(squared, axis, spacing[axis])
     points = np.nonzero(at)
-    parts = zip(*(np.array_split(index, -(-len(index) // AT_ONCE) or 1) for index in points))
+    parts = zip(*(np.array_split(index, -(-len(index) // POINTS_AT_ONCE) or 1) for index in points))
     return np.sqrt(np.concatenate([spread_to(part, squared, last, spacing[last]) for part in parts]))
 
 
