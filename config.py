@@ -9,9 +9,7 @@ from types import SimpleNamespace
 import yaml
 
 import settings.kinds as kind
-from settings.kinds import BadInput, PlainLoader
-
-REQUIRED = object()
+from settings.kinds import REQUIRED, BadInput, PlainLoader
 
 # Every method: where its function stands. Beside it a file may have SETTINGS, keys of its own in the
 # form of KEYS, and FIXED, the switches that the method sets.
@@ -88,6 +86,12 @@ def method_module(method):
         return importlib.import_module(file.removesuffix(".py").replace("/", ".")), name
     from methods.from_file import import_file  # a run of this project's methods does not load it
     return import_file(file, name), name
+
+
+def all_keys():
+    """Return {title: keys in the form of KEYS}: those of every run, and of each method that has its own."""
+    own = {f"method {name}": getattr(method_module(name)[0], "SETTINGS", {}) for name in METHODS}
+    return {"key": KEYS} | {title: keys for title, keys in own.items() if keys}
 
 
 def read_value(key, value, keys, method):

@@ -2,7 +2,7 @@
 
 import sys
 
-from config import BadInput, load_config, method_module
+from config import BadInput, all_keys, load_config, method_module
 from datasets import load_sites, sites_of_round, store_on
 from federated import Diverged, average_weights, local_update
 from methods.find import find_step, method_and_model
@@ -10,7 +10,7 @@ from rounds.lock import locked
 from rounds.run_folder import RunFolder, check_run_folder
 from rounds.screen import RoundTable, show_step
 from scoring.evaluate import finish, pick_device, validate
-from settings.program import ALL_KEYS, Parser, run_program
+from settings.program import Parser, run_program
 
 
 def train(config):
@@ -51,7 +51,7 @@ def sites_that_train(sites, config):
 
 def main():
     """Train by a config file and its overrides."""
-    parser = Parser(description=__doc__, epilog=ALL_KEYS)
+    parser = Parser(description=__doc__, keys=all_keys)
     parser.add_argument("--config", required=True, help="YAML file of settings")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any of the keys below")
     given = parser.parse_intermixed_args()

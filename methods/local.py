@@ -1,7 +1,7 @@
 """Every site by itself: what a hospital has without any federation, the lower bound."""
 
-from config import BadInput
 from federated import fedbcs
+from settings.kinds import BadInput
 
 FIXED = {"fsr": "none", "prototype_weight": 0.0, "hold_out": None, "sites_per_round": None}
 

@@ -16,27 +16,18 @@ def largest_parts(labels, classes):
 
 def largest_part(mask):
     """Return the largest connected part of a bool mask of any dimension, of equal ones the first; bool."""
-    starts = mask & ~np.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(1, 0)])[..., :-1]
-    runs = np.cumsum(starts.ravel(), dtype=np.int32).reshape(mask.shape) - 1  # a voxel's run
-    part = joined(touching(mask, runs), int(starts.sum()))
-    if not len(part):
+    if not mask.any():
         return mask
-    size = np.bincount(part[runs[mask]])
-    return mask & (part[np.maximum(runs, 0)] == size.argmax())
-
-
-def touching(mask, runs):
-    """Return the pairs of runs (N, 2) that share a side of a voxel, with repetitions."""
-    pairs = [np.zeros((0, 2), runs.dtype)]
-    for axis in range(mask.ndim - 1):
-        m, r = np.moveaxis(mask, axis, 0), np.moveaxis(runs, axis, 0)
+    place, pairs = np.arange(mask.size).reshape(mask.shape), []
+    for axis in range(mask.ndim):
+        m, n = np.moveaxis(mask, axis, 0), np.moveaxis(place, axis, 0)
         both = m[1:] & m[:-1]
-        found = np.stack([r[1:][both], r[:-1][both]], 1)
-        pairs.append(found[np.r_[True, (found[1:] != found[:-1]).any(1)]] if len(found) else found)
-    return np.concatenate(pairs)
+        pairs.append(np.stack([n[1:][both], n[:-1][both]], 1))
+    part = roots_of(np.concatenate(pairs), mask.size).reshape(mask.shape)
+    return mask & (part == np.bincount(part[mask]).argmax())
 
 
-def joined(pairs, number):
+def roots_of(pairs, number):
     """Return for each of `number` nodes the smallest node that it is joined to by `pairs` (N, 2)."""
     first = np.arange(number)
     while len(pairs):

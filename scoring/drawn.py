@@ -1,28 +1,22 @@
 """predictions.png: what the best round finds in the test images, the worst one of each site first."""
 
+from functools import partial
+
 import numpy as np
 
 from config import VOLUMES, class_name
 from scoring import pictures
-from scoring.evaluate import predict, with_weights
-from scoring.norms import own_network
 
 
-def draw_predictions(checkpoint, model, sites, config, device, rows):
-    """Return a picture of a checkpoint, a row a site: of images the one of lowest Dice and one in the middle,
-    with truth and errors; of volumes slices of the one of lowest Dice. rows: of cases.csv, of this
-    checkpoint. None if no site has a test image that was scored."""
-    statistics, local = with_weights(model, checkpoint, sites, config, device)
-    drawn = []
+def draw_predictions(sites, config, rows, find):
+    """Return a picture with a row a site: of images the one of lowest Dice and one in the middle, with truth
+    and errors; of volumes slices of the one of lowest Dice. rows: of cases.csv, of one checkpoint; find:
+    (site, sample) -> the classes found (S, H, W). None if no site has a test image that was scored."""
+    draw, drawn = of_volume if config.task in VOLUMES else of_images, []
     for site in sites:
-        scored = lowest_first(site, rows, config)
-        if not scored:
-            continue
-        network = own_network(model, statistics.get(site.name, {}), local.get(site.name, {}))
-        draw = of_volume if config.task in VOLUMES else of_images
-        words, tiles = draw(
-            scored, lambda sample, network=network: predict(network, sample, config, device), config)
-        drawn.append((f"{site.name}: {words}{'' if drawn else key_of(config)}", tiles))
+        if scored := lowest_first(site, rows, config):
+            words, tiles = draw(scored, partial(find, site), config)
+            drawn.append((f"{site.name}: {words}{'' if drawn else key_of(config)}", tiles))
     titles = () if config.task in VOLUMES else 2 * ("image", "truth", "found, missed, too much")
     return pictures.contact_sheet(drawn, titles) if drawn else None
 

@@ -9,13 +9,14 @@ from config import VOLUMES, BadInput, class_name, method_module
 from rounds.checkpoint import save
 from rounds.run_folder import as_json
 from scoring import pictures
+from scoring.drawn import draw_predictions
 from scoring.metrics import mean_scores, overlap_scores, score, site_scores
 from scoring.norms import batch_norms, one_by_one, own_network
 from scoring.results import KINDS, SCORED, as_table, case_rows, explained, print_result
 from unet import mixed_precision
 
-AT_ONCE = 32  # slices of a volume in one pass of a prediction
-IMAGES = 8     # images in one, for more leave a CPU's cache
+SLICES_AT_ONCE = 32  # of a volume, in one pass of a prediction
+IMAGES_AT_ONCE = 8   # in one pass, for more leave a CPU's cache
 
 
 def pick_device(config):
@@ -40,7 +41,7 @@ def logits_of(model, sample, config, device):
         from scoring.tiled import in_strips
         yield from in_strips(run_alone, model, sample, config, device)
         return
-    for part in sample.images.tensor_split(-(-len(sample.images) // AT_ONCE)):  # of nearly one length
+    for part in sample.images.tensor_split(-(-len(sample.images) // SLICES_AT_ONCE)):  # of nearly one length
         yield resized(run_alone(model, part, config, device), sample)
 
 
@@ -85,8 +86,8 @@ def predictions(model, site, split, config, device, statistics, local):
             yield sample, classes_of(logits_of(network, sample, config, device), config)
         return
     network = one_by_one(network) if config.test_stats == "case" else network
-    for i in range(0, len(samples), IMAGES):
-        part = samples[i:i + IMAGES]
+    for i in range(0, len(samples), IMAGES_AT_ONCE):
+        part = samples[i:i + IMAGES_AT_ONCE]
         logits = run_alone(network, torch.cat([sample.images for sample in part]), config, device)
         for sample, own in zip(part, logits.split(1)):
             yield sample, classes_of([resized(own, sample)], config)
@@ -205,9 +206,12 @@ def finish(folder, checkpoints, model, sites, config, device, seconds):
     result, cases = score_run(checkpoints, model, sites, config, device, seconds, foreign)
     save(folder / "result.json", as_json(result))
     save(folder / "cases.csv", as_table(cases))
-    from scoring.drawn import draw_predictions  # which predicts, too
-    best = [row for row in cases if row["kind"] == "best"]
-    if picture := draw_predictions(checkpoints["best"], model, sites, config, device, best):
+    statistics, local = with_weights(model, checkpoints["best"], sites, config, device)
+
+    def find(site, sample):
+        network = own_network(model, statistics.get(site.name, {}), local.get(site.name, {}))
+        return predict(network, sample, config, device)
+    if picture := draw_predictions(sites, config, [row for row in cases if row["kind"] == "best"], find):
         save(folder / "predictions.png", pictures.as_png(picture))
     print(f"written to {folder}: result.json, cases.csv, metrics.csv, predictions.png, best.pt, last.pt")
     return result

@@ -6,7 +6,7 @@ import numpy as np
 
 AVERAGED = ("dice", "hd95", "assd")
 MEASURES = (*AVERAGED, "misses", "images")  # of a site
-AT_ONCE = 2**20  # points that are looked at together: a whole slide has many
+POINTS_AT_ONCE = 2**20  # points that are looked at together: a whole slide has many
 
 
 def border(mask):
@@ -83,7 +83,7 @@ def nearest_distance(at, to, spacing):
     for axis in between:
         squared = spread(squared, axis, spacing[axis])
     points = np.nonzero(at)
-    parts = zip(*(np.array_split(index, -(-len(index) // AT_ONCE) or 1) for index in points))
+    parts = zip(*(np.array_split(index, -(-len(index) // POINTS_AT_ONCE) or 1) for index in points))
     return np.sqrt(np.concatenate([spread_to(part, squared, last, spacing[last]) for part in parts]))
 
 
@@ -115,19 +115,12 @@ def score(prediction, truth, spacing):
     return overlap_scores(both, p, t) | {"hd95": hd95, "assd": assd}
 
 
-def mean_of(rows, name):
-    """Return the mean of rows' `name`; None without rows or where the value is missing."""
-    values = [row.get(name) for row in rows]
-    return None if not values or None in values else float(np.mean(values))
-
-
 def site_scores(cases):
     """Return {dice, hd95, assd, misses, images} of a site from {class: [scores of each image]}, None
     without images. With several foreground classes `classes` holds each one's, the rest is their mean or
     total."""
-    found = {j: {name: mean_of(rows, name) for name in AVERAGED} | {
-        "misses": sum(row["miss"] for row in rows) if rows else None, "images": len(rows)}
-        for j, rows in cases.items()}
+    found = {j: mean_of_all([row | {"misses": row["miss"], "images": 1} for row in rows])
+             for j, rows in cases.items()}
     first, *others = found.values()
     images = max(row["images"] for row in found.values())  # a class that is not scored has none
     return mean_of_all(found.values()) | {"images": images, "classes": found} if others else first
@@ -151,8 +144,10 @@ def mean_scores(sites, foreign=()):
 
 def mean_of_all(rows):
     """Return {dice, hd95, assd, misses, images}: the rows' means, and the totals of misses and images;
-    without rows None, and 0 images."""
+    without rows None, and 0 images. A mean of which a value is missing is None."""
     rows = [row for row in rows if row["misses"] is not None]
-    return {name: mean_of(rows, name) for name in AVERAGED} | {
-        "misses": sum(row["misses"] for row in rows) if rows else None,
-        "images": sum(row["images"] for row in rows)}
+    values = {name: [row.get(name) for row in rows] for name in AVERAGED}
+    means = {name: float(np.mean(of_name)) if rows and None not in of_name else None
+             for name, of_name in values.items()}
+    return means | {"misses": sum(row["misses"] for row in rows) if rows else None,
+                    "images": sum(row["images"] for row in rows)}

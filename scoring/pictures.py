@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from scoring.metrics import border
+
 TILE = 192  # pixels, side of a picture on a sheet; of a larger one, whose objects are small, up to twice that
 GAP = 4     # between them
-SLICES = 6  # of a volume, in a row
+SLICES_SHOWN = 6  # of a volume, in a row
 GREEN, RED = (0, 255, 0), (255, 0, 0)
 EXTRA, MISSED, OTHER = (86, 180, 233), (213, 94, 0), (240, 228, 66)  # that the colour-blind can tell apart
 ERRORS = "white: found, orange: missed, blue: too much"
@@ -36,9 +38,7 @@ def draw_classes(tile, labels, classes, colour):
     colours, drawn = [colour] if classes == 2 else list(COLOURS.values()), tile.copy()
     for j in range(1, classes):
         inside = Image.fromarray(labels >= j).resize(tile.shape[1::-1], Image.Resampling.NEAREST)
-        padded = np.pad(np.asarray(inside), 1)
-        core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-        drawn[padded[1:-1, 1:-1] & ~core] = colours[(j - 1) % len(colours)]
+        drawn[border(np.asarray(inside))] = colours[(j - 1) % len(colours)]
     return drawn
 
 
@@ -62,11 +62,11 @@ def legend(names):
 
 
 def slices_through(inside):
-    """Return up to SLICES slices of (S, H, W) in equal steps through what is True, else through all, and
-    words that number them."""
+    """Return up to SLICES_SHOWN slices of (S, H, W) in equal steps through what is True, else through all,
+    and words that number them."""
     found = inside.any((1, 2)).nonzero()[0]
     found = found if len(found) else np.arange(len(inside))
-    chosen = np.unique(found[np.linspace(0, len(found) - 1, SLICES).round().astype(int)]).tolist()
+    chosen = np.unique(found[np.linspace(0, len(found) - 1, SLICES_SHOWN).round().astype(int)]).tolist()
     return chosen, f"slices {', '.join(str(s + 1) for s in chosen)} of {len(inside)}"
 
 

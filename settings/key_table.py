@@ -2,14 +2,12 @@
 
 import textwrap
 
-from config import KEYS, METHODS, REQUIRED, method_module
+from settings.kinds import REQUIRED
 
 
-def key_table():
-    """Return lines of key, default and help of all keys, and below them those of single methods."""
-    methods = {name: getattr(method_module(name)[0], "SETTINGS", {}) for name in METHODS}
-    own = {f"method {name}": keys for name, keys in methods.items() if keys}
-    return "\n".join(line for title, keys in ({"key": KEYS} | own).items()
+def key_table(tables):
+    """Return lines of key, default and help of {title: {key: (kind, default, help)}}, from `all_keys`."""
+    return "\n".join(line for title, keys in tables.items()
                      for line in (f"\n{title:20}default", *lines_of(keys)))
 
 

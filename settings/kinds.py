@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+REQUIRED = object()  # in place of a default
+
 
 class BadInput(Exception):
     """What a user gave cannot be used; the text reads `FILE or KEY: what is wrong, what to do`."""

@@ -15,21 +15,19 @@ REMEDIES = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EACCES: 
           errno.ENOENT: "it or its folder was there before; restore it"}
 
 
-ALL_KEYS = "every key of the config"  # as the epilog of a parser: its help has them all
-
-
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are BadInput, so that they too are one line, and whose help keeps the
-    lines and paragraphs of its program's docstring."""
+    lines and paragraphs of its program's docstring. keys: what gives the tables of `key_table`, if any."""
 
-    def __init__(self, formatter_class=argparse.RawDescriptionHelpFormatter, **more):
+    def __init__(self, keys=None, formatter_class=argparse.RawDescriptionHelpFormatter, **more):
         super().__init__(formatter_class=formatter_class, **more)
+        self.keys = keys
 
     def format_help(self):
-        """Return the help, with all keys if the program takes all."""
-        if self.epilog == ALL_KEYS:
+        """Return the help, with all keys if the program takes them."""
+        if self.keys:
             from settings.key_table import key_table  # loaded by --help alone
-            self.epilog = key_table()
+            self.epilog = key_table(self.keys())
         return super().format_help()
 
     def error(self, message):

@@ -28,6 +28,7 @@ from rounds.reading import load_checkpoint
 from scoring import evaluate as evaluation
 from scoring import pictures, results
 from scoring.drawn import draw_predictions
+from scoring.norms import own_network
 from scoring.trained import model_of
 from test_fedbcs import HERE, tiny_config, write_nuclei
 from tests.helpers import (
@@ -119,15 +120,18 @@ def test_weights_that_do_not_fit_their_config(tmp_path):
 def test_picture_shows_two_cases_a_site_with_their_errors(tmp_path, monkeypatch):
     config, sites = a_config(), some_sites()
     write_run(tmp_path, config, sites)
-    best = load_checkpoint(tmp_path / "best.pt")
-    model, shown = model_of(best, "best.pt", CPU), []
+    model, shown = model_of(load_checkpoint(tmp_path / "best.pt"), "best.pt", CPU), []
     sheet = pictures.contact_sheet
     monkeypatch.setattr(pictures, "contact_sheet",
                         lambda rows, titles: shown.extend(rows) or sheet(rows, titles))
     sites[0].test.append(a_sample("a", "c9"))
     rows = [{"site": site.name, "split": "test", "file": sample.name, "dice": dice}
             for site in sites for dice, sample in zip((0.7, 0.2, 0.5), site.test)]
-    assert draw_predictions(best, model, sites, config, CPU, rows).width > 6 * 192
+
+    def find(site, sample):
+        assert sample in site.test
+        return evaluation.predict(own_network(model, {}), sample, config, CPU)
+    assert draw_predictions(sites, config, rows, find).width > 6 * 192
     assert [label.partition("   (white")[0] for label, _ in shown] == [
         "a: worst c5.png Dice 0.20, middle c9.png Dice 0.50", "b: worst c5.png Dice 0.20, middle c4.png Dice 0.70"]
     for _, tiles in shown:
@@ -139,10 +143,32 @@ def test_picture_shows_two_cases_a_site_with_their_errors(tmp_path, monkeypatch)
     volume.truth[2, 2:38, 2:48] = 1
     site, rows = Site("v", train=[], val=[], test=[volume]), [
         {"site": "v", "split": "test", "file": volume.name, "dice": 0.1}]
-    draw_predictions(best, model, [site], of_volumes, CPU, rows)
+    draw_predictions([site], of_volumes, rows, find)
     label, tiles = shown[-1]
     assert label.startswith("v: worst c.png Dice 0.10, slices 1, 2, 3, 4, 5 of 5   (white") and len(tiles) == 5
-    assert draw_predictions(best, model, [], config, CPU, []) is None
+    assert draw_predictions([], config, [], find) is None
+
+
+def test_picture_is_of_the_best_round(tmp_path, capsys):
+    """Of its weights, and of what each site's network has of its own."""
+    config, sites = a_config(test_stats="site"), some_sites()
+    write_run(tmp_path, config, sites)
+    best = load_checkpoint(tmp_path / "best.pt")
+    worse = {name: value + .1 * torch.randn(value.shape) for name, value in best["weights"].items()}
+    found = {"best": best | {"local": {"b": {"head.bias": torch.tensor([.2, -.2])}}},
+             "last": best | {"round": 3, "weights": worse}}
+    model = model_of(best, "best.pt", CPU)
+    evaluation.finish(tmp_path, found, model, sites, config, CPU, 0.)
+    rows = [row for row in csv.DictReader((tmp_path / "cases.csv").open()) if row["kind"] == "best"]
+    rows = [row | {"dice": float(row["dice"])} for row in rows]
+    model.load_state_dict(best["weights"])
+
+    def picture(kind):
+        def find(site, sample):
+            local = found[kind]["local"].get(site.name, {})
+            return evaluation.predict(own_network(model, best["statistics"][site.name], local), sample, config, CPU)
+        return pictures.as_png(draw_predictions(sites, config, rows, find))
+    assert (tmp_path / "predictions.png").read_bytes() == picture("best") != picture("last")
 
 
 @pytest.fixture(scope="module")
