@@ -164,12 +164,12 @@ def choose(site, model, checkpoint, config):
             raise BadInput("site: with test_stats: case each image is normalised by itself, whatever its "
                            "site; leave site out")
         return {}, OF_CASE
-    if site is not None:
-        if site not in checkpoint["statistics"]:
-            raise BadInput("site: the run was trained with test_stats: case and has no statistics of "
-                           f"{site}; leave site out, for those of the input images, or test_stats")
-        return checkpoint["statistics"][site], f"of the run's site {site}"
-    return None, ""
+    if site is None:
+        return None, ""
+    if site not in checkpoint["statistics"]:
+        raise BadInput("site: the run was trained with test_stats: case and has no statistics of "
+                       f"{site}; leave site out, for those of the input images, or test_stats")
+    return checkpoint["statistics"][site], f"of the run's site {site}"
 
 
 def of_hospital(out, weights, model, files, name, config, device):
