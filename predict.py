@@ -37,7 +37,7 @@ from settings.program import Parser, run_program
 
 OF_RUN = {"device", "test_stats", "keep_largest"}  # keys of the run that may be changed
 FLAG = kind.choice("true", "false")
-OWN = {  # keys of this program: their kinds
+WORDS = {  # keys of this program: their kinds
     "out": kind.path, "site": kind.text, "export": kind.path, "threshold": kind.number(above=0, most=0.9999),
     "probabilities": lambda word: FLAG(word) == "true", "trust": FLAG}
 NAMED = 20  # files that are not read are named up to this number
@@ -81,10 +81,10 @@ def main():
 
 
 def read_words(words):
-    """Return INPUT, a path or None, and the keys of `OWN`, typed, None if not given, as attributes, with
+    """Return INPUT, a path or None, and the keys of `WORDS`, typed, None if not given, as attributes, with
     `of_run`, the words for the run's own keys; raises BadInput for what cannot be used."""
     inputs = [word for word in words if "=" not in word or Path(word).exists()]
-    keys, of_run, known = {}, [], OWN.keys() | OF_RUN
+    keys, of_run, known = {}, [], WORDS.keys() | OF_RUN
     for word in (word for word in words if word not in inputs):
         key, _, value = word.partition("=")
         if key not in known:
@@ -94,7 +94,7 @@ def read_words(words):
         if key in keys:
             raise BadInput(f"{key}: is given twice, keep one")
         try:
-            keys[key] = OWN.get(key, str)(value)
+            keys[key] = WORDS.get(key, str)(value)
         except ValueError as problem:
             raise BadInput(f"{key}: {kind.shown(value)} cannot be used, {problem}") from None
         of_run += [word] if key in OF_RUN or key == "trust" else []
@@ -102,7 +102,7 @@ def read_words(words):
         check_export(keys, inputs)
     elif len(inputs) != 1:
         raise BadInput("command line: expected one INPUT, a file or a folder")
-    return Path(inputs[0]) if inputs else None, SimpleNamespace(**dict.fromkeys(OWN) | keys, of_run=of_run)
+    return Path(inputs[0]) if inputs else None, SimpleNamespace(**dict.fromkeys(WORDS) | keys, of_run=of_run)
 
 
 def check_export(keys, inputs):

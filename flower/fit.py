@@ -30,7 +30,7 @@ MOST, MOST_LOSS = 10**9, 1e30           # images, seconds, and pixels or mm of a
 MOST_TERMS, LONGEST_TERM = 16, 40       # of a loss, and the letters of one's name
 MOST_ROWS = 1000                        # prototypes of a class that a site may send
 MOST_WEIGHT, MOST_PROTOTYPE = 1e8, 1e4  # no honest number comes near; a square of more would not be finite
-LARGEST = {"dice": 1, "hd95": MOST, "assd": MOST}
+HIGHEST = {"dice": 1, "hd95": MOST, "assd": MOST}
 
 
 class Misfit(Exception):
@@ -46,7 +46,7 @@ def is_number(value, least, most, kinds=(int, float)):
     return type(value) in kinds and least <= value <= most
 
 
-def name_of(content):
+def site_name(content):
     """Return the site's name in an answer; raises Misfit if it has none that can be used."""
     name = content["site"].get("name") if "site" in content else None
     if not isinstance(name, str):
@@ -144,7 +144,7 @@ def check_scores(row, images, config):
         raise Misfit("its scores lack Dice or misses")
     if not images and [value for value in row.values() if value is not None] != [0]:
         raise Misfit("it has scores of no image")
-    for name, largest in LARGEST.items():
+    for name, largest in HIGHEST.items():
         if row[name] is not None and not is_number(row[name], 0, largest):
             raise Misfit(f"its {name} is not a number from 0 to {largest:g}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from flower.fit import Misfit, SiteFailed, name_of
+from flower.fit import Misfit, SiteFailed, site_name
 from sites.files import reading
 
 # Cyrillic and Greek letters, and the Latin ones that they look like
@@ -19,7 +19,7 @@ class Stranger(Misfit):
     """A node that is none of this run's sites."""
 
 
-def look(name):
+def likeness(name):
     """Return what a name looks like, the same for names that a reader could take for each other."""
     return unicodedata.normalize("NFKC", name).casefold().translate(LOOK_ALIKES)
 
@@ -102,7 +102,7 @@ class Nodes:
         if reply.has_error():
             return RuntimeError(reply.error.reason)
         try:
-            name = name_of(reply.content)
+            name = site_name(reply.content)
             self.check_name(node, name, replies)
         except Misfit as problem:
             if isinstance(problem, Stranger):
@@ -126,7 +126,7 @@ class Nodes:
         if self.listed is not None and name not in self.listed:
             raise Stranger(f"it answers as {name}, which is none of the names in sites")
         others = self.before | {site for other, site in self.names.items() if other in self.there}
-        if twins := [site for site in others if site != name and look(site) == look(name)]:
+        if twins := [site for site in others if site != name and likeness(site) == likeness(name)]:
             raise Misfit(f"its name {name} looks like that of {twins[0]}")
         known = {*self.before, *self.names.values()}
         if self.listed is None and name not in known and len(others) >= self.number:
