@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 
-from config import load_config
 from datasets import load_sites
 from experiments import paired
 from experiments.curves import LOOKS, axes, mean_curve, read_curves, save_figure
@@ -86,7 +85,7 @@ def draw_style(file, runs, config):
     figure, (panels,) = axes(2, sharey=True)
     columns = [["level", *LEVELS]]
     for look, (name, seeds) in zip(LOOKS, by_setting(runs).items()):
-        found = [style_bias(load_run(run.folder / "best.pt", [], config_of(run), torch.device("cpu"))[1],
+        found = [style_bias(load_run(run.folder / "best.pt", [], run.config, torch.device("cpu"))[1],
                             batches) for (run,) in seeds]
         for side, when in enumerate(("before", "after")):
             curves = [[of_seed[level][side] for level in LEVELS] for of_seed in found]
@@ -105,13 +104,13 @@ def draw_style(file, runs, config):
 
 def draw_pictures(file, runs, config):
     """Figure 5: a row a site: its first test image, truth, and all methods' predictions, errors coloured."""
-    device, own = pick_device(config), config_of(runs[0])
+    device, own = pick_device(config), runs[0].config
     sites = load_sites(own, read_splits(runs[0].folder / "splits.json"))
     shown = {site.name: (site.test[0], fullest_slice(site.test[0].truth)) for site in sites if site.test}
     rows = {name: [image_tile(sample, s), coloured(sample, s, sample.truth[s])]
             for name, (sample, s) in shown.items()}
     for run in runs:
-        _, model, of_norms, local = load_run(run.folder / "best.pt", sites, config_of(run), device)
+        _, model, of_norms, local = load_run(run.folder / "best.pt", sites, run.config, device)
         for name, (sample, s) in shown.items():
             network = own_network(model, of_norms.get(name, {}), local.get(name, {}))
             rows[name].append(coloured(sample, s, predict(network, sample, own, device)[s]))
@@ -119,8 +118,3 @@ def draw_pictures(file, runs, config):
     labels[0] += f"   ({ERRORS}{', yellow: as another class' * (own.classes > 2)})"
     titles = ["image", "truth", *(run.setting for run in runs)]
     save(file.with_suffix(".png"), as_png(contact_sheet(list(zip(labels, rows.values())), titles)))
-
-
-def config_of(run):
-    """Return the settings that a run was trained with."""
-    return load_config(run.folder / "config.yaml")

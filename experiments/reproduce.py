@@ -19,7 +19,6 @@ was moved there and data is a path that is right in both places. --collect FILE.
 need, without weights: unpacked as --out, the same command draws them again, without the data.
 """
 
-import argparse
 import json
 import re
 import shlex
@@ -32,7 +31,7 @@ import yaml
 
 from config import KEYS, METHODS, BadInput, as_yaml, load_config
 from experiments import figures
-from experiments.run_grid import Training, collect, score_all, train_all
+from experiments.run_grid import Training, by_setting, collect, score_all, train_all
 from experiments.tables import kinds_of, write_paired, write_table
 from rounds.reading import FREE_ON_RESUME, check_same_config
 from settings.program import Parser, run_program
@@ -79,26 +78,25 @@ def setting(text):
     return name, shlex.split(keys)
 
 
-def runs_of(settings, seeds, out, folds=None):
-    """Return the trainings of all settings, seeds and folds, seed by seed and fold by fold."""
+def runs_of(settings, seeds, out, base, folds=None):
+    """Return the trainings of all settings, seeds and folds, seed by seed and fold by fold; raises BadInput
+    for wrong settings. base: what all share, {key: value}."""
     found = []
-    for seed, fold, name in product(seeds, range(folds) if folds else (None,), settings):
-        keys = [*settings[name], f"seed={seed}", *([f"folds={folds}", f"fold={fold}"] if folds else [])]
-        folder = f"{name}_seed{seed}" + (f"_fold{fold}" if folds else "")
-        found.append(Training(name, seed, out / re.sub(r"[^\w.=-]+", "_", folder), keys))
+    for seed, fold, name in product(seeds, range(folds or 1), settings):
+        folder = out / re.sub(r"[^\w.=-]+", "_", f"{name}_seed{seed}" + (f"_fold{fold}" if folds else ""))
+        words = [*settings[name], f"seed={seed}", *([f"folds={folds}", f"fold={fold}"] if folds else []),
+                 f"out={folder}"]
+        found.append(Training(name, seed, folder, words, load_config(base, words)))
     return found
 
 
-def check_run(run, base):
-    """Raise BadInput if the settings of a run are wrong, or its folder holds a run of other ones."""
-    config = load_config(base, [*run.overrides, f"out={run.folder}"])
+def check_run(run):
+    """Raise BadInput if the folder of a run holds one of other settings, or of more rounds."""
     file = run.folder / "config.yaml"
     if file.exists():
         saved = load_config(file)
-        check_same_config(file, vars(saved), vars(config), FREE_ON_RESUME - {"data", "splits"})
-        if saved.rounds > config.rounds:
-            raise BadInput(f"{file}: is a run of {saved.rounds} rounds, more than {config.rounds}; "
-                           "choose another --out")
+        fixed = {"data", "splits", *(["rounds"] if saved.rounds > run.config.rounds else [])}
+        check_same_config(file, vars(saved), vars(run.config), FREE_ON_RESUME - fixed)
 
 
 def base_config(file, overrides, out):
@@ -129,7 +127,7 @@ def site_names(config, out):
 
 def command_line():
     """Return what the command line says; raises BadInput."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("comparison", choices=DRAW)
     parser.add_argument("--config", required=True, help="YAML file; its settings are FedBCS's")
     parser.add_argument("--out", default="runs/reproduce", metavar="FOLDER")
@@ -146,8 +144,6 @@ def command_line():
     parser.add_argument("overrides", nargs="*", metavar="key=value",
                         help="for all runs; a method's own key, such as fpl_tau, for its runs")
     given = parser.parse_intermixed_args()
-    if given.collect and not given.collect.endswith(".tar.gz"):
-        raise BadInput(f"collect: {given.collect} does not end with .tar.gz, name the file to write so")
     if given.jobs < 1 or not re.fullmatch(r"\d+(,\d+)*", given.seeds):
         raise BadInput("command line: write for example --seeds 0,1,2 --jobs 2")
     if (given.folds or given.also) and given.comparison not in ("table", "ablation"):
@@ -166,9 +162,10 @@ def main():
     settings = settings_of(given.comparison, config, given.methods.split(","),
                            [] if given.folds else site_names(config, out), own) | dict(given.also)
     seeds = sorted({int(seed) for seed in given.seeds.split(",")})
-    runs = runs_of(settings, seeds[:1] if given.comparison == "pictures" else seeds, out, given.folds)
+    runs = runs_of(settings, seeds[:1] if given.comparison == "pictures" else seeds, out,
+                   yaml.safe_load(as_yaml(config)), given.folds)
     for run in runs:
-        check_run(run, yaml.safe_load(as_yaml(config)))
+        check_run(run)
     if given.folds or given.comparison in ("tau", "convergence", "style"):
         figures.axes()  # it says if there is no matplotlib, before hours of training
     out.mkdir(parents=True, exist_ok=True)
@@ -176,11 +173,12 @@ def main():
     if given.collect:
         collect(runs, out / "config.yaml", Path(given.collect).expanduser())
         return
-    train_all(runs, out / "config.yaml", config.rounds, given.jobs)
+    train_all(runs, out / "config.yaml", given.jobs)
     name = given.name or given.comparison
     if given.folds:
         score_all(runs, kinds_of(config), given.jobs)
-        figures.draw_dots(out / f"{name}_paired", write_paired(out / f"{name}_paired", runs, config))
+        file = out / f"{name}_paired"
+        figures.draw_dots(file, write_paired(file, by_setting(runs), kinds_of(config)))
     else:
         for write in DRAW[given.comparison]:
             write(out / name, runs, config)

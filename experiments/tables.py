@@ -1,9 +1,7 @@
 """The tables of a comparison: settings x sites, one site left out, and paired differences over folds."""
 
-import csv
-import io
-import itertools
 import statistics
+from itertools import product
 
 import numpy as np
 
@@ -11,6 +9,7 @@ from experiments import paired
 from experiments.run_grid import by_setting, find_cases, result_of
 from rounds.checkpoint import save
 from scoring.metrics import MEASURES
+from scoring.results import as_table
 
 TABLE_WORDS = """
 Test Dice of the round with the best validation, `test_stats: {stats}`, mean ± standard deviation over seeds
@@ -34,10 +33,8 @@ def markdown(lines):
 
 def publish(file, text, rows):
     """Write FILE.csv of rows {column: value}, and FILE.md; print the latter."""
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([rows[0], *(row.values() for row in rows)])
     save(file.with_suffix(".md"), text.encode())
-    save(file.with_suffix(".csv"), table.getvalue().encode())
+    save(file.with_suffix(".csv"), as_table(rows, rows[0]))
     print(f"\n{text}")
 
 
@@ -125,41 +122,33 @@ def kinds_of(config):
     return [config.test_stats, *({"site", "case"} - {config.test_stats})]
 
 
-def write_paired(file, runs, config):
-    """Write FILE.md, a table for each kind of round and statistics, and FILE.csv, a row a patient. Returns
-    {setting: [[rows of each fold] of each seed]} that the first table was made of."""
-    settings, found = by_setting(runs), {}
-    for stats, kind in itertools.product(kinds_of(config), ("last", "best")):
-        found[kind, stats] = {name: [[[
-            row for row in find_cases(run, stats) if row["kind"] == kind] for run in folds]
-            for folds in seeds] for name, seeds in settings.items()}
-    numbers = {name: [folds[0].seed for folds in seeds] for name, seeds in settings.items()}
-    publish_paired(file, found, numbers)
-    return of_split(next(iter(found.values())), "test")
+def write_paired(file, settings, kinds, find=find_cases):
+    """Write FILE.md, a table for each kind of statistics and round, and FILE.csv, a row a patient. Returns
+    {setting: [[test rows of each fold] of each seed]} that the first table was made of.
 
-
-def publish_paired(file, found, seeds):
-    """Write FILE.md, a table for each kind of round and statistics, and FILE.csv, a row a patient; print the
-    former. found: {(round, statistics): {setting: [[rows of each fold] of each seed]}}; seeds: {setting: the
-    numbers of its seeds}."""
-    texts, rows, base = [], [], next(iter(seeds))
-    for (kind, stats), cases in found.items():
-        test = of_split(cases, "test")
-        texts.append(f"**{kind} round, statistics: {stats}**\n\n{paired_table(test, of_split(cases, 'val'))}")
-        for name, of_setting in test.items():
-            rows += [{"setting": name, "seed": seed, "statistics": stats, "kind": kind, "site": site,
-                      "patient": patient, "dice": f"{dice:.6f}"}
-                     for seed, folds in zip(seeds[name], of_setting)
-                     for (site, patient), dice in sorted(paired.of_patients(folds, paired.DICE).items())]
-    words = PAIRED_WORDS.format(base=base, folds=len(next(iter(cases.values()))[0]),
-                                seeds=", ".join(map(str, seeds[base])))
+    settings: see `by_setting`, the base first; find(run, statistics): the rows of a run's cases."""
+    texts, rows, tested = [], [], []
+    for stats, kind in product(kinds, ("last", "best")):
+        cases = {name: [[find(run, stats) for run in folds] for folds in seeds]
+                 for name, seeds in settings.items()}
+        test, val = (of_kind(cases, kind, split) for split in ("test", "val"))
+        tested.append(test)
+        texts.append(f"**{kind} round, statistics: {stats}**\n\n{paired_table(test, val)}")
+        rows += [{"setting": name, "seed": folds[0].seed, "statistics": stats, "kind": kind, "site": site,
+                  "patient": patient, "dice": f"{dice:.6f}"}
+                 for name, seeds in settings.items() for folds, of_seed in zip(seeds, test[name])
+                 for (site, patient), dice in sorted(paired.of_patients(of_seed, paired.DICE).items())]
+    base = next(iter(settings))
+    words = PAIRED_WORDS.format(base=base, folds=len(settings[base][0]),
+                                seeds=", ".join(str(folds[0].seed) for folds in settings[base]))
     publish(file, "\n".join(texts) + words, rows)
+    return tested[0]
 
 
-def of_split(cases, split):
-    """Return {setting: [[rows of each fold] of each seed]} of one split, `val` or `test`."""
-    return {name: [[[row for row in rows if row["split"] == split] for rows in folds] for folds in seeds]
-            for name, seeds in cases.items()}
+def of_kind(cases, kind, split):
+    """Return {setting: [[rows of each fold] of each seed]} of a round, `best` or `last`, and a split."""
+    return {name: [[[row for row in rows if (row["kind"], row["split"]) == (kind, split)] for rows in folds]
+                   for folds in seeds] for name, seeds in cases.items()}
 
 
 def paired_table(test, val):

@@ -132,7 +132,7 @@ def test_more_rounds_go_on(finished, tmp_path):
     (("table", "--methods", "fedavg,fedbsc"), "method: expected fedavg"),
     (("ablation", "fsr=none"), "fsr: is off and ablation is about it"),
     (("tau", "prototype_weight=0"), "prototype_weight: is off and tau is about it"),
-    (("table", "rounds=1"), "out/fedavg_seed0/config.yaml: is a run of 2 rounds, more than 1"),
+    (("table", "rounds=1"), "out/fedavg_seed0/config.yaml: belongs to another config, differing in rounds (2, now 1)"),
     (("table", "--out", "out/fedavg_seed0"), "out/fedavg_seed0: is the folder of one run"),
     (("table", "--methods", "fpl", "fpl_tau=-1"), "fpl_tau: expected a number above 0"),
     (("nothing",), "command line: argument comparison: invalid choice"),
