@@ -12,7 +12,6 @@ is the beginning of one of 100. Prototypes are of the drawn weights, from a pass
 """
 
 import tempfile
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -27,12 +26,12 @@ from fused_features import on_grids, squares_and_dots
 from methods.find import method_and_model
 from prototypes import add_class_sums, aggregate_prototypes, cosines, local_prototypes
 from rounds.finished import open_run
+from rounds.reading import FREE_ON_RESUME, check_same_config
 from scoring.trained import model_of
 from settings.program import Parser, run_program
 from sites.given_splits import read_splits
 from unet import PATHS, UNet
 
-MAY_DIFFER = {"rounds", "out", "eval_every", "resume", "device", "data", "splits"}
 NO_TICKS = {"xticks": [], "yticks": []}
 
 
@@ -195,13 +194,11 @@ def opened(runs):
             raise BadInput(f"{run}: has no network of unet.py, whose layers are drawn; give another run")
         found.append((checkpoint["round"], run, config, model))
     found.sort(key=lambda each: each[0])
-    for (t, run, config, _), (t_next, other, own, _) in pairwise(found):
-        unlike = [key for key in vars(config).keys() - MAY_DIFFER if vars(config)[key] != vars(own)[key]]
-        if unlike or t == t_next:
-            problem = f"another {min(unlike)} than" if unlike else f"the same round {t} as"
-            raise BadInput(f"{run}: has {problem} {other}; give runs that differ in their rounds alone")
+    *_, (_, last, config, _) = found
+    for _, run, own, _ in found:
+        check_same_config(run / "config.yaml", vars(own), vars(config), FREE_ON_RESUME | {"eval_every"})
     models = {"untrained": method_and_model(config)[1]} | {f"round {t}": model for t, *_, model in found}
-    return found[-1][1], found[-1][2], models
+    return last, config, models
 
 
 @torch.no_grad()
@@ -212,9 +209,9 @@ def main():
                         help="run folders of train.py, and out=FOLDER for the pictures; none: FIRST RUN/tour")
     words = parser.parse_args().run
     runs = [Path(word).expanduser() for word in words if not word.startswith("out=")]
-    out = [word.removeprefix("out=") for word in words if word.startswith("out=")] or [runs[0] / "tour"]
+    *_, out = [runs[0] / "tour", *(word.removeprefix("out=") for word in words if word.startswith("out="))]
     run, config, models = opened(runs)
-    out, trained = Path(out[-1]).expanduser(), [*models.values()][-1]
+    out, trained = Path(out).expanduser(), [*models.values()][-1]
     sites = [site for site in load_sites(config, read_splits(run / "splits.json")) if site.train_slices]
     x, y = stack([site.train_slices[0] for site in sites])
     out.mkdir(parents=True, exist_ok=True)
