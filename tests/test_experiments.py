@@ -130,8 +130,6 @@ def test_more_rounds_go_on(finished, tmp_path):
     (("table", "seed=3"), "seed: is set by this program"),
     (("table", "--jobs", "0"), "command line: write for example"),
     (("table", "--methods", "fedavg,fedbsc"), "method: expected fedavg"),
-    (("ablation", "fsr=none"), "fsr: is off and ablation is about it"),
-    (("tau", "prototype_weight=0"), "prototype_weight: is off and tau is about it"),
     (("table", "rounds=1"), "out/fedavg_seed0/config.yaml: belongs to another config, differing in rounds (2, now 1)"),
     (("table", "--out", "out/fedavg_seed0"), "out/fedavg_seed0: is the folder of one run"),
     (("table", "--methods", "fpl", "fpl_tau=-1"), "fpl_tau: expected a number above 0"),
@@ -359,7 +357,7 @@ def test_the_core_imports_five_packages_only():
 
 def test_contradicting_base(tmp_path):
     (tmp_path / "c.yaml").write_text("task: nuclei\ndata: demo\nmethod: fpl\n")
-    with pytest.raises(BadInput, match="has a method or hold_out of its own"):
+    with pytest.raises(BadInput, match="method: is set by this program, leave it out"):
         reproduce.base_config(tmp_path / "c.yaml", [], tmp_path / "out")
 
 
