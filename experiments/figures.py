@@ -30,12 +30,11 @@ def band(ax, x, curves, look, label):
 def draw_tau(file, runs, config):
     """Figure 3: test Dice over temperatures, FedAvg as the base; bands: lowest to highest seed."""
     figure, ((ax,),) = axes()
-    dice = {name: [result_of(run)["dice"] for (run,) in seeds] for name, seeds in by_setting(runs).items()}
-    base = dice.pop("fedavg")
-    curve = dict(sorted((config.tau if name == "fedbcs" else float(name.removeprefix("tau=")), of_seeds)
-                        for name, of_seeds in dice.items()))
+    base, *others = by_setting(runs).values()
+    curve = dict(sorted((seeds[0][0].config.tau, [result_of(run)["dice"] for (run,) in seeds])
+                        for seeds in others))
     band(ax, [*curve], [*zip(*curve.values())], LOOKS[1], "FedBCS")
-    band(ax, [*curve], [[of_seed] * len(curve) for of_seed in base], LOOKS[0], "Base: FedAvg")
+    band(ax, [*curve], [[result_of(run)["dice"]] * len(curve) for (run,) in base], LOOKS[0], "Base: FedAvg")
     ax.set(xscale="log", xlabel="temperature tau", ylabel="test Dice, mean of sites")
     ax.set_xticks([*curve], [f"{tau:g}" for tau in curve])
     ax.minorticks_off()
@@ -47,17 +46,12 @@ def draw_convergence(file, runs, config):
     """Figure 4a: validation Dice per round of every method, band from lowest to highest seed."""
     figure, ((ax,),) = axes()
     for look, (name, seeds) in zip(LOOKS * len(runs), by_setting(runs).items()):
-        curves = [validation_curve(run) for (run,) in seeds]
+        curves = [mean_curve(read_curves(run.folder / "metrics.csv")[1]) for (run,) in seeds]
         band(ax, [*curves[0]], [[*curve.values()] for curve in curves], look, name)
     ax.set(xlabel="communication round", ylabel="validation Dice, mean of sites")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(ncols=2)
     save_figure(figure, file.with_suffix(".png"), 200)
-
-
-def validation_curve(run):
-    """Return {round: mean validation Dice of the sites} of a run."""
-    return mean_curve(read_curves(run.folder / "metrics.csv")[1])
 
 
 def draw_dots(file, cases):
@@ -85,12 +79,11 @@ def draw_style(file, runs, config):
     figure, (panels,) = axes(2, sharey=True)
     columns = [["level", *LEVELS]]
     for look, (name, seeds) in zip(LOOKS, by_setting(runs).items()):
-        found = [style_bias(load_run(run.folder / "best.pt", [], run.config, torch.device("cpu"))[1],
-                            batches) for (run,) in seeds]
-        for side, when in enumerate(("before", "after")):
-            curves = [[of_seed[level][side] for level in LEVELS] for of_seed in found]
-            band(panels[side], range(len(LEVELS)), curves, look, name)
-            columns.append([f"{name} {when}", *(f"{share:.3f}" for share in np.mean(curves, 0))])
+        models = [load_run(run.folder / "best.pt", [], run.config, torch.device("cpu"))[1] for (run,) in seeds]
+        shares = np.array([[*style_bias(model, batches).values()] for model in models])  # seeds, levels, 2
+        for ax, of_side, when in zip(panels, np.moveaxis(shares, 2, 0), ("before", "after")):
+            band(ax, range(len(LEVELS)), of_side, look, name)
+            columns.append([f"{name} {when}", *(f"{share:.3f}" for share in of_side.mean(0))])
     for ax, title in zip(panels, ("before normalisation", "after normalisation (and FSR)")):
         ax.set(xlabel="level, from input to output", title=title, ylim=(0, None),
                xticks=range(len(LEVELS)), xticklabels=LEVELS)

@@ -32,8 +32,8 @@ class Training(NamedTuple):
     setting: str
     seed: int
     folder: Path
-    overrides: list                        # of the config that all runs share
-    config: SimpleNamespace | None = None  # the two together
+    overrides: list          # of the config that all runs share
+    config: SimpleNamespace  # the two together
 
 
 def by_setting(runs, base="fedavg"):

@@ -306,9 +306,9 @@ def test_plots_are_drawn(finished, comparison):
 
 def test_validation_curve(finished):
     folder, _ = finished
-    run = run_grid.Training("fedbcs", 0, folder / "out" / "fedbcs_seed0", [])
-    rows = [row for row in run_grid.read_rows(run.folder / "metrics.csv") if row["split"] == "val"]
-    curve = figures.validation_curve(run)
+    file = folder / "out" / "fedbcs_seed0" / "metrics.csv"
+    rows = [row for row in run_grid.read_rows(file) if row["split"] == "val"]
+    curve = curves.mean_curve(curves.read_curves(file)[1])
     assert list(curve) == [1, 2]
     assert curve[2] == pytest.approx(np.mean([float(r["dice"]) for r in rows if r["round"] == "2"]))
     assert max(curve.values()) == pytest.approx(result(folder, "fedbcs_seed0")["val"]["mean"]["dice"])
