@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 from config import BadInput, load_config
+from experiments.paired import write_paired
 from experiments.run_grid import Training, by_setting, read_rows
-from experiments.tables import write_paired
 from rounds.reading import FREE_ON_RESUME, check_same_config
 from settings.program import Parser, run_program
 

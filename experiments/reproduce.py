@@ -30,18 +30,17 @@ from pathlib import Path
 import yaml
 
 from config import KEYS, METHODS, BadInput, as_yaml, load_config
-from experiments import figures
+from experiments import figures, paired
 from experiments.run_grid import Training, by_setting, collect, score_all, train_all
-from experiments.tables import kinds_of, write_paired, write_table
 from rounds.reading import FREE_ON_RESUME, check_same_config
 from settings.program import Parser, run_program
 from sites import demo_data
 from sites.layouts import list_files
 
 # What writes a comparison's files: functions of (file without its ending, finished runs, config)
-DRAW = {"table": [write_table], "ablation": [write_table], "tau": [write_table, figures.draw_tau],
-        "convergence": [figures.draw_convergence], "style": [figures.draw_style],
-        "pictures": [figures.draw_pictures]}
+DRAW = {"table": figures.write_table, "ablation": figures.write_table, "tau": figures.write_tau,
+        "convergence": figures.draw_convergence, "style": figures.draw_style,
+        "pictures": figures.draw_pictures}
 TAUS = (0.005, 0.02, 0.1, 0.4)
 # Settings and their overrides; FedBCS is the config as it stands
 COMPARED = {"ablation": {"fedavg": ["method=fedavg"], "fsr": ["prototype_weight=0"],
@@ -166,12 +165,12 @@ def main():
     train_all(runs, out / "config.yaml", given.jobs)
     name = given.name or given.comparison
     if given.folds:
-        score_all(runs, kinds_of(config), given.jobs)
-        file = out / f"{name}_paired"
-        figures.draw_dots(file, write_paired(file, by_setting(runs), kinds_of(config)))
+        own, file = config.test_stats, out / f"{name}_paired"
+        kinds = [own, *({"site", "case"} - {own})] if own else ["none"]  # group norm has no statistics
+        score_all(runs, kinds, given.jobs)
+        paired.draw_dots(file, paired.write_paired(file, by_setting(runs), kinds))
     else:
-        for write in DRAW[given.comparison]:
-            write(out / name, runs, config)
+        DRAW[given.comparison](out / name, runs, config)
     print(f"written to {out}")
 
 

@@ -118,11 +118,12 @@ def minutes_of(runs, jobs):
     of one of `jobs`. A setting's step is timed once; the number of steps is that of the first run's sites."""
     torch.set_num_threads(int(threads_of(jobs)))
     sites, seconds, total = load_sites(runs[0].config), {}, 0.0
-    for name, _, folder, _, config in runs:
+    for run in runs:
+        name, config = run.setting, run.config
         if name not in seconds:
             seconds[name] = median_seconds({"step": training_step(config)}, 1)["step"]
         steps = sum(site.steps(config) for site in sites if site.name != config.hold_out)
-        done = max((int(row["round"]) for row in rows_of(folder)), default=0)
+        done = max((int(row["round"]) for row in rows_of(run.folder)), default=0)
         total += seconds[name] * steps * config.local_epochs * (config.rounds - done)
     return total / 60
 
@@ -131,11 +132,10 @@ def minutes_of(runs, jobs):
 
 def read_rows(file):
     """Return the rows of a metrics.csv or cases.csv as dictionaries; raises BadInput if there is none."""
-    try:
-        with open(file, newline="", encoding="utf-8") as table:
-            return list(csv.DictReader(table))
-    except FileNotFoundError:
-        raise BadInput(f"{file}: is not there yet, wait for the run's first round, or name another") from None
+    if not file.exists():
+        raise BadInput(f"{file}: is not there yet, wait for the run's first round, or name another")
+    with open(file, newline="", encoding="utf-8") as table:
+        return list(csv.DictReader(table))
 
 
 def find_cases(run, stats):
@@ -143,8 +143,7 @@ def find_cases(run, stats):
 
     A method that fixes whose statistics a prediction uses, as FedBN does, has these alone."""
     stats = getattr(method_module(run.config.method)[0], "FIXED", {}).get("test_stats", stats)
-    files = [run.folder / name for name in ("cases.csv", "cases_eval.csv")]
-    tables = [read_rows(file) for file in files if file.exists()]
+    tables = [read_rows(file) for file in sorted(run.folder.glob("cases*.csv"))]  # cases.csv, cases_eval.csv
     return next((rows for rows in tables if rows and rows[0]["statistics"] == stats), [])
 
 

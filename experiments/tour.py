@@ -94,9 +94,10 @@ def draw_weights(file, models, x):
     figure, ax = axes(3, 1, (8.7, 3.6))
     for k, a in enumerate(ax[0]):
         for part, (name, (colour, dashes, mark)) in enumerate(zip(("l_norm", "l_org"), LOOKS)):
-            at, l = [t + 0.15 * part for t in range(len(models))], [of_round[k][part] for of_round in found]
-            a.vlines(at, *zip(*(each.quantile(torch.tensor([0.05, 0.95])) for each in l)), color=colour)
-            a.plot(at, [each.mean() for each in l], mark, color=colour, linestyle=dashes, label=name)
+            l = torch.stack([of_round[k][part].flatten() for of_round in found])  # rounds, values
+            at = torch.arange(len(l)) + 0.15 * part
+            a.vlines(at, *l.quantile(torch.tensor([0.05, 0.95]), 1), color=colour)
+            a.plot(at, l.mean(1), mark, color=colour, linestyle=dashes, label=name)
         a.set(title=f"FSR behind encoder level {k + 1}", ylim=(0, 1), yticks=[0, 0.25, 0.5, 0.75, 1])
         a.set_xticks(range(len(models)), [when.replace(" ", "\n") for when in models])
     ax[0, 0].set_ylabel("weight, no unit")

@@ -17,7 +17,7 @@ from PIL import Image
 
 import train
 from config import METHODS, BadInput, as_yaml, load_config
-from experiments import curves, diagnose, figures, reproduce, run_grid, style_bias, tables
+from experiments import curves, diagnose, figures, reproduce, run_grid, style_bias
 from fft_style import StyleRecalibration
 from methods.input_norm import AmplitudeNorm
 from rounds.reading import load_checkpoint
@@ -196,7 +196,7 @@ def test_a_held_out_mean_is_over_the_held_out_sites():
         dice = 0.1 * seed + (0.2 if name == "fedbcs" else 0) + (0.4 if site == "b" else 0)
         results.setdefault(f"{name} without {site}", []).append(
             {"sites": {s: {"dice": dice if s == site else 9.0} for s in "ab"}})
-    lines = tables.table_of_held_out(results).splitlines()
+    lines = figures.table_of_held_out(results).splitlines()
     assert "0.250 ± 0.071" in lines[2] and "+0.200 (+0.200 +0.200)" in lines[3]
 
 
