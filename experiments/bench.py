@@ -45,10 +45,8 @@ def rows_of_table():
 
 
 def training_step(config):
-    """Return step(), a training step of a config on noise, 20 % of it foreground.
-
-    It is a step of a last local epoch in a later round: with prototypes, 2 a class, and gathering.
-    """
+    """Return step(), a training step of a config on noise, 20 % of it foreground. It is a step of a last
+    local epoch in a later round: with prototypes, 2 a class, and gathering."""
     device = pick_device(config)
     rules, model = method_and_model(config)
     model.to(device)
@@ -75,8 +73,7 @@ def fsr_passes():
 
 
 def whole_round(file, overrides):
-    """Return the seconds of round 2 of a config, the first with prototypes: of its training, validation and
-    saving."""
+    """Return the seconds of round 2, the first with prototypes: of its training, validation and saving."""
     config = load_config(file, overrides)
     device, (method, model), kept = pick_device(config), method_and_model(config), {}
     sites, step = store_on(load_sites(config), device), find_step(config, device)
@@ -113,8 +110,7 @@ def median_seconds(calls, repeats=5):
 
 
 def launches_and_waits(step):
-    """Return how many kernels a step launches on the GPU and how often it waits for it; without one None. A
-    graph has been recorded before."""
+    """Return how many kernels a step launches on the GPU and how often it waits for it; without one None."""
     if not torch.cuda.is_available():
         return None, None
     with torch.profiler.profile() as found:
@@ -145,7 +141,7 @@ def main():
         peak = {name: pool.apply(peak_of_steps, words) for name, words in rows.items()}
     steps = {name: training_step(load_config(SETTING, words)) for name, words in rows.items()}
     seconds = median_seconds(steps)
-    counts = {name: launches_and_waits(step) for name, step in steps.items()}
+    counts = {name: launches_and_waits(step) for name, step in steps.items()}  # graphs are recorded by now
     print(f"{'training step':18}{'s':>8}{'ratio':>8}{'peak MB':>10}{'ratio':>8}{'launches':>10}{'waits':>8}")
     for name in rows:
         found = dict(zip(COLUMNS, (seconds[name], seconds[name] / seconds["fedavg"], peak[name],

@@ -22,8 +22,7 @@ HERE = Path(__file__).parents[1]
 
 
 def rows_of(file):
-    """Return the lines of such a file as dictionaries; raises BadInput where a page lacks the text, or that
-    a number."""
+    """Return the lines of such a file; raises BadInput where a page lacks the text, or that a number."""
     with open(file, newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     for row in rows:

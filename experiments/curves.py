@@ -58,9 +58,8 @@ def draw_curves(file, losses, dice):
     figure, ((left, right),) = axes(2)
     for ax, curves in ((left, losses), (right, dice)):
         for (colour, dashes, mark), (name, values) in zip(LOOKS * len(curves), curves.items()):
-            label = LABELS.get(name, name.removeprefix("loss_"))
             ax.plot([*values], [*values.values()], dashes, color=colour, marker=mark, markersize=3,
-                    label=label)
+                    label=LABELS.get(name, name.removeprefix("loss_")))
         ax.xaxis.get_major_locator().set_params(integer=True)
         if ax is right and dice:
             means = mean_curve(dice)
@@ -75,8 +74,7 @@ def draw_curves(file, losses, dice):
 
 
 def draw_boxes(file, rows):
-    """Draw a box of Dice a site, or a site's class, and a dot a row. rows: of cases.csv, of one split and
-    round."""
+    """Draw a box of Dice a site, or a site's class, and a dot a row of cases.csv, of one split and round."""
     names, dice = len({row["class"] for row in rows}) > 1, {}
     for row in rows:
         dice.setdefault(row["site"] + f"\n{row['class']}" * names, []).append(float(row["dice"]))

@@ -106,8 +106,7 @@ def base_config(file, overrides, out):
 
 
 def site_names(config, out):
-    """Return the names of the sites: of the data, or of runs in `out` that came here without them. Raises
-    BadInput."""
+    """Return the sites' names: of the data, or of runs in `out` that came without them; raises BadInput."""
     folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
     if not folder.exists() and (result := next(out.glob("*/result.json"), None)):
         return sorted(json.loads(result.read_text())["last"]["test"]["sites"])

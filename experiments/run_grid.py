@@ -139,11 +139,11 @@ def read_rows(file):
 
 
 def find_cases(run, stats):
-    """Return the rows of a run's cases under one kind of statistics, [] if they are in none of its files.
-
-    A method that fixes whose statistics a prediction uses, as FedBN does, has these alone."""
+    """Return the rows of a run's cases under one kind of statistics, [] if they are in none of its files. A
+    method that fixes whose statistics a prediction uses, as FedBN does, has these alone."""
     stats = getattr(method_module(run.config.method)[0], "FIXED", {}).get("test_stats", stats)
-    tables = [read_rows(file) for file in sorted(run.folder.glob("cases*.csv"))]  # cases.csv, cases_eval.csv
+    files = [run.folder / name for name in ("cases.csv", "cases_eval.csv")]
+    tables = [read_rows(file) for file in files if file.exists()]
     return next((rows for rows in tables if rows and rows[0]["statistics"] == stats), [])
 
 
@@ -171,9 +171,8 @@ def result_of(run):
 
 
 def collect(runs, base, file):
-    """Pack into a .tar.gz what the tables need of runs, finished or not: no weights, no pictures.
-
-    Unpacked, it is a folder from which `reproduce` draws the tables again, without data or a GPU."""
+    """Pack into a .tar.gz what the tables need of runs, finished or not: no weights, no pictures. From it
+    `reproduce` draws the tables again, without data or a GPU."""
     names = ("config.yaml", "splits.json", "result.json", "metrics.csv", "cases.csv", "cases_eval.csv")
     with tarfile.open(file, "w:gz") as archive:
         for path in [base, *(run.folder / name for run in runs for name in names)]:
