@@ -164,8 +164,8 @@ def main():
     train_all(runs, out / "config.yaml", given.jobs)
     name = given.name or given.comparison
     if given.folds:
-        own, file = config.test_stats, out / f"{name}_paired"
-        kinds = [own, *({"site", "case"} - {own})] if own else ["none"]  # group norm has no statistics
+        stats, file = config.test_stats, out / f"{name}_paired"
+        kinds = [stats, *({"site", "case"} - {stats})] if stats else ["none"]  # group norm has no statistics
         score_all(runs, kinds, given.jobs)
         paired.draw_dots(file, paired.write_paired(file, by_setting(runs), kinds))
     else:

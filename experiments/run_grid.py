@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -15,7 +16,6 @@ from typing import NamedTuple
 
 from config import BadInput, method_module
 from methods.find import method_and_model
-from rounds.reading import checkpoint_of
 
 HERE = Path(__file__).parents[1]
 
@@ -117,27 +117,21 @@ def find_cases(run, stats):
     return next((rows for rows in tables if rows and rows[0]["statistics"] == stats), [])
 
 
-def vector_length(run):
-    """Return the length of a run's prototypes: of its last checkpoint, or where that was left behind (see
-    `collect`) what its method declares; 1 if there are none."""
-    if (run.folder / "last.pt").exists():
-        G = checkpoint_of(run.config, run.folder / "last.pt")["prototypes"]
-        return next((P.shape[1] for path in G.values() for P in path.values()), 1)
-    method, model = method_and_model(run.config)
-    return next((length for length, _ in method.vectors(model).values()), 1)
-
-
 def result_of(run):
     """Return {sites, dice, classes} of the best round's test, and `more`: its validation Dice, its number,
-    and what is sent per site and round. Prototypes are counted in vectors, all of one length."""
+    and what is sent per site and round. Prototypes are counted in vectors of the length that the method
+    declares, nan if it sends some and declares none."""
     best = json.loads((run.folder / "result.json").read_text())["best"]
     rows = [row for row in read_rows(run.folder / "metrics.csv") if row["split"] == "train"]
     weights, prototypes = (statistics.mean(int(row[name]) for row in rows)
                            for name in ("weight_bytes", "prototype_bytes"))
+    method, model = method_and_model(run.config)
+    length = next((length for length, _ in method.vectors(model).values()), math.nan)
     mean = best["test"]["mean"]
     return {"sites": best["test"]["sites"], "dice": mean["dice"], "classes": mean.get("classes"),
             "more": {"val": best["val"]["mean"]["dice"], "round": best["round"], "weight_bytes": weights,
-                     "prototype_bytes": prototypes, "prototypes": prototypes / 4 / vector_length(run)}}
+                     "prototype_bytes": prototypes,
+                     "prototypes": prototypes / 4 / length if prototypes else 0.0}}
 
 
 def collect(runs, base, file):

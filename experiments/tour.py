@@ -195,7 +195,7 @@ def opened(runs):
             raise BadInput(f"{run}: has no network of unet.py, whose layers are drawn; give another run")
         found.append((checkpoint["round"], run, config, model))
     found.sort(key=lambda each: each[0])
-    *_, (_, last, config, _) = found
+    _, last, config, _ = found[-1]
     for _, run, own, _ in found:
         check_same_config(run / "config.yaml", vars(own), vars(config), FREE_ON_RESUME | {"eval_every"})
     models = {"untrained": method_and_model(config)[1]} | {f"round {t}": model for t, *_, model in found}
