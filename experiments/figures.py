@@ -116,12 +116,10 @@ def mean_and_sd(values):
 
 def band(ax, x, curves, look, label):
     """Draw the mean of curves, one a seed, and the band from their lowest to their highest."""
-    colour, dashes, mark = look
     curves = np.array(curves, float)
-    ax.plot(x, curves.mean(0), color=colour, linestyle=dashes, marker=mark, markersize=3.5,
-            markevery=max(1, len(x) // 10), label=label)
+    ax.plot(x, curves.mean(0), **look, markersize=3.5, markevery=max(1, len(x) // 10), label=label)
     if len(curves) > 1:
-        ax.fill_between(x, curves.min(0), curves.max(0), color=colour, alpha=0.12, linewidth=0)
+        ax.fill_between(x, curves.min(0), curves.max(0), color=look["color"], alpha=0.12, linewidth=0)
 
 
 def write_tau(file, runs, config):

@@ -186,8 +186,8 @@ def draw_dots(file, cases):
     figure, (panels,) = axes(len(others), sharey=True)
     for ax, name in zip(panels, others):
         for look, site in zip(LOOKS * len(found[base]), found[base]):
-            ax.plot(found[base][site].mean(0), found[name][site].mean(0), linestyle="", color=look[0],
-                    marker=look[2], markersize=4, label=site)
+            ax.plot(found[base][site].mean(0), found[name][site].mean(0), **look | {"linestyle": ""},
+                    markersize=4, label=site)
         ax.axline((0, 0), slope=1, color="black", linewidth=0.7)
         ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel=f"test Dice, {base}",
                ylabel=f"test Dice, {name}")

@@ -93,11 +93,11 @@ def draw_weights(file, models, x):
              for model in models.values()]
     figure, ax = axes(3, 1, (8.7, 3.6))
     for k, a in enumerate(ax[0]):
-        for part, (name, (colour, dashes, mark)) in enumerate(zip(("l_norm", "l_org"), LOOKS)):
+        for part, (name, look) in enumerate(zip(("l_norm", "l_org"), LOOKS)):
             l = torch.stack([of_round[k][part].flatten() for of_round in found])  # rounds, values
             at = torch.arange(len(l)) + 0.15 * part
-            a.vlines(at, *l.quantile(torch.tensor([0.05, 0.95]), 1), color=colour)
-            a.plot(at, l.mean(1), mark, color=colour, linestyle=dashes, label=name)
+            a.vlines(at, *l.quantile(torch.tensor([0.05, 0.95]), 1), color=look["color"])
+            a.plot(at, l.mean(1), **look, label=name)
         a.set(title=f"FSR behind encoder level {k + 1}", ylim=(0, 1), yticks=[0, 0.25, 0.5, 0.75, 1])
         a.set_xticks(range(len(models)), [when.replace(" ", "\n") for when in models])
     ax[0, 0].set_ylabel("weight, no unit")
@@ -116,9 +116,9 @@ def draw_styles(file, models, config):
     for site, ax, x in zip(sorted(scenes.TASKS[config.task][0]), left, batches[0]):
         show(ax, x[0], f"style of {site}")
     words = []
-    for (when, model), (colour, dashes, mark) in zip(models.items(), LOOKS * len(models)):
+    for (when, model), look in zip(models.items(), LOOKS * len(models)):
         share = [after for _, after in style_bias(model, batches).values()]
-        a.plot(share, marker=mark, color=colour, linestyle=dashes, label=when)
+        a.plot(share, **look, label=when)
         words.append(f"{when}: {share[0]:.2f} at the input x, {max(share):.2f} at most, at "
                      f"{LEVELS[share.index(max(share))]}, {share[-1]:.2f} at d0.")
     a.set(yticks=[0, 0.25, 0.5], ylim=(0, None))

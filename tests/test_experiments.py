@@ -300,7 +300,7 @@ def test_plots_are_drawn(finished, comparison):
     ran = again(folder, comparison, "--methods", "fedavg,fedbcs", "--seeds", "0")
     assert ran.returncode == 0, ran.stderr
     picture = np.asarray(Image.open(folder / "out" / f"{comparison}.png").convert("RGB"))
-    colours = {tuple(int(look[0][i:i + 2], 16) for i in (1, 3, 5)) for look in figures.LOOKS[:2]}
+    colours = {tuple(int(look["color"][i:i + 2], 16) for i in (1, 3, 5)) for look in figures.LOOKS[:2]}
     assert colours <= {tuple(pixel) for pixel in picture.reshape(-1, 3)[::1].tolist()}
 
 
@@ -416,7 +416,7 @@ def test_boxes_of_dice_are_of_the_test_images_of_the_best_round(tmp_path, monkey
     (_, _), ((ax,), name) = drawn
     assert code == 0 and name == "dice.png" and f"written to {tmp_path / 'dice.png'}" in out
     assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b"]
-    medians = [line.get_ydata()[0] for line in ax.lines if line.get_color() == curves.LOOKS[1][0]]
+    medians = [line.get_ydata()[0] for line in ax.lines if line.get_color() == curves.LOOKS[1]["color"]]
     assert medians == [0.4, 0.7]
     curves.draw_boxes(tmp_path / "dice.png", [{"site": "a", "class": j, "dice": "0.5"} for j in ("disc", "cup")])
     assert [label.get_text() for label in drawn[-1][0][0].get_xticklabels()] == ["a\ndisc", "a\ncup"]
