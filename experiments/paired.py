@@ -111,7 +111,9 @@ def summary(cases, base=None):
 
     cases, base: [[rows of each fold] of each seed]; the base's patients are the same ones."""
     found = {name: by_site(cases, measure) for name, measure in COMPARED.items()}
-    dice, result = found["dice"], {name: mean_of_sites(values) for name, values in found.items()}
+    if not (dice := found["dice"]):
+        raise BadInput("cases.csv: no patient was tested in every seed, give all runs the same splits or folds")
+    result = {name: mean_of_sites(values) for name, values in found.items()}
     result["sites"] = {site: float(values.mean()) for site, values in dice.items()}
     if base is not None:
         other = by_site(base, DICE)
