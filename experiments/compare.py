@@ -7,7 +7,6 @@ cases.csv has. With --out the table is also FILE.md and FILE.csv, a row a patien
 """
 
 import re
-import tempfile
 from pathlib import Path
 
 from config import BadInput, load_config
@@ -39,9 +38,8 @@ def main():
     settings = by_setting(runs, runs[0].setting)
     if len(settings) < 2:
         raise BadInput(f"command line: {given.runs[0]} and the others are one setting, name runs of two")
-    with tempfile.TemporaryDirectory() as nowhere:
-        write_paired(Path(given.out or f"{nowhere}/table").expanduser(), settings, ["each run's own"],
-                     lambda run, _: read_rows(run.folder / "cases.csv"))
+    write_paired(given.out and Path(given.out).expanduser(), settings, ["each run's own"],
+                 lambda run, _: read_rows(run.folder / "cases.csv"))
 
 
 if __name__ == "__main__":

@@ -33,9 +33,10 @@ def markdown(lines):
 
 
 def publish(file, text, rows):
-    """Write FILE.csv of rows {column: value}, and FILE.md; print the latter."""
-    save(file.with_suffix(".md"), text.encode())
-    save(file.with_suffix(".csv"), as_table(rows, rows[0]))
+    """Print a text; write it to FILE.md and rows {column: value} to FILE.csv, unless file is None."""
+    if file:
+        save(file.with_suffix(".md"), text.encode())
+        save(file.with_suffix(".csv"), as_table(rows, rows[0]))
     print(f"\n{text}")
 
 

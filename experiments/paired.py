@@ -112,7 +112,7 @@ def summary(cases, base=None):
     cases, base: [[rows of each fold] of each seed]; the base's patients are the same ones."""
     found = {name: by_site(cases, measure) for name, measure in COMPARED.items()}
     if not (dice := found["dice"]):
-        raise BadInput("cases.csv: no patient was tested in every seed, give all runs the same splits or folds")
+        raise BadInput("cases.csv: no patient was tested in every seed, give all runs one split or folds")
     result = {name: mean_of_sites(values) for name, values in found.items()}
     result["sites"] = {site: float(values.mean()) for site, values in dice.items()}
     if base is not None:
@@ -134,8 +134,8 @@ def summary(cases, base=None):
 # ---- The table and its figure ----
 
 def write_paired(file, settings, kinds, find=find_cases):
-    """Write FILE.md, a table for each kind of statistics and round, and FILE.csv, a row a patient. Returns
-    {setting: [[test rows of each fold] of each seed]} that the first table was made of.
+    """Print and write to FILE.md a table for each kind of statistics and round, to FILE.csv a row a patient,
+    unless file is None. Returns {setting: [[test rows of each fold] of each seed]} of the first table.
 
     settings: see `by_setting`, the base first; find(run, statistics): the rows of a run's cases."""
     texts, rows, tested = [], [], []
