@@ -28,8 +28,7 @@ CERTIFICATE = ("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-384 -n
 
 
 def write(file, content):
-    """Write a new file, readable by its owner alone; ends the program if it cannot, or if there is anything
-    of that name."""
+    """Write a new file, readable by its owner alone; end the program where there is one or it cannot be."""
     try:
         with open(file, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
             stream.write(content)
