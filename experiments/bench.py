@@ -94,11 +94,11 @@ def whole_round(file, overrides):
             "saving": time.perf_counter() - validated}
 
 
-def median_seconds(calls):
-    """Return {name: median seconds} of {name: call}, called in turn five times, after two warm-ups: a graph
-    is recorded in its second step."""
+def median_seconds(calls, repeats=5):
+    """Return {name: median seconds} of {name: call}, called in turn after two warm-ups: a graph is recorded
+    in its second step."""
     seconds = {name: [] for name in calls}
-    for repeat in range(7):
+    for repeat in range(repeats + 2):
         for name, call in calls.items():
             start = time.perf_counter()
             call()

@@ -14,8 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import torch
+
 from config import BadInput, method_module
+from datasets import load_sites
+from experiments.bench import median_seconds, training_step
 from methods.find import method_and_model
+from scoring.history import rows_of
 
 HERE = Path(__file__).parents[1]
 
@@ -40,12 +45,17 @@ def by_setting(runs, base="fedavg"):
 
 # ---- Training and scoring ----
 
+def threads_of(jobs):
+    """Return the number of threads, as text, of each of so many programs at once."""
+    return os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+
+
 def start(command, jobs, log):
     """Start one of this project's programs, one of `jobs` at once, its output added to a file."""
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     with open(log, "a") as stream:
         return subprocess.Popen([sys.executable, HERE / command[0], *command[1:]], stdin=subprocess.DEVNULL,
-                                stdout=stream, stderr=stream, env=os.environ | {"OMP_NUM_THREADS": threads})
+                                stdout=stream, stderr=stream,
+                                env=os.environ | {"OMP_NUM_THREADS": threads_of(jobs)})
 
 
 def is_finished(run):
@@ -58,6 +68,10 @@ def train_all(runs, base, jobs):
     """Train the runs that are not finished, as `work` does; base: the file of settings that all share."""
     waiting = [run for run in runs if not is_finished(run)]
     print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished already", flush=True)
+    if waiting:
+        print("timing a training step of each setting, to say how long they take", flush=True)
+        print(f"about {math.ceil(minutes_of(waiting, jobs) / jobs)} min of training steps, from one step of "
+              f"each setting, taken as {jobs} times as fast if {jobs} are done at once", flush=True)
     work([(run, ["train.py", "--config", base, *run.overrides, "resume=true"]) for run in waiting], jobs,
          "runs")
 
@@ -71,8 +85,8 @@ def score_all(runs, kinds, jobs):
 
 
 def work(waiting, jobs, what):
-    """Run the programs of [(run, command)], `jobs` at once; says after each how long the others take. Raises
-    BadInput if one fails, when all are done. If this program ends, so do they, to be resumed."""
+    """Run the programs of [(run, command)], `jobs` at once; prints progress. Raises BadInput if one fails,
+    when the others are done. If this program ends, so do they; a training is resumed the next time."""
     n, running, failed, begun = len(waiting), [], [], time.perf_counter()
     try:
         while waiting or running:
@@ -96,6 +110,21 @@ def work(waiting, jobs, what):
         lines = ["no output", *log.read_text(errors="replace").strip().splitlines()]
         raise BadInput(f"{log}: {len(failed)} of {n} {what} failed, this one with: "
                        f"{lines[-1]}; mend that and start again, the others are kept")
+
+
+def minutes_of(runs, jobs):
+    """Return the minutes that the steps of all rounds to go take, one run after the other, with the threads
+    of one of `jobs`. A setting's step is timed once; the number of steps is that of the first run's sites."""
+    torch.set_num_threads(int(threads_of(jobs)))
+    sites, seconds, total = load_sites(runs[0].config), {}, 0.0
+    for run in runs:
+        name, config = run.setting, run.config
+        if name not in seconds:
+            seconds[name] = median_seconds({"step": training_step(config)}, 1)["step"]
+        steps = sum(site.steps(config) for site in sites if site.name != config.hold_out)
+        done = max((int(row["round"]) for row in rows_of(run.folder)), default=0)
+        total += seconds[name] * steps * config.local_epochs * (config.rounds - done)
+    return total / 60
 
 
 # ---- What runs have left ----
