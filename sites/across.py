@@ -56,8 +56,7 @@ def size_of(entry, config):
         return 0, 0
     if config.tiles:
         return (C + 1) * H * W, 3 * C * H * W  # bytes: the pixels and the truth; what decoding adds
-    channels = 3 if S == 1 else 1  # of a volume neighbouring slices are views
-    inputs = S * config.image_size**2 * (4 * channels + 1)
+    inputs = S * config.image_size**2 * (4 * C + 1)  # channels in memory; three of any other are views
     return inputs + S * H * W, 2 * 4 * S * C * H * W  # the truth; the pixels, and the same scaled
 
 

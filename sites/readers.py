@@ -75,13 +75,13 @@ def reader_of(task, tiles=False):
 
 
 def as_input(image, task, size, tiles=False):
-    """Return an image (S, C, H, W) as the network takes it, (S, 3, size, size); with tiles at its own size,
-    (1, 3, H, W), a grey one with one channel in memory."""
-    if tiles:
-        return torch.from_numpy(image).expand(-1, 3, -1, -1)
-    image = functional.interpolate(torch.from_numpy(image), (size, size), mode="bilinear",
-                                   align_corners=False, antialias=True).clamp_(0, 1)
-    return three_slice_stacks(image[:, 0]) if task in VOLUMES else image
+    """Return an image (S, C, H, W) as the network takes it, (S, 3, size, size), with tiles at its own size,
+    (1, 3, H, W); a grey one has one channel in memory."""
+    image = torch.from_numpy(image)
+    if not tiles:
+        image = functional.interpolate(image, (size, size), mode="bilinear", align_corners=False,
+                                       antialias=True).clamp_(0, 1)
+    return three_slice_stacks(image[:, 0]) if task in VOLUMES else image.expand(-1, 3, -1, -1)
 
 
 def three_slice_stacks(slices):

@@ -5,8 +5,8 @@ import numpy as np
 
 from config import BadInput
 from sites.files import reading
+from sites.images import GREY, PHOTOMETRIC, as_array, is_lossy, tag_of
 from sites.labels import AROUND, UNCERTAIN, border_share, check_background, look_at, whole
-from sites.opening import GREY, PHOTOMETRIC, as_array, is_lossy
 
 SMALL = 32  # labels of at most so much are classes, or numbers of few objects
 
@@ -59,7 +59,7 @@ def label_channels(file, image, classes):
     if image.mode not in (*GREY, "RGB"):
         raise BadInput(f"{file}: is a mask in {image.mode} colours, save it as grey")
     labels = as_array(file, image)
-    white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
+    white_is_zero = tag_of(image, PHOTOMETRIC) == 0
     if white_is_zero and not set(np.unique(labels)) <= {0, 255}:
         raise BadInput(f"{file}: stores white as 0 and has more than two labels, "
                        "save it with black as 0")

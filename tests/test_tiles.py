@@ -151,9 +151,8 @@ def test_the_statistics_of_a_case_are_those_of_its_tiles():
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "I;16", "F"])
-def test_pixels_are_those_of_the_usual_reader(tmp_path, monkeypatch, mode):
+def test_pixels_are_those_of_the_usual_reader(tmp_path, mode):
     """To 1/510 where they are kept as bytes, exactly where a file has more bits; masks at their own size."""
-    monkeypatch.setattr(tiles, "STRIP", 7)
     rng, high = np.random.default_rng(0), 60000 if mode in ("I;16", "F") else 200
     values = rng.integers(20, high, (30, 41) + ((3,) if mode.startswith("RGB") else ()))
     image = Image.fromarray(values.astype({"I;16": np.uint16, "F": np.float32}.get(mode, np.uint8)))
