@@ -67,7 +67,7 @@ def warnings_on(site, entries, samples, config):
     """Return what is suspicious about the files of a site and about all of them together."""
     found = [text for sample in samples for text in sample.warnings]
     if samples and not any(sample.truth.any() for sample in samples):
-        found.append(f"{entries[0].mask.parent}: all masks of site {site} are empty, foreground has to be > "
+        found.append(f"{entries[0].masks[0].parent}: all masks of site {site} are empty, foreground has to be > "
                      "0; if its cases are healthy it may train, or set leave_out")
     low = min((sample.facts["low"] for sample in samples), default=0)
     if config.task in VOLUMES and config.window is None and low <= AIR:

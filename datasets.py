@@ -95,7 +95,7 @@ def load_site(name, entries, splits, config, strict=True):
         samples = {part: list(threads.map(lambda entry: read_sample(entry, name, *given), [
             entry for entry in entries if entry.case in split[part]])) for part in SPLITS}
     site = Site(name, **samples)
-    healthy = [f"{entries[0].mask.parent}: no mask {whose} has foreground (> 0), so this site trains on "
+    healthy = [f"{entries[0].masks[0].parent}: no mask {whose} has foreground (> 0), so this site trains on "
                "background alone; mend the masks, or leave it out by the key leave_out"
                for whose, those in (("of it", samples_of(site)), ("of its training cases", site.train))
                if those and not any(sample.truth.any() for sample in those)]

@@ -2,13 +2,15 @@
 patients, copies, classes."""
 
 import os
+from collections import defaultdict
 from pathlib import Path
 
 import torch
 
 from config import BadInput
+from sites.advice import DATA_KINDS, format_advice
 from sites.files import check_regular, warn
-from sites.layouts import DATA_KINDS, files_below, files_of, is_table
+from sites.layouts import files_below, is_table
 from sites.patients import shared_names
 from sites.readers import SPLITS, reader_of
 
@@ -80,14 +82,24 @@ def unread(folder, entries, leave_out=()):
     if is_table(folder):
         from sites.table import table_warnings
         return table_warnings(folder, entries)
-    read, left = {os.path.abspath(file) for entry in entries for file in files_of(entry)}, {}
-    for path in (path for path in files_below(folder) if path.relative_to(folder).parts[0] not in leave_out):
-        if path.name.lower().endswith((*DATA_KINDS, "list.txt")) and os.path.abspath(path) not in read:
-            left.setdefault(path.parent, []).append(path.name)
-    if not left and len(read) == 2 * len(entries):
-        return []
-    from sites.advice import warnings_on  # a run on plain data does not load it
-    return warnings_on(left, entries)
+    read = {os.path.abspath(file) for entry in entries for file in (entry.image, *entry.masks)}
+    left, texts = defaultdict(list), []
+    for path in files_below(folder):
+        if path.name.lower().endswith((*DATA_KINDS, "list.txt")) and os.path.abspath(path) not in read \
+                and path.relative_to(folder).parts[0] not in leave_out:
+            left[path.parent].append(path.name)
+    for place, names in left.items():
+        number = "1 file that could be data is" if len(names) == 1 else \
+            f"{len(names)} files that could be data are"
+        name = next(filter(format_advice, names), names[0])  # one that something can be said of
+        advice = format_advice(name) or "docs/data.md shows where data are looked for, and a table for others"
+        texts.append(f"{place}: {number} not read, such as {name}; {advice}")
+    if several := [entry for entry in entries if len(entry.masks) > 1]:
+        image, masks, _ = several[0][1:]
+        more = f", and so are those of {len(several) - 1} other images" * (len(several) > 1)
+        texts.append(f"{image}: its {len(masks)} masks are united, {masks[0].name} to {masks[-1].name}{more};"
+                     " if they are classes, or of several readers, say so in a table")
+    return texts
 
 
 # ---- When all are decoded ----

@@ -4,16 +4,7 @@ import difflib
 from pathlib import Path
 
 from config import VOLUMES
-from sites.layouts import (
-    DATA_KINDS,
-    IMAGE_KINDS,
-    VOLUME_KINDS,
-    Masks,
-    files_below,
-    files_of,
-    look,
-    stem_of,
-)
+from sites.layouts import IMAGE_KINDS, VOLUME_KINDS, files_below, look, stem_of
 from sites.names import role_of
 
 TO_NIFTI = "convert it to .nii.gz, for example with 3D Slicer or SimpleITK"
@@ -32,6 +23,7 @@ FORMATS = {  # endings: (what they are, what to do)
     (".heic",): ("HEIC", TO_PNG),
     (".zip", ".gz", ".tar", ".7z", ".rar"): ("an archive", "unpack it"),
 }
+DATA_KINDS = (*IMAGE_KINDS, *VOLUME_KINDS, *(ending for endings in FORMATS for ending in endings))
 
 
 def format_advice(name):
@@ -51,30 +43,12 @@ def is_dicom(path):
         return stream.read(132)[128:] == b"DICM"
 
 
-def warnings_on(left, entries):
-    """Return the warnings on files that could be data and are not read, {folder: [name]}, and one on images
-    with several masks."""
-    texts = []
-    for place, names in left.items():
-        number = "1 file that could be data is" if len(names) == 1 else \
-            f"{len(names)} files that could be data are"
-        name = next(filter(format_advice, names), names[0])  # one that something can be said of
-        advice = format_advice(name) or "docs/data.md shows where data are looked for, and a table for others"
-        texts.append(f"{place}: {number} not read, such as {name}; {advice}")
-    if several := [entry for entry in entries if isinstance(entry.mask, Masks)]:
-        image, files = several[0].image, several[0].mask.files
-        more = f", and so are those of {len(several) - 1} other images" * (len(several) > 1)
-        texts.append(f"{image}: its {len(files)} masks are united, {files[0].name} to {files[-1].name}{more};"
-                     " if they are classes, or of several readers, say so in a table")
-    return texts
-
-
 def problems_of(site, found, unpaired, task, data):
     """Return the problems of a site whose files (image, None) or (None, mask) have no partner, each with the
     file that looks most like the other one, or in which nothing was found. found: the entries of the site."""
     if not unpaired:
         return [nothing_found(site, task)]
-    used, folder = {file for entry in found for file in files_of(entry)}, str(data or Path(site).parent)
+    used, folder = {file for entry in found for file in (entry.image, *entry.masks)}, str(data or Path(site).parent)
     rest = [path for path in files_below(site) if path.name.lower().endswith(DATA_KINDS) and path not in used]
     problems = []
     for image, mask in unpaired:

@@ -119,7 +119,7 @@ def as_array(file, image):
         return values * np.uint8(255)  # as black and white are in any other mode
     if values.dtype == np.int32 and tag_of(image, SAMPLE_FORMAT) in ((1,), 1):
         return values.view(np.uint32)  # Pillow takes all whole numbers of 32 bits as signed
-    if not np.isfinite(values).all():
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise BadInput(f"{file}: has NaN or infinite pixels, replace them")
     return values
 

@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 
-from sites.layouts import Entry, Masks, as_seen, look, stem_of, visible
+from sites.layouts import Entry, as_seen, look, stem_of, visible
 
 IMAGE_FOLDERS = {"image", "images", "img", "imgs", "imagestr"}
 MASK_FOLDERS = {"mask", "masks", "gt", "gts", "groundtruth", "groundtruths", "label", "labels", "labelstr",
@@ -55,12 +55,12 @@ def sort_files(site, paths):
 
 
 def pairs_by_name(site, paths):
-    """Return what `layouts.find_pairs` does; paths: of all files of the site that may be images or masks."""
+    """Return entries, problems and files without a partner as `layouts.list_site` does; paths: of all files of the site that may be images or masks."""
     slides = [path for path in visible(site) if path.is_dir() and re.fullmatch(r"(?i)slide_.+", path.name)]
     if slides and any(path.parent in slides for path in paths):
         return list_slides(site, slides, paths)
     found, problems, unpaired = pair_files(*sort_files(site, paths))
-    return [Entry(case, image, one_mask(masks)) for case, image, masks in found], problems, unpaired
+    return [Entry(*pair) for pair in found], problems, unpaired
 
 
 def list_slides(site, slides, paths):
@@ -74,17 +74,12 @@ def list_slides(site, slides, paths):
         found, wrong, alone = pair_files(*(
             [Name(path, path.parent, role) for path in folders.get(name, [])]
             for role, name in (("image", slide.name), ("mask", f"GT_{slide.name[6:]}"))))
-        entries += [Entry(as_seen(slide.name), image, one_mask(masks)) for _, image, masks in found]
+        entries += [Entry(as_seen(slide.name), image, masks) for _, image, masks in found]
         problems, unpaired = problems + wrong, unpaired + alone
     numbers = {slide.name[6:] for slide in slides}
     problems += [f"{site / name}: has no Slide_{name[3:]} beside it, add it or remove the masks"
                  for name in folders if name.startswith("GT_") and name[3:] not in numbers]
     return entries, problems, unpaired
-
-
-def one_mask(files):
-    """Return what an Entry's mask is for a list of files."""
-    return files[0] if len(files) == 1 else Masks(tuple(files), (None,) * len(files))
 
 
 def index_of(images):
@@ -134,7 +129,7 @@ def find_image(mask, known):
 
 
 def pair_files(images, masks):
-    """Return [(case, image, [mask])] of the Names of images and masks, problems, and [(image, None) or
+    """Return [(case, image, masks)] of the Names of images and masks, problems, and [(image, None) or
     (None, mask)] of those without a partner. A case is an image's name, below a folder if there is one."""
     known, of_image, problems, unpaired = index_of(images), defaultdict(list), [], []
     for mask in masks:
@@ -159,7 +154,7 @@ def pair_files(images, masks):
                 found = found[:1]
             folder = image.folder if len(folders) > 1 else ""
             pairs.append(("/".join(filter(None, (folder, as_seen(image.stem)))), image.path,
-                          [path for _, _, path in found]))
+                          tuple(path for _, _, path in found)))
     return pairs, problems, unpaired
 
 

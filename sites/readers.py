@@ -30,25 +30,21 @@ class Sample(NamedTuple):
 
 
 def read_sample(entry, site, task, size, classes=2, window=None, tiles=False):
-    """Return the Sample of one entry (case, image file, mask file), resized to size x size, or to be cut into
+    """Return the Sample of one Entry, resized to size x size, or to be cut into
     tiles of that size. Images are resized with antialiasing, masks by nearest. Raises BadInput, naming the
     file."""
     with enough_memory(entry.image):
-        facts = {}
-        image, truth, spacing, found = read_pair(reader_of(task, tiles), entry, classes, window, facts)
+        reader, facts = reader_of(task, tiles), {}
+        if len(entry.masks) > 1 or entry.labels:
+            from sites.united import read_united  # a run on single masks does not load it
+            image, truth, spacing, found = read_united(reader, entry, classes, window, facts)
+        else:
+            image, truth, spacing, found = reader.read_pair(entry.image, *entry.masks, classes, window, facts)
         masks = torch.from_numpy(truth)
         if not tiles:  # nearest-exact takes the pixel at a block's centre; nearest would shift them by half
             masks = functional.interpolate(masks[:, None], (size, size), mode="nearest-exact")[:, 0]
         return Sample(site, entry.case, Path(entry.image).name, as_input(image, task, size, tiles), masks,
                       truth, spacing, tuple(found), facts, size if tiles else 0)
-
-
-def read_pair(reader, entry, *given):
-    """Return what `read_pair` of a task's reader does for an entry, whose mask may be several files."""
-    if isinstance(entry.mask, tuple):
-        from sites.united import read_united  # a run on single masks does not load it
-        return read_united(reader, entry, *given)
-    return reader.read_pair(entry.image, entry.mask, *given)
 
 
 def slices_of(sample):

@@ -10,6 +10,7 @@ import io
 import os
 import re
 from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 
 from config import VOLUMES, BadInput
@@ -20,16 +21,13 @@ from sites.layouts import (
     IMAGE_KINDS,
     VOLUME_KINDS,
     Entry,
-    Masks,
     as_seen,
-    files_of,
-    find_pairs,
     is_table,
     list_files,
+    list_site,
     stem_of,
     visible,
 )
-from sites.names import one_mask
 from sites.patients import joined
 
 COLUMNS = ("image", "mask", "site", "case", "split")
@@ -137,8 +135,8 @@ def read_row(folder, row, task, with_cases):
         check_file(folder, file, task)
     if len(set(map(os.path.realpath, files))) < len(files):
         raise BadInput("names one file twice, as image and mask or as two masks; mend it")
-    mask = Masks(*map(tuple, zip(*masks))) if masks[0][1] else one_mask(files[1:])
-    return Entry(as_seen(row.get("case") or stem_of(files[0])), files[0], mask)
+    labels = tuple(label for _, label in masks if label)
+    return Entry(as_seen(row.get("case") or stem_of(files[0])), files[0], tuple(files[1:]), labels)
 
 
 def find_file(folder, name):
@@ -170,7 +168,7 @@ def table_warnings(file, entries):
     """Return warnings on a table: columns that are not read, and masks that several images share."""
     columns = read_rows(file)[0][1] if entries else ()
     other = [name for name in columns if name and name not in COLUMNS and not is_class(name)]
-    masks = Counter(os.path.realpath(mask) for entry in entries for mask in files_of(entry)[1:])
+    masks = Counter(os.path.realpath(mask) for entry in entries for mask in entry.masks)
     return [f"{file}: its column {name} is not read" for name in other] + [
         f"{file}: {mask} is the mask of {number} images" for mask, number in masks.items() if number > 1]
 
@@ -214,12 +212,11 @@ def write_table(file, config):
     for site, entries in list_files(data, config.task, config.case_pattern)[0].items():
         for entry in entries:
             row = {"image": relative(file, entry.image), "site": site, "case": entry.case}
-            labels = entry.mask.labels if isinstance(entry.mask, Masks) else [None]
-            for mask, label in zip(files_of(entry)[1:], labels):
+            for mask, label in zip_longest(entry.masks, entry.labels):
                 column = f"mask_{label}" if label else "mask"
                 row[column] = ";".join(filter(None, (row.get(column), relative(file, mask))))
             rows.append(row)
-        for pair in find_pairs(folders[site], config.task)[2] if folders else []:
+        for pair in list_site(folders[site], config.task)[2] if folders else []:
             column, path = next((name, path) for name, path in zip(("image", "mask"), pair) if path)
             rows.append({"site": site, column: relative(file, path), "case": stem_of(path)})
             lacking += 1

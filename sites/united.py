@@ -1,5 +1,7 @@
 """One image with several mask files, which are united: one file a nucleus, or one file a class."""
 
+from itertools import zip_longest
+
 import numpy as np
 
 from config import BadInput
@@ -11,7 +13,7 @@ def read_united(reader, entry, classes, window=None, facts=None):
     A pixel is foreground where any file has it. A file of the table's column mask_K draws class K; other
     files say the class themselves. Raises BadInput also where two files draw two classes on one pixel."""
     truth, warnings = None, []
-    for file, label in zip(*entry.mask):
+    for file, label in zip_longest(entry.masks, entry.labels):
         if label is not None and label >= classes:
             raise BadInput(f"{file}: stands in the column mask_{label}, but classes: {classes} means the "
                            f"classes 1 to {classes - 1}; set classes={label + 1}, or join them as one mask")
