@@ -1,7 +1,6 @@
 """What goes wrong when a file is opened, in its own words."""
 
 import contextlib
-import os
 import sys
 from pathlib import Path
 
@@ -42,15 +41,6 @@ def enough_memory(file):
             raise
         raise BadInput(f"{file}: there is not enough memory to read and resize it; close other programs, "
                        "or use smaller files") from None
-
-
-def say_left_out(names, folder, strict):
-    """Say which sites take no part; strict: raises BadInput for one that the folder does not have."""
-    there = [name for name in names if folder.is_file() or os.path.lexists(folder / name)]  # or a table
-    if strict and there != names:
-        raise BadInput(f"leave_out: {folder} has no site {min({*names} - {*there})}, take it out of that "
-                       "list")
-    print(f"left out: {', '.join(there) or 'none of these data'}")
 
 
 def warn(name, warnings):

@@ -29,10 +29,7 @@ def whole(labels, file, found):
 
 def values_of(labels):
     """Return the different numbers in an array of whole numbers from 0 on, sorted."""
-    low, high = labels.min(), labels.max()
-    if not ((labels > low) & (labels < high)).any():
-        return np.unique([low, high])
-    if high >= 2**16:
+    if labels.max() >= 2**16:
         return np.unique(labels)
     return np.flatnonzero(np.bincount(labels.ravel().astype(np.uint16)))  # quicker
 

@@ -265,7 +265,7 @@ def test_a_healthy_site_or_one_of_one_picture_trains_or_is_left_out(tmp_path, ca
             file.unlink()
     a, b, _ = load_sites(nuclei_config(folder))
     out, err = capsys.readouterr()
-    assert len(a.train_slices) == 3 and err.count("\n") == 1 and "a/masks: no mask of it has foreground" in err
+    assert len(a.train_slices) == 3 and err.count("\n") == 1 and "a/masks: no mask of its training cases has foreground" in err
     assert splits_of([b]) == {"b": {"train": ["0"], "val": [], "test": []}} and "b: has 1 case, so it trains alone" in out
     assert splits_of(load_sites(nuclei_config(folder), splits_of([a, b, _]))) == splits_of([a, b, _])
     (folder / "a" / "images" / "0.png").write_bytes(b"broken, and never looked at")
