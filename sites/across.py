@@ -5,9 +5,7 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
-import torch
-
-from config import BadInput
+from config import BadInput, class_name
 from sites.advice import DATA_KINDS, format_advice
 from sites.files import check_regular, warn
 from sites.layouts import files_below, is_table
@@ -36,10 +34,10 @@ def check_memory(folder, entries, config):
     free = free_memory()
     if free is None:
         return
-    sizes = [size_of(entry, config) for entry in entries]
-    kept, largest = sum(kept for kept, _ in sizes), max((decoding for _, decoding in sizes), default=0)
+    sizes = [(*size_of(entry, config), entry.image) for entry in entries]
+    kept = sum(kept for kept, _, _ in sizes)
+    _, largest, file = max(sizes, key=lambda size: size[1], default=(0, 0, folder))
     if largest > free:
-        file = entries[[decoding for _, decoding in sizes].index(largest)].image
         raise BadInput(f"{file}: there is not enough memory to decode it: it takes {largest / GB:.2f} GB, "
                        f"{free / GB:.2f} GB are free; close other programs, or cut it into smaller files")
     if kept + largest > free:
@@ -109,31 +107,32 @@ def compare(sites, config, hospital=False):
     hospital knows its own masks alone, and so of no class that nobody draws it."""
     samples = {site.name: [(part, sample) for part in SPLITS for sample in getattr(site, part)]
                for site in sites}
-    texts, nobody = [], set()
-    if config.classes > 2:  # of two nothing is said: a site without foreground is an error
-        from sites.several_classes import missing_classes
-        texts, nobody = missing_classes(samples, config, hospital)
-    return same_pictures(samples) + texts, nobody
+    texts, wanted = same_pictures(samples), set(range(1, config.classes))
+    drawn = {site: set().union(*(sample.facts["labels"] for _, sample in of_site))
+             for site, of_site in samples.items() if of_site}
+    if config.classes == 2 or not drawn:  # of two nothing is said: a site without foreground has its warning
+        return texts, set()
+    names = {j: f"class {j}" + f" ({class_name(config, j)})" * bool(config.class_names) for j in wanted}
+    nobody = set() if hospital else wanted.difference(*drawn.values())
+    texts += [f"{names[j]}: no mask of any site has it; it is left out of all scores, mend the masks or set "
+              "classes" for j in sorted(nobody)]
+    texts += [f"{names[j]}: site {site} never draws it, so it trains there as background; if it is not "
+              "absent, draw it or leave the site out"
+              for site, classes in drawn.items() for j in sorted(wanted - nobody - classes)]
+    return texts, nobody
 
 
 def same_pictures(sites):
     """Return a text for each picture that is there twice, first those that train and test. Pictures are the
     same if their pixels are, as the network takes them; blank ones are not compared. sites: {name: [(part of
-    the split, Sample)]}, also below."""
+    the split, Sample)]}."""
     known, found = {}, []
     for site, samples in sites.items():
         for part, sample in samples:
-            few = sample.images[:, 1, ::4, ::4].numpy().tobytes()  # of all, a sixteenth tells most apart
-            alike = known.setdefault((sample.images.shape, hash(few)), [])
-            if alike and not sample.images.any():
-                continue
-            for other_site, other_part, other in alike:
-                if torch.equal(sample.images, other.images):
-                    places = f", one is in {other_part} and one in {part}" * (part != other_part)
-                    worst = {part, other_part} == {"train", "test"}
-                    text = f"{site}/{sample.name}: is the same picture as {other_site}/{other.name}{places}"
-                    found.append((not worst, not places, f"{text}; keep one of them"))
-                    break
-            else:
-                alike.append((site, part, sample))
-    return [text for _, _, text in sorted(found, key=lambda row: row[:2])]
+            here, pixels = (f"{site}/{sample.name}", part), sample.images.numpy()
+            first = known.setdefault((pixels.shape, hash(pixels.tobytes())), here)
+            if first is not here and pixels.any():
+                places = f", one is in {first[1]} and one in {part}" * (part != first[1])
+                rank = {part, first[1]} != {"train", "test"}, not places
+                found.append((rank, f"{here[0]}: is the same picture as {first[0]}{places}; keep one of them"))
+    return [text for _, text in sorted(found, key=lambda row: row[0])]

@@ -18,11 +18,11 @@ def ensure(task):
     folder = folder_of(task)
     if folder.exists():
         return folder
-    from sites.scenes import WRITE  # a run on real data does not load the generator
+    from sites import scenes  # a run on real data does not load the generator
     print(f"generating sites for task {task} in {folder}")
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")  # renamed when it is whole
     try:
-        WRITE[task](part)
+        scenes.write_sites(task, part)
         part.rename(folder)
     except OSError as problem:
         if not folder.exists():  # else another run was quicker

@@ -1,7 +1,7 @@
 """Patients: cases by a pattern on names, and whether names say that several images are of one patient."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 
 from sites.layouts import as_seen
 
@@ -38,10 +38,9 @@ def shared_names(entries):
     names = {site: [name_of(entry) for entry in found] for site, found in entries.items()}
     stems = {site: stems for site, found in entries.items() if (stems := stems_of(names[site]))
              and len({entry.case for entry in found}) == len(found) == len(set(names[site]))}
-    together = pattern_of([pair for found in stems.values() for pair in found])
-    fits = all(joins(together, names[site], stems.get(site, zip(names[site], names[site]))) for site in names)
-    return {site: warning(names[site], found, together if fits else pattern_of(found))
-            for site, found in stems.items()}
+    pattern = pattern_of([pair for found in stems.values() for pair in found])
+    fits = all(joins(pattern, names[site], stems.get(site, zip(names[site], names[site]))) for site in names)
+    return {site: warning(names[site], found, pattern if fits else None) for site, found in stems.items()}
 
 
 def stems_of(names):
@@ -80,13 +79,13 @@ def joins(pattern, names, stems):
 
 
 def warning(names, stems, pattern):
-    """Return the warning on a site's names."""
-    number = Counter(stem for stem, _ in stems)
-    alike = [name for name, (stem, _) in zip(names, stems) if number[stem] > 1]
-    first = stems[names.index(alike[0])][0]
-    second = next(name for name, (stem, _) in zip(names, stems) if stem == first and name != alike[0])
-    remedy = f"set case_pattern='{pattern}', which makes {len(number)} cases of {len(names)} images, or " \
-        if joins(pattern, names, stems) else ""
-    return (f"{len(alike)} images share all of their names but a short ending with another, as {alike[0]} "
-            f"and {second} do; if those are of one patient, one patient would train and test: {remedy}write "
-            "the patients into the column case of a table")
+    """Return the warning on a site's names; pattern: None if none joins those of all sites."""
+    of_stem = defaultdict(list)
+    for name, (stem, _) in zip(names, stems):
+        of_stem[stem].append(name)
+    alike = [together for together in of_stem.values() if len(together) > 1]
+    remedy = f"set case_pattern='{pattern}', which makes {len(of_stem)} cases of {len(names)} images, or " \
+        if pattern else ""
+    return (f"{sum(map(len, alike))} images share all of their names but a short ending with another, as "
+            f"{alike[0][0]} and {alike[0][1]} do; if those are of one patient, one patient would train and "
+            f"test: {remedy}write the patients into the column case of a table")

@@ -5,7 +5,6 @@ rendered in every site's style.
 """
 
 from collections import namedtuple
-from functools import partial
 
 import nibabel
 import numpy as np
@@ -205,4 +204,3 @@ OF_PROSTATE = (PROSTATE, 2, prostate_scene, render_prostate, save_prostate)
 TASKS = {  # task: (styles of its sites, seed, what draws a scene, renders it in a style, writes it)
     "nuclei": (NUCLEI, 1, nuclei_scene, render_nuclei, save_image), "prostate": OF_PROSTATE,
     "images": (DISCS, 4, disc_scene, render_disc, save_image), "volumes": OF_PROSTATE}
-WRITE = {task: partial(write_sites, task) for task in TASKS}

@@ -9,7 +9,7 @@ import difflib
 import io
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import zip_longest
 from pathlib import Path
 
@@ -33,27 +33,26 @@ from sites.patients import joined
 COLUMNS = ("image", "mask", "site", "case", "split")
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
           "test": "test", "testing": "test"}
-PATIENT = ("patient", "patient_id", "patientid", "subject", "subject_id", "case_id")  # may be what case is
 
 
 # ---- Reading ----
 
 def list_table(file, task, case_pattern=None):
     """Return {site: [Entry]} of a table, and a list of everything wrong with it, as texts."""
-    rows, entries, problems, images, names = read_rows(file), {}, [], {}, {}
+    rows, entries, problems, lines = read_rows(file), defaultdict(list), [], {}
     with_cases = any(row.get("case") for _, row in rows)
     for number, row in rows:
         try:
             entry = read_row(Path(file).parent, row, task, with_cases)
-            first = images.setdefault(os.path.realpath(entry.image), number)
+            first = lines.setdefault(os.path.realpath(entry.image), number)
             if first != number:
                 raise BadInput(f"names the image of line {first} again; give it one line, and join its masks "
                                "with ;")
-            first = names.setdefault((row["site"], entry.case), number)
+            first = lines.setdefault((row["site"], entry.case), number)
             if first != number and not with_cases:
                 raise BadInput(f"has an image called {entry.case}, as line {first} has; fill in the column "
                                "case, which says whose they are")
-            entries.setdefault(as_seen(row["site"]), []).append(entry)
+            entries[as_seen(row["site"])].append(entry)
         except BadInput as wrong:
             problems.append(f"{file}: line {number}: {wrong}")
     if case_pattern and with_cases:
@@ -70,12 +69,11 @@ def read_rows(file):
     that is missing, double, or spelt nearly as a known one."""
     with reading(file, "a table"):
         text = decoded(Path(file).read_bytes())
-        own = re.match(r"(?i)\"?sep=.\"?\r?\n", text)  # a line that Excel writes for itself
-        text = text[own.end():] if own else text
         separator = max(",;\t", key=text.lstrip().partition("\n")[0].count)
         table = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        rows = [(table.line_num + bool(own), [cell.strip() for cell in row]) for row in table]
-    rows = [(number, row) for number, row in rows if any(row)]
+        rows = [(table.line_num, [cell.strip() for cell in row]) for row in table]
+    rows = [(number, row) for number, row in rows
+            if any(row) and not row[0].lower().startswith("sep=")]  # a line that Excel writes for itself
     if not rows:
         raise BadInput(f"{file}: is empty, write the columns {', '.join(COLUMNS)} in its first line")
     columns = [as_seen(name).casefold() for name in rows[0][1]]
@@ -112,24 +110,23 @@ def check_columns(file, columns):
         if columns.count(name) > 1:
             raise BadInput(f"{file}: has two columns {name}, keep one")
         near = [] if name in COLUMNS or is_class(name) else difflib.get_close_matches(name, COLUMNS, 1, 0.8)
-        near = ["case"] if name in PATIENT and "case" not in columns else near
+        near = ["case"] if re.match("patient|subject", name) and "case" not in columns else near
         if near:
             raise BadInput(f"{file}: has a column {name}; call it {near[0]} if it is that, else remove it")
 
 
 def read_row(folder, row, task, with_cases):
     """Return the Entry of a line; raises BadInput that says what is wrong with it."""
-    for name in ("site", "image", *["case"] * with_cases):
-        if not row[name]:
-            remedy = "leave the whole column empty" if name == "case" else "remove the line"
-            raise BadInput(f"its {name} is empty, fill it in or {remedy}")
-    if re.search(r"^\.|[/\0-\x1f]", row["site"]):
-        raise BadInput(f"its site {row['site']!r} cannot be a folder's name, rename it")
     masks = [(find_file(folder, name.strip()), int(column[5:]) if is_class(column) else None)
              for column in row if column == "mask" or is_class(column)
              for name in row[column].split(";") if name.strip()]
-    if not masks:
-        raise BadInput("its mask is empty, fill it in or remove the line")
+    empty = [name for name in ("site", "image", "mask", "case")[:3 + with_cases]
+             if not (masks if name == "mask" else row[name])]
+    if empty:
+        remedy = "leave the whole column empty" if empty[0] == "case" else "remove the line"
+        raise BadInput(f"its {empty[0]} is empty, fill it in or {remedy}")
+    if re.search(r"^\.|[/\0-\x1f]", row["site"]):
+        raise BadInput(f"its site {row['site']!r} cannot be a folder's name, rename it")
     files = [find_file(folder, row["image"]), *(file for file, _ in masks)]
     for file in files:
         check_file(folder, file, task)
@@ -183,14 +180,14 @@ def table_splits(config):
         if getattr(config, key):
             raise BadInput(f"{key}: contradicts the column split of {file}; leave one of the two out")
     found = list_table(file, config.task, config.case_pattern)[0]
-    cases = {os.path.realpath(entry.image): entry.case for site in found.values() for entry in site}
+    cases = {os.path.realpath(entry.image): (site, entry.case) for site in found for entry in found[site]}
     splits, lines = {site: {part: [] for part in ("train", "val", "test")} for site in found}, {}
     for number, row in rows:
-        split, site = SPLITS.get(row["split"].casefold()), as_seen(row["site"])
+        split = SPLITS.get(row["split"].casefold())
         if split is None:
             raise BadInput(f"{file}: line {number}: its split is {row['split'] or 'empty'}; write train, val "
                            "or test in every line, or in none")
-        case = cases[os.path.realpath(find_file(Path(file).parent, row["image"]))]
+        site, case = cases[os.path.realpath(find_file(Path(file).parent, row["image"]))]
         first, before = lines.setdefault((site, case), (number, split))
         if split != before:
             raise BadInput(f"{file}: line {number}: its split is {split}, that of line {first} {before}, and "

@@ -407,7 +407,7 @@ def test_batches_cover_every_slice_once_in_a_seeded_order():
 
 def test_demo_is_written_whole_and_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(scenes.WRITE, "nuclei", lambda part: [part.mkdir(parents=True), 1 / 0])
+    monkeypatch.setattr(scenes, "write_sites", lambda task, part: [part.mkdir(parents=True), 1 / 0])
     with pytest.raises(ZeroDivisionError):
         demo_data.ensure("nuclei")
     assert list((tmp_path / "data").iterdir()) == []  # nothing half-written
