@@ -5,7 +5,6 @@ from pathlib import Path
 
 from config import VOLUMES
 from sites.layouts import IMAGE_KINDS, VOLUME_KINDS, files_below, look, stem_of
-from sites.names import role_of
 
 TO_NIFTI = "convert it to .nii.gz, for example with 3D Slicer or SimpleITK"
 TO_PNG = "save it as .png"
@@ -69,13 +68,6 @@ def nearest(path, others):
     stem, else by the letters of folder and name, of the first 50, for it takes long."""
     alike = [other for other in others if look(stem_of(other)) == look(stem_of(path))] or others
     return next(iter(difflib.get_close_matches(str(path), map(str, alike[:50]), 1, 0)), None)
-
-
-def wrong_level(data, sites):
-    """Return the problem of a data folder that is the folder of one site, as a list, empty otherwise."""
-    if not sites or not all(role_of([name]) for name in sites):
-        return []
-    return [f"{data}: is the folder of one site, since it holds {' and '.join(sites)}; give the folder above"]
 
 
 def nothing_found(site, task):

@@ -43,8 +43,10 @@ def list_files(data, task, case_pattern=None, leave_out=()):
         problems.append(f"{data}: has no site folders{' besides leave_out' * bool(leave_out)}; give one "
                         "folder a site")
     if problems:
-        from sites.advice import wrong_level
-        problems[:0] = wrong_level(data, entries)
+        from sites.names import role_of
+        if entries and all(role_of([name]) for name in entries):
+            problems.insert(0, f"{data}: is the folder of one site, since it holds {' and '.join(entries)}; give "
+                               "the folder above")
     return entries, problems
 
 

@@ -3,12 +3,13 @@
 import re
 from collections import defaultdict
 
-from sites.layouts import Entry, as_seen, look, stem_of, visible
+from sites.layouts import Entry, as_seen, look, stem_of
 
-IMAGE_FOLDERS = {"image", "images", "img", "imgs", "imagestr"}
+IMAGE_FOLDERS = {"image", "images", "img", "imgs", "imagestr", "slide"}
 MASK_FOLDERS = {"mask", "masks", "gt", "gts", "groundtruth", "groundtruths", "label", "labels", "labelstr",
                 "annotation", "annotations", "segmentation", "segmentations", "seg", "segs"}
 OTHER_FOLDERS = {"imagests", "labelsts"}  # of nnU-Net's test images, which often have no masks
+SLIDE = re.compile(r"(?i)(slide|gt)_(.+)")  # Slide_01 and GT_01, a patient's folders in the TNBC download
 WORD = r"(masks?|gt|seg|segmentations?|labels?|annotations?|ground[ _-]?truth)"
 SUFFIX = re.compile(rf"(?is)(?:(.*?)[ _.-]+)?{WORD}(?:[ _.-]*(\d+))?")  # x_mask, x_mask_1, mask
 PREFIX = re.compile(rf"(?is){WORD}[ _.-]+(.+)")                         # mask_x
@@ -21,7 +22,7 @@ def role_of(folders):
     """Return what the last telling name among `folders` says of the files in them: image, mask, other, or
     None."""
     for name in reversed(folders):
-        plain = re.sub(r"[\W_]", "", look(name))
+        plain = re.sub(r"[\W_]", "", look(SLIDE.sub(r"\1", name)))
         for role, names in (("image", IMAGE_FOLDERS), ("mask", MASK_FOLDERS), ("other", OTHER_FOLDERS)):
             if plain in names:
                 return role
@@ -31,11 +32,12 @@ def role_of(folders):
 class Name:
     """What the place and the name of a file say; top: the folder below which folders count."""
 
-    def __init__(self, path, top, role=None):
+    def __init__(self, path, top):
         folders = path.relative_to(top).parts[:-1]
-        self.path, self.stem, self.role = path, stem_of(path), role or role_of(folders)
-        self.folder = "/".join(as_seen(name) for name in folders if not role_of([name]))
-        self.key = look(self.folder), look(self.stem)
+        self.path, self.stem, self.role = path, stem_of(path), role_of(folders)
+        kept = [as_seen(name) for name in folders if SLIDE.fullmatch(name) or not role_of([name])]
+        self.folder, self.key = "/".join(kept), (look("/".join(SLIDE.sub(r"\2", name) for name in kept)),
+                                                 look(self.stem))
 
 
 def sort_files(site, paths):
@@ -55,31 +57,10 @@ def sort_files(site, paths):
 
 
 def pairs_by_name(site, paths):
-    """Return entries, problems and files without a partner as `layouts.list_site` does; paths: of all files of the site that may be images or masks."""
-    slides = [path for path in visible(site) if path.is_dir() and re.fullmatch(r"(?i)slide_.+", path.name)]
-    if slides and any(path.parent in slides for path in paths):
-        return list_slides(site, slides, paths)
+    """Return entries, problems and files without a partner as `layouts.list_site` does; paths: of all files
+    of the site that may be images or masks."""
     found, problems, unpaired = pair_files(*sort_files(site, paths))
     return [Entry(*pair) for pair in found], problems, unpaired
-
-
-def list_slides(site, slides, paths):
-    """Return the same of a site in the TNBC download's layout: Slide_NN beside GT_NN."""
-    folders = {path.name: [file for file in paths if file.parent == path] for path in visible(site)}
-    other = [path for path in paths if not re.match(r"(?i)slide_|gt_", path.relative_to(site).parts[0])]
-    if other:
-        return [], [f"{site}: has {other[0].parent.name} and {slides[0].name} as well, keep one layout"], []
-    entries, problems, unpaired = [], [], []
-    for slide in slides:
-        found, wrong, alone = pair_files(*(
-            [Name(path, path.parent, role) for path in folders.get(name, [])]
-            for role, name in (("image", slide.name), ("mask", f"GT_{slide.name[6:]}"))))
-        entries += [Entry(as_seen(slide.name), image, masks) for _, image, masks in found]
-        problems, unpaired = problems + wrong, unpaired + alone
-    numbers = {slide.name[6:] for slide in slides}
-    problems += [f"{site / name}: has no Slide_{name[3:]} beside it, add it or remove the masks"
-                 for name in folders if name.startswith("GT_") and name[3:] not in numbers]
-    return entries, problems, unpaired
 
 
 def index_of(images):
@@ -130,7 +111,8 @@ def find_image(mask, known):
 
 def pair_files(images, masks):
     """Return [(case, image, masks)] of the Names of images and masks, problems, and [(image, None) or
-    (None, mask)] of those without a partner. A case is an image's name, below a folder if there is one."""
+    (None, mask)] of those without a partner. A case is an image's name, below a folder if there are several, or
+    a slide."""
     known, of_image, problems, unpaired = index_of(images), defaultdict(list), [], []
     for mask in masks:
         image, *which = find_image(mask, known) or (None,)
@@ -152,9 +134,9 @@ def pair_files(images, masks):
                 problems.append(f"{found[1][2]}: {shown(found[0][2])} is a second mask of "
                                 f"{shown(image.path)}; keep one, or join them in a table")
                 found = found[:1]
-            folder = image.folder if len(folders) > 1 else ""
-            pairs.append(("/".join(filter(None, (folder, as_seen(image.stem)))), image.path,
-                          tuple(path for _, _, path in found)))
+            case = [image.folder] * (len(folders) > 1 and image.folder != "") + [as_seen(image.stem)]
+            case = image.folder if SLIDE.fullmatch(image.path.parent.name) else "/".join(case)
+            pairs.append((case, image.path, tuple(path for _, _, path in found)))
     return pairs, problems, unpaired
 
 

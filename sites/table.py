@@ -120,7 +120,7 @@ def read_row(folder, row, task, with_cases):
     masks = [(find_file(folder, name.strip()), int(column[5:]) if is_class(column) else None)
              for column in row if column == "mask" or is_class(column)
              for name in row[column].split(";") if name.strip()]
-    empty = [name for name in ("site", "image", "mask", "case")[:3 + with_cases]
+    empty = [name for name in ["site", "image", "mask"] + ["case"] * with_cases
              if not (masks if name == "mask" else row[name])]
     if empty:
         remedy = "leave the whole column empty" if empty[0] == "case" else "remove the line"

@@ -168,7 +168,7 @@ def test_layouts(tmp_path):
     assert len(a.train) == 3 and len(t.train) == 2  # one slide of two images
     assert {sample.case for sample in datasets.samples_of(t)} == {"Slide_01", "Slide_02", "Slide_03"}
     shutil.rmtree(plain / "tnbc" / "Slide_02")
-    with pytest.raises(BadInput, match="tnbc/GT_02: has no Slide_02 beside it"):
+    with pytest.raises(BadInput, match="tnbc/GT_02/1.png: has no image of that name"):
         load_sites(nuclei_config(plain))
 
 

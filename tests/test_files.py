@@ -430,7 +430,9 @@ def test_two_layouts_in_one_site(tmp_path):
     folder = write_nuclei(tmp_path / "d")
     (folder / "a" / "Slide_01").mkdir()
     (folder / "a" / "images" / "0.png").rename(folder / "a" / "Slide_01" / "0.png")
-    assert "keep one layout" in list_files(folder, "nuclei")[1][0]
+    entries, problems = list_files(folder, "nuclei")
+    assert problems == [] and len(entries["a"]) == 5
+    assert all(entry.image.stem == entry.masks[0].stem for entry in entries["a"])
 
 
 def test_memory_that_runs_out_names_the_file(tmp_path, monkeypatch):
