@@ -30,13 +30,12 @@ class Sample(NamedTuple):
 
 
 def read_sample(entry, site, task, size, classes=2, window=None, tiles=False):
-    """Return the Sample of one Entry, resized to size x size, or to be cut into
-    tiles of that size. Images are resized with antialiasing, masks by nearest. Raises BadInput, naming the
-    file."""
+    """Return the Sample of one Entry, resized to size x size, or to be cut into tiles of that size. Images
+    are resized with antialiasing, masks by nearest. Raises BadInput, naming the file."""
     with enough_memory(entry.image):
         reader, facts = reader_of(task, tiles), {}
         if len(entry.masks) > 1 or entry.labels:
-            from sites.united import read_united  # a run on single masks does not load it
+            from sites.unusual_masks import read_united  # a run on single masks does not load it
             image, truth, spacing, found = read_united(reader, entry, classes, window, facts)
         else:
             image, truth, spacing, found = reader.read_pair(entry.image, *entry.masks, classes, window, facts)
