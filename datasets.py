@@ -75,8 +75,8 @@ def load_sites(config, splits=None, strict=True):
     cases = {(sample.site, sample.case) for sample in samples}
     size = sum(sample.images.untyped_storage().nbytes() + sample.truth.nbytes
                + sample.masks.nbytes * (not sample.tile) for sample in samples)  # with tiles it is the truth
-    print(f"{folder}: {len(sites)} sites, {len(cases)} cases, {len(samples)} images, {size / 2**20:.0f} MB in "
-          "memory")
+    print(f"{folder}: {len(sites)} sites, {len(cases)} cases, {len(samples)} images, {size / 2**20:.0f} MB "
+          "in memory")
     return sites
 
 
@@ -100,12 +100,17 @@ def load_site(name, entries, splits, config, strict=True):
         samples = {part: list(threads.map(lambda entry: read_sample(entry, name, *given), [
             entry for entry in entries if entry.case in split[part]])) for part in SPLITS}
     site = Site(name, **samples)
+    warn(name, warnings_on(site, entries))
+    return site
+
+
+def warnings_on(site, entries):
+    """Return what is suspicious about the files of a loaded site, as texts; entries: where they lie."""
     texts = [text for sample in samples_of(site) for text in sample.warnings]
     if site.train and not any(sample.truth.any() for sample in site.train):
-        texts.insert(0, f"{entries[0].masks[0].parent}: no mask of its training cases has foreground (> 0), so "
-                        "this site trains on background alone; mend the masks, or set leave_out")
-    warn(name, texts)
-    return site
+        texts.insert(0, f"{entries[0].masks[0].parent}: no mask of its training cases has foreground (> 0), "
+                        "so this site trains on background alone; mend the masks, or set leave_out")
+    return texts
 
 
 def samples_of(site):

@@ -133,6 +133,6 @@ def same_pictures(sites):
             first = known.setdefault((pixels.shape, hash(pixels.tobytes())), here)
             if first is not here and pixels.any():
                 places = f", one is in {first[1]} and one in {part}" * (part != first[1])
-                rank = {part, first[1]} != {"train", "test"}, not places
-                found.append((rank, f"{here[0]}: is the same picture as {first[0]}{places}; keep one of them"))
-    return [text for _, text in sorted(found, key=lambda row: row[0])]
+                text = f"{here[0]}: is the same picture as {first[0]}{places}; keep one of them"
+                found.append(({part, first[1]} != {"train", "test"}, not places, text))
+    return [text for *_, text in sorted(found, key=lambda row: row[:2])]

@@ -47,9 +47,9 @@ def problems_of(site, found, unpaired, task, data):
     file that looks most like the other one, or in which nothing was found. found: the entries of the site."""
     if not unpaired:
         return [nothing_found(site, task)]
-    used, folder = {file for entry in found for file in (entry.image, *entry.masks)}, str(data or Path(site).parent)
+    used = {file for entry in found for file in (entry.image, *entry.masks)}
+    folder, problems = str(data or Path(site).parent), []
     rest = [path for path in files_below(site) if path.name.lower().endswith(DATA_KINDS) and path not in used]
-    problems = []
     for image, mask in unpaired:
         path, what, lack = (image, "image", "mask") if image else (mask, "mask", "image")
         same = {pair[0 if image else 1] for pair in unpaired}

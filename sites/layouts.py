@@ -45,8 +45,8 @@ def list_files(data, task, case_pattern=None, leave_out=()):
     if problems:
         from sites.names import role_of
         if entries and all(role_of([name]) for name in entries):
-            problems.insert(0, f"{data}: is the folder of one site, since it holds {' and '.join(entries)}; give "
-                               "the folder above")
+            problems.insert(0, f"{data}: is the folder of one site, since it holds {' and '.join(entries)}; "
+                               "give the folder above")
     return entries, problems
 
 

@@ -111,8 +111,8 @@ def find_image(mask, known):
 
 def pair_files(images, masks):
     """Return [(case, image, masks)] of the Names of images and masks, problems, and [(image, None) or
-    (None, mask)] of those without a partner. A case is an image's name, below a folder if there are several, or
-    a slide."""
+    (None, mask)] of those without a partner. A case is an image's name, below a folder if there are several,
+    or a slide."""
     known, of_image, problems, unpaired = index_of(images), defaultdict(list), [], []
     for mask in masks:
         image, *which = find_image(mask, known) or (None,)

@@ -1,6 +1,6 @@
-"""Masks that are not one plain grey file: several files of one image (one for each nucleus, or each class),
-lossy files, alpha channels, palettes, colours, inverted lookup tables, and several labels where two classes are
-asked for."""
+"""Masks that are not one plain grey file: several files of an image (one for each nucleus, or each class), lossy
+files, alpha channels, palettes, colours, inverted lookup tables, and several labels where two classes are asked
+for."""
 
 from itertools import zip_longest
 
@@ -48,11 +48,15 @@ def read_unusual(file, image, classes, found):
     if lossy and classes > 2:
         raise BadInput(f"{file}: is a lossy file, in which {classes} classes cannot be told apart; "
                        "save the mask as PNG")
-    labels, shape, inverts = label_channels(file, image, classes)
+    labels, inverts = palette_labels(file, image) if image.mode in ("P", "PA") else \
+        grey_labels(file, image, classes)
     labels = whole(labels, file, found)
-    if shape is not None and ((shape > 0) != (labels > 0)).any():
-        raise BadInput(f"{file}: its alpha channel shows another shape than its colours; "
-                       "save the mask as plain grey, without alpha")
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        with reading(file, "a mask with alpha"):
+            alpha = np.asarray(image.convert("RGBA"))[:, :, 3]
+        if alpha.min() < 255 and ((alpha > 0) != (labels > 0)).any():
+            raise BadInput(f"{file}: its alpha channel shows another shape than its colours; "
+                           "save the mask as plain grey, without alpha")
     if inverts and border_share(labels > 0) > AROUND:
         raise BadInput(f"{file}: its lookup table shows 0 as white, and white fills its border; save it as "
                        "plain grey with background 0")
@@ -71,17 +75,9 @@ def from_lossy(labels, file, found):
     return labels, np.unique(labels)
 
 
-def label_channels(file, image, classes):
-    """Return a mask's labels (H, W), of colours the largest, its alpha, None if all of it is opaque, and
-    whether its lookup table shows 0 as white."""
-    alpha = None
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        with reading(file, "a mask with alpha"):
-            alpha = np.asarray(image.convert("RGBA"))[:, :, 3]
-        alpha = None if alpha.min() == 255 else alpha
-    if image.mode in ("P", "PA"):
-        labels, inverts = palette_labels(file, image)
-        return labels, alpha, inverts
+def grey_labels(file, image, classes):
+    """Return the labels of a grey mask (H, W), of one in colours the largest channel, and whether its lookup
+    table shows 0 as white."""
     if image.mode in ("LA", "RGBA"):
         image = image.convert(image.mode[:-1])
     if image.mode not in (*GREY, "RGB"):
@@ -89,12 +85,11 @@ def label_channels(file, image, classes):
     labels = as_array(file, image)
     white_is_zero = tag_of(image, PHOTOMETRIC) == 0
     if white_is_zero and not set(np.unique(labels)) <= {0, 255}:
-        raise BadInput(f"{file}: stores white as 0 and has more than two labels, "
-                       "save it with black as 0")
+        raise BadInput(f"{file}: stores white as 0 and has more than two labels, save it with black as 0")
     if labels.ndim == 3 and classes > 2 and (labels != labels[:, :, :1]).any():
         raise BadInput(f"{file}: is a mask in colours, which do not say which class they are; save it as "
                        f"grey with the labels 0 to {classes - 1}")
-    return (labels if labels.ndim == 2 else labels.max(2)), alpha, white_is_zero
+    return (labels if labels.ndim == 2 else labels.max(2)), white_is_zero
 
 
 def palette_labels(file, image):
@@ -118,14 +113,22 @@ def palette_labels(file, image):
 def as_one(labels, values, file, found):
     """Return labels of which all above 0 are foreground; a mask that fades counts where it is above half.
     Why that is suspicious goes to `found`."""
-    if not fades(labels, values):
-        found.append(f"{file}: {several(values[values > 0])}")
-        return labels
-    above = labels > values[-1] / 2
-    found.append(f"{file}: fades from 0 to {values[-1]:g}, as a smoothed mask does; what is above half "
-                 f"counts as foreground ({100 * above.mean():.1f} % of it, while "
-                 f"{100 * (labels > 0).mean():.1f} % is above 0), save it with two values")
-    return above.astype(np.float32)
+    if fades(labels, values):
+        above = labels > values[-1] / 2
+        found.append(f"{file}: fades from 0 to {values[-1]:g}, as a smoothed mask does; what is above half "
+                     f"counts as foreground ({100 * above.mean():.1f} % of it, while "
+                     f"{100 * (labels > 0).mean():.1f} % is above 0), save it with two values")
+        return above.astype(np.float32)
+    values = values[values > 0]
+    listed = ", ".join(f"{value:g}" for value in values[:6]) + " ..." * (len(values) > 6)
+    few = values[-1] == len(values) < 6  # 1, 2, .. without a gap, and hardly the numbers of objects
+    remedy = f"classes={len(values) + 1} if they are classes" if few else "classes to tell them apart"
+    found.append(f"{file}: has {len(values)} labels above 0 ({listed}), which all count as foreground; set "
+                 f"{remedy}, or save it with two values")
+    if values[-1] in UNCERTAIN and values[-2] <= SMALL:
+        found[-1] = f"{file}: has the labels {listed}; {values[-1]:g} mostly means uncertain but counts as " \
+            "foreground here, save it as 0 or as an object"
+    return labels
 
 
 def fades(labels, values):
@@ -142,15 +145,3 @@ def fades(labels, values):
         inside = (a > 0) & (b > 0) & ((a < values[-1]) | (b < values[-1]))
         pairs, unequal = pairs + inside.sum(), unequal + (inside & (a != b)).sum()
     return bool(unequal > 0.45 * pairs)
-
-
-def several(values):
-    """Return what is suspicious about several labels above 0 where all of them become one class."""
-    listed = ", ".join(f"{value:g}" for value in values[:6]) + " ..." * (len(values) > 6)
-    if values[-1] in UNCERTAIN and values[-2] <= SMALL:
-        return (f"has the labels {listed}; {values[-1]:g} mostly means uncertain but counts as foreground "
-                "here, save it as 0 or as an object")
-    few = values[-1] == len(values) < 6  # 1, 2, .. without a gap, and hardly the numbers of objects
-    remedy = f"classes={len(values) + 1} if they are classes" if few else "classes to tell them apart"
-    return (f"has {len(values)} labels above 0 ({listed}), which all count as foreground; set {remedy}, "
-            "or save it with two values")
