@@ -139,15 +139,14 @@ def split_cases(site, cases, config):
     cases = sorted(cases)
     random.Random(f"{config.seed}:{site}:split").shuffle(cases)
     n, K = len(cases), config.folds
-    if n < (3 if K else 2):
-        print(f"{site}: has {n} case{'s' * (n > 1)}, so it trains {'or tests by turns' if K else 'alone'}; "
-              "leave_out leaves a site out")
+    if n <= 2:
+        what = "by turns it trains and tests" if K else "it trains alone" if n == 1 else \
+            "one trains and one tests, without validation"
+        print(f"{site}: has {n} case{'s' * (n > 1)}, so {what}; leave_out leaves a site out")
     if K:
         folds = [cases[k::K] for k in range(K)]
         test, val = folds.pop(config.fold), folds.pop(config.fold % (K - 1))
         return {"train": [case for fold in folds for case in fold], "val": val, "test": test}
-    if n == 2:
-        print(f"{site}: two cases, one trains and one tests; it has no validation")
     if n <= 2:
         return {"train": cases[:1], "val": [], "test": cases[1:]}
     k = max(1, round(n / 5))

@@ -29,10 +29,10 @@ from sites.layouts import (
     visible,
 )
 from sites.patients import joined
+from sites.readers import SPLITS
 
 COLUMNS = ("image", "mask", "site", "case", "split")
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-          "test": "test", "testing": "test"}
+WORDS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}  # besides SPLITS
 
 
 # ---- Reading ----
@@ -139,25 +139,21 @@ def read_row(folder, row, task, with_cases):
 def find_file(folder, name):
     """Return the path of a name in a table, below a folder; Windows writes it with backslashes."""
     path = folder / name
-    if "\\" in name and "\0" not in name and not path.exists():
-        path = folder / name.replace("\\", "/")
-    return path
+    return path if path.exists() else folder / name.replace("\\", "/")
 
 
 def check_file(folder, path, task):
     """Raise BadInput that says what is wrong with a file that a table names."""
-    if "\0" in str(path):
-        raise BadInput(f"{path.name!r} is no file name, mend it")
     name, inside = as_seen(path), Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
     if ".." in path.parts[len(folder.parts):] and not inside:
         raise BadInput(f"{name} leads out of {folder}; copy the file into it, or write its full path if it "
                        "is meant")
     if not path.is_file():
         raise BadInput(f"{name} {'is no regular file' if path.exists() else 'does not exist'}, mend the line")
-    kinds, other = (VOLUME_KINDS, IMAGE_KINDS) if task in VOLUMES else (IMAGE_KINDS, VOLUME_KINDS)
+    other, word = (IMAGE_KINDS, "images") if task in VOLUMES else (VOLUME_KINDS, "volumes")
     if path.name.lower().endswith(other):
-        raise BadInput(f"{name} is not of task {task}; set task={'images' if task in VOLUMES else 'volumes'}")
-    if not path.name.lower().endswith(kinds) and (advice := format_advice(path.name)):
+        raise BadInput(f"{name} is not of task {task}; set task={word}")
+    if advice := format_advice(path.name):
         raise BadInput(f"{name} is {advice}")
 
 
@@ -181,10 +177,10 @@ def table_splits(config):
             raise BadInput(f"{key}: contradicts the column split of {file}; leave one of the two out")
     found = list_table(file, config.task, config.case_pattern)[0]
     cases = {os.path.realpath(entry.image): (site, entry.case) for site in found for entry in found[site]}
-    splits, lines = {site: {part: [] for part in ("train", "val", "test")} for site in found}, {}
+    splits, lines = {site: {part: [] for part in SPLITS} for site in found}, {}
     for number, row in rows:
-        split = SPLITS.get(row["split"].casefold())
-        if split is None:
+        split = WORDS.get(row["split"].casefold(), row["split"].casefold())
+        if split not in SPLITS:
             raise BadInput(f"{file}: line {number}: its split is {row['split'] or 'empty'}; write train, val "
                            "or test in every line, or in none")
         site, case = cases[os.path.realpath(find_file(Path(file).parent, row["image"]))]
@@ -217,10 +213,11 @@ def write_table(file, config):
             column, path = next((name, path) for name, path in zip(("image", "mask"), pair) if path)
             rows.append({"site": site, column: relative(file, path), "case": stem_of(path)})
             lacking += 1
-    classes = sorted({name for row in rows for name in row if is_class(name)}, key=lambda name: int(name[5:]))
+    masks = sorted({name for row in rows for name in row if name.startswith("mask")} or {"mask"},
+                   key=lambda name: int(name[5:] or 0))
     try:
         with open(file, "x", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            table = csv.DictWriter(stream, ["image", *(classes or ["mask"]), "site", "case"])
+            table = csv.DictWriter(stream, ["image", *masks, "site", "case"])
             table.writeheader()
             table.writerows(rows)
     except OSError as problem:

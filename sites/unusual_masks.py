@@ -1,6 +1,5 @@
-"""Masks that are not one plain grey file: several files of an image (one for each nucleus, or each class), lossy
-files, alpha channels, palettes, colours, inverted lookup tables, and several labels where two classes are asked
-for."""
+"""Masks that are not one plain grey file: several files of an image, lossy files, alpha channels, palettes,
+colours, inverted lookup tables, and those of several labels where two classes are asked for."""
 
 from itertools import zip_longest
 

@@ -290,7 +290,7 @@ def test_split_counts(n, counts, capsys):
     split = datasets.split_cases("a", cases, nuclei_config("unused"))
     assert tuple(len(split[part]) for part in ("train", "val", "test")) == counts
     assert sorted(itertools.chain(*split.values())) == sorted(cases)  # nobody twice, nobody left out
-    assert ("no validation" in capsys.readouterr().out) == (n == 2)
+    assert ("without validation" in capsys.readouterr().out) == (n == 2)
     assert split == datasets.split_cases("a", cases[::-1], nuclei_config("unused"))
     if n > 7:
         assert split != datasets.split_cases("a", cases, nuclei_config("unused", "seed=1"))
@@ -356,8 +356,8 @@ def test_splits_file(tmp_path, capsys):
             (splits | {"b": a | {"val": ["9"]}}, "case 9 of site b is not in the data"),
             (splits | {"b": a | {"val": ["3"]}}, "case 3 of site b is listed twice"),
             (splits | {"b": a | {"test": []}}, "site b has no test case"),
-            ([1], "is not of the form"), ({"a": {"training": []}}, "is not of the form"),
-            ({"a": {"train": [1]}}, "is not of the form")):
+            ([1], "cannot be read as text of the form"), ({"a": {"training": []}}, "cannot be read as text of the form"),
+            ({"a": {"train": [1]}}, "cannot be read as text of the form")):
         with pytest.raises(BadInput, match=words):
             load(changed)
     file.write_text("{")
