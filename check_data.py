@@ -60,7 +60,7 @@ def check(config, sheet):
     if rows:
         save(Path(sheet), as_png(contact_sheet(rows)))
         print(f"\ncontact sheet with outlines of the masks: {sheet}")
-    warnings = in_short(warnings + across.compare(sites, config)[0])
+    warnings = in_short(warnings + across.compare(sites, config))
     for texts, what in ((warnings, "warning"), (problems, "problem")):
         if texts or texts is problems:
             print(f"\n{len(texts)} {what}{'s' * (len(texts) != 1)}", *texts, sep="\n  ")

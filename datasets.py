@@ -19,9 +19,9 @@ class Site:
 
     def __init__(self, name, train, val, test, undrawn=frozenset()):
         self.name, self.train, self.val, self.test, self.undrawn = name, train, val, test, undrawn
-        self.train_slices = [(sample, s) for sample in train for s in slices_of(sample)
-                             if len(sample.masks) == 1 or sample.masks[s].any()] \
-            or [(sample, s) for sample in train for s in slices_of(sample)]
+        slices = [(sample, s) for sample in train for s in slices_of(sample)]
+        self.train_slices = [(sample, s) for sample, s in slices
+                             if len(sample.masks) == 1 or sample.masks[s].any()] or slices
 
     def steps(self, config):
         """Return the number of batches of a local epoch."""
@@ -68,10 +68,7 @@ def load_sites(config, splits=None, strict=True):
         raise BadInput(f"{folder}: no mask of any site has foreground, which has to be > 0; mend the masks")
     if config.data != "demo" or config.classes > 2:
         from sites.across import compare
-        texts, nobody = compare(sites, config)
-        warn(folder, texts)
-        for site in sites:
-            site.undrawn = nobody
+        warn(folder, compare(sites, config))
     cases = {(sample.site, sample.case) for sample in samples}
     size = sum(sample.images.untyped_storage().nbytes() + sample.truth.nbytes
                + sample.masks.nbytes * (not sample.tile) for sample in samples)  # with tiles it is the truth

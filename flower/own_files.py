@@ -76,7 +76,7 @@ def load_own_site(name, config):
     splits = given_splits(config)
     across.look_at_files(name, config.data, {name: entries}, splits, config)
     site = load_site(name, entries, splits, config)
-    warn(name, across.compare([site], config, hospital=True)[0])
+    warn(name, across.compare([site], config, hospital=True))
     return site
 
 

@@ -87,8 +87,7 @@ def unread(folder, entries, leave_out=()):
                 and path.relative_to(folder).parts[0] not in leave_out:
             left[path.parent].append(path.name)
     for place, names in left.items():
-        number = "1 file that could be data is" if len(names) == 1 else \
-            f"{len(names)} files that could be data are"
+        number = f"{len(names)} files that could be data are" if names[1:] else "1 file that could be data is"
         name = next(filter(format_advice, names), names[0])  # one that something can be said of
         advice = format_advice(name) or "docs/data.md shows where data are looked for, and a table for others"
         texts.append(f"{place}: {number} not read, such as {name}; {advice}")
@@ -103,15 +102,15 @@ def unread(folder, entries, leave_out=()):
 # ---- When all are decoded ----
 
 def compare(sites, config, hospital=False):
-    """Return what is suspicious about Sites together, as texts, and the classes that no mask has, a set. A
-    hospital knows its own masks alone, and so of no class that nobody draws it."""
+    """Return what is suspicious about Sites together, as texts, and note in them the classes that no mask
+    has. A hospital knows its own masks alone, and so of no class that nobody draws it."""
     samples = {site.name: [(part, sample) for part in SPLITS for sample in getattr(site, part)]
                for site in sites}
     texts, wanted = same_pictures(samples), set(range(1, config.classes))
     drawn = {site: set().union(*(sample.facts["labels"] for _, sample in of_site))
              for site, of_site in samples.items() if of_site}
     if config.classes == 2 or not drawn:  # of two nothing is said: a site without foreground has its warning
-        return texts, set()
+        return texts
     names = {j: f"class {j}" + f" ({class_name(config, j)})" * bool(config.class_names) for j in wanted}
     nobody = set() if hospital else wanted.difference(*drawn.values())
     texts += [f"{names[j]}: no mask of any site has it; it is left out of all scores, mend the masks or set "
@@ -119,7 +118,9 @@ def compare(sites, config, hospital=False):
     texts += [f"{names[j]}: site {site} never draws it, so it trains there as background; if it is not "
               "absent, draw it or leave the site out"
               for site, classes in drawn.items() for j in sorted(wanted - nobody - classes)]
-    return texts, nobody
+    for site in sites:
+        site.undrawn = nobody
+    return texts
 
 
 def same_pictures(sites):

@@ -43,8 +43,8 @@ def is_dicom(path):
 
 
 def problems_of(site, found, unpaired, task, data):
-    """Return the problems of a site whose files (image, None) or (None, mask) have no partner, each with the
-    file that looks most like the other one, or in which nothing was found. found: the entries of the site."""
+    """Return the problems of a site whose files (image, None) or (None, mask) have no partner, or in which
+    nothing was found. Each names the file that looks most like the partner. found: the site's entries."""
     if not unpaired:
         return [nothing_found(site, task)]
     used = {file for entry in found for file in (entry.image, *entry.masks)}
@@ -53,21 +53,16 @@ def problems_of(site, found, unpaired, task, data):
     for image, mask in unpaired:
         path, what, lack = (image, "image", "mask") if image else (mask, "mask", "image")
         same = {pair[0 if image else 1] for pair in unpaired}
-        others = [other.relative_to(site) for other in rest if other not in same]
-        near = nearest(path.relative_to(site), others)
+        others = [other for other in rest if other not in same]
+        alike = [other for other in others if look(stem_of(other)) == look(stem_of(path))] or others
+        names = [str(other.relative_to(site)) for other in alike[:50]]  # of more, it takes long
+        near = next(iter(difflib.get_close_matches(str(path.relative_to(site)), names, 1, 0)), None)
         advice = f"{near} looks like it, rename one" if near else f"add it or remove the {what}"
         if near and format_advice(near):
             advice = f"{near} may be it: {format_advice(near)}"
         problems.append(f"{path}: has no {lack} of that name; {advice}, or mend the table that this writes: "
                         f"python check_data.py {folder} --task {task} --write {folder.rstrip('/')}.csv")
     return sorted(problems)
-
-
-def nearest(path, others):
-    """Return which of the paths `others` looks most like a path, as text, None without any: one of the same
-    stem, else by the letters of folder and name, of the first 50, for it takes long."""
-    alike = [other for other in others if look(stem_of(other)) == look(stem_of(path))] or others
-    return next(iter(difflib.get_close_matches(str(path), map(str, alike[:50]), 1, 0)), None)
 
 
 def nothing_found(site, task):

@@ -9,6 +9,7 @@ from config import BadInput
 from sites.files import reading
 from sites.layouts import as_seen, is_table
 from sites.readers import SPLITS
+from sites.table import table_splits
 
 
 def known_split(site, cases, splits, strict, folds=None):
@@ -40,7 +41,6 @@ def known_split(site, cases, splits, strict, folds=None):
 
 def given_splits(config):
     """Return the splits of a table's column split, or of the file config.splits; None if there are none."""
-    from sites.table import table_splits  # a run on generated sites does not load it
     found = table_splits(config) if is_table(config.data) else None
     return found or (read_splits(config.splits) if config.splits else None)
 

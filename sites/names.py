@@ -36,8 +36,9 @@ class Name:
         folders = path.relative_to(top).parts[:-1]
         self.path, self.stem, self.role = path, stem_of(path), role_of(folders)
         kept = [as_seen(name) for name in folders if SLIDE.fullmatch(name) or not role_of([name])]
-        self.folder, self.key = "/".join(kept), (look("/".join(SLIDE.sub(r"\2", name) for name in kept)),
-                                                 look(self.stem))
+        self.folder, plain = "/".join(kept), "/".join(SLIDE.sub(r"\2", name) for name in kept)
+        self.key, word = (look(plain), look(self.stem)), IMAGE_WORD.fullmatch(self.stem)
+        self.short = look(word[1] or word[2]) if word else self.key[1]  # without a word for image
 
 
 def sort_files(site, paths):
@@ -67,17 +68,11 @@ def index_of(images):
     """Return {key: [image]} of the keys under which `find_image` looks for images."""
     known = defaultdict(list)
     for image in images:
-        (folder, stem), short = image.key, short_stem(image)
-        for key in {("exact", folder, stem), ("short", folder, short), ("any", stem), ("any", short),
-                    ("only", folder)}:
+        folder, stem = image.key
+        for key in {("exact", folder, stem), ("short", folder, image.short), ("any", stem),
+                    ("any", image.short), ("only", folder)}:
             known[key].append(image)
     return known
-
-
-def short_stem(image):
-    """Return an image's stem without a word for image, or nnU-Net's number of a channel, if it has one."""
-    match = IMAGE_WORD.fullmatch(image.stem)
-    return look(match[1] or match[2]) if match else image.key[1]
 
 
 def possible(name):
@@ -123,7 +118,7 @@ def pair_files(images, masks):
     pairs, folders = [], {image.folder for image in images}
     for image in images:
         first, found = known[("exact", *image.key)][0], sorted(of_image[image.path], key=lambda mask: mask[2])
-        alike = known[("short", image.key[0], short_stem(image))] if not found else []
+        alike = known[("short", image.key[0], image.short)] if not found else []
         first = next((other for other in alike if of_image.get(other.path)), first)
         if first is not image:
             problems.append(f"{image.path}: {shown(first.path)} is a second image of that name, keep one")

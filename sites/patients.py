@@ -15,15 +15,10 @@ FOLDER = "^([^/]+)/"
 def joined(entries, case_pattern, problems):
     """Return entries whose cases are group 1 of a pattern on their names; adds to `problems` the names that
     do not match it."""
-    named = []
-    for entry in entries:
-        match = re.search(case_pattern, name_of(entry))
-        if match and match[1]:
-            named.append(entry._replace(case=match[1]))
-        else:
-            problems.append(f"{entry.image}: its name does not match case_pattern {case_pattern!r}, "
-                            "mend the pattern or rename the file")
-    return named
+    found = [re.search(case_pattern, name_of(entry)) for entry in entries]
+    problems += [f"{entry.image}: its name does not match case_pattern {case_pattern!r}, mend the pattern or "
+                 "rename the file" for entry, match in zip(entries, found) if not (match and match[1])]
+    return [entry._replace(case=match[1]) for entry, match in zip(entries, found) if match and match[1]]
 
 
 def name_of(entry):

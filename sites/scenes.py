@@ -59,8 +59,7 @@ def nuclei_scene(rng, style=None, size=SIZE):
         inside = (u / long) ** 2 + (v / (long * ratio)) ** 2 < 1
         nuclei[inside] = rng.uniform(0.45, 1)
     chromatin = 1 + 0.35 * smooth_noise(rng, (size, size), 1.2)
-    tissue = 0.5 + 0.3 * smooth_noise(rng, (size, size), 6)
-    tissue += 0.15 * smooth_noise(rng, (size, size), 1.5)
+    tissue = 0.5 + 0.3 * smooth_noise(rng, (size, size), 6) + 0.15 * smooth_noise(rng, (size, size), 1.5)
     return (nuclei * chromatin.clip(0.3), tissue.clip(0.05)), np.uint8(255) * (nuclei > 0)
 
 
@@ -71,8 +70,7 @@ def render_nuclei(scene, stain, rng):
     """
     nuclei, tissue = (density[:, :, None] for density in scene)
     # A section's thickness varies; dark tissue looks like pale nuclei, as in a real slide.
-    density = np.array(stain.hematoxylin) * (nuclei + 0.35 * (tissue > 0.85))
-    density += np.array(stain.eosin) * tissue
+    density = stain.hematoxylin * (nuclei + 0.35 * (tissue > 0.85)) + stain.eosin * tissue
     light = stain.light * np.exp(-stain.contrast * density * rng.uniform(0.8, 1.2))
     light = blurred(light.transpose(2, 0, 1), stain.blur).transpose(1, 2, 0)
     noisy = 255 * light + stain.noise * rng.standard_normal(light.shape)

@@ -32,7 +32,7 @@ from sites.patients import joined
 from sites.readers import SPLITS
 
 COLUMNS = ("image", "mask", "site", "case", "split")
-WORDS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}  # besides SPLITS
+WORDS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}  # of SPLITS
 
 
 # ---- Reading ----

@@ -51,12 +51,7 @@ def window(x, place, S):
     """Return (..., S, S) of x (..., H, W) at a place. A picture smaller than that goes on as its mirror
     image, as often as is needed."""
     top, left = place
-    x = x[..., top:top + S, left:left + S]
-    rows, columns = (mirrored(n, S).to(x.device) for n in x.shape[-2:])
-    return x[..., rows, :][..., columns]
-
-
-def mirrored(n, S):
-    """Return S indices 0, 1 .. n - 1, n - 1 .. 1, 0, 0, 1 .. into an axis of n pixels."""
-    i = torch.arange(S) % (2 * n)
-    return torch.where(i < n, i, 2 * n - 1 - i)
+    x, i = x[..., top:top + S, left:left + S], torch.arange(S, device=x.device)
+    for axis, n in enumerate(x.shape[-2:], -2):  # 0, 1 .. n - 1, n - 1 .. 1, 0, 0, 1 ..
+        x = x.index_select(axis, torch.minimum(i % (2 * n), (-1 - i) % (2 * n)))
+    return x
