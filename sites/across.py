@@ -3,6 +3,7 @@ patients, copies, classes."""
 
 import os
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 from config import BadInput, class_name
@@ -64,13 +65,11 @@ def free_memory():
     """Return how many bytes this process can still take, None where the system does not say so: the lesser
     of what the machine and the container leave."""
     found = []
-    try:
+    with suppress(OSError, ValueError, KeyError):  # not Linux, or no container
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         found.append(1024 * int(lines["MemAvailable"].split()[0]))
         rows = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
         found.append(int((CGROUP / "memory.max").read_text()) - int(rows["anon"]))
-    except (OSError, ValueError, KeyError):  # not Linux, or no container
-        pass
     return min(found, default=None)
 
 

@@ -34,11 +34,9 @@ def list_files(data, task, case_pattern=None, leave_out=()):
     entries, problems = {}, []
     for site in visible(data):
         name = as_seen(site.name)
-        if name not in leave_out:
-            problems += nowhere(site)
-            if site.is_dir():
-                entries[name], wrong, _ = list_site(site, task, case_pattern, data)
-                problems += wrong
+        if name not in leave_out and (site.is_dir() or not site.exists()):  # or a link to nowhere
+            entries[name], wrong, _ = list_site(site, task, case_pattern, data)
+            problems += wrong
     if not entries:
         problems.append(f"{data}: has no site folders{' besides leave_out' * bool(leave_out)}; give one "
                         "folder a site")
@@ -62,9 +60,10 @@ def list_site(site, task, case_pattern=None, data=None):
     paths = [path for path in files if path.name.lower().endswith(kinds)]
     found, wrong, unpaired = plain_pairs(site, paths), [], []
     if found is None:
-        from sites.names import pairs_by_name  # a run on a plain folder does not load it
-        found, wrong, unpaired = pairs_by_name(site, paths)
-    problems = [text for path in files for text in nowhere(path)] + wrong
+        from sites.names import pair_files, sort_files  # a run on a plain folder does not load it
+        found, wrong, unpaired = pair_files(*sort_files(site, paths))
+    problems = [f"{path}: is a link to nowhere ({os.readlink(path)}), mend or remove it"
+                for path in (Path(site), *files) if not path.exists()] + wrong
     if unpaired or not (found or problems):
         from sites.advice import problems_of  # a run on good data does not load it
         problems += problems_of(site, found, unpaired, task, data)
@@ -101,11 +100,6 @@ def files_below(folder):
         found += [Path(place, name) for name in names if not name.startswith(HIDDEN) and real not in entered]
         entered.add(real)
     return sorted(found)
-
-
-def nowhere(path):
-    """Return a list of what is wrong with a path, if it is a link to nowhere."""
-    return [] if path.exists() else [f"{path}: is a link to nowhere ({os.readlink(path)}), mend or remove it"]
 
 
 def as_seen(name):

@@ -57,13 +57,6 @@ def sort_files(site, paths):
     return [name for name in images or beside if name not in masks], masks
 
 
-def pairs_by_name(site, paths):
-    """Return entries, problems and files without a partner as `layouts.list_site` does; paths: of all files
-    of the site that may be images or masks."""
-    found, problems, unpaired = pair_files(*sort_files(site, paths))
-    return [Entry(*pair) for pair in found], problems, unpaired
-
-
 def index_of(images):
     """Return {key: [image]} of the keys under which `find_image` looks for images."""
     known = defaultdict(list)
@@ -105,9 +98,8 @@ def find_image(mask, known):
 
 
 def pair_files(images, masks):
-    """Return [(case, image, masks)] of the Names of images and masks, problems, and [(image, None) or
-    (None, mask)] of those without a partner. A case is an image's name, below a folder if there are several,
-    or a slide."""
+    """Return the entries of the Names of images and masks, problems, and [(image, None) or (None, mask)] of
+    those without a partner. A case is an image's name, below a folder if there are several, or a slide."""
     known, of_image, problems, unpaired = index_of(images), defaultdict(list), [], []
     for mask in masks:
         image, *which = find_image(mask, known) or (None,)
@@ -115,7 +107,7 @@ def pair_files(images, masks):
             of_image[image.path].append((*which, mask.path))
         else:
             unpaired.append((None, mask.path))
-    pairs, folders = [], {image.folder for image in images}
+    entries, folders = [], {image.folder for image in images}
     for image in images:
         first, found = known[("exact", *image.key)][0], sorted(of_image[image.path], key=lambda mask: mask[2])
         alike = known[("short", image.key[0], image.short)] if not found else []
@@ -131,8 +123,8 @@ def pair_files(images, masks):
                 found = found[:1]
             case = [image.folder] * (len(folders) > 1 and image.folder != "") + [as_seen(image.stem)]
             case = image.folder if SLIDE.fullmatch(image.path.parent.name) else "/".join(case)
-            pairs.append((case, image.path, tuple(path for _, _, path in found)))
-    return pairs, problems, unpaired
+            entries.append(Entry(case, image.path, tuple(path for _, _, path in found)))
+    return entries, problems, unpaired
 
 
 def shown(path):
