@@ -103,11 +103,10 @@ def report(site, config, entries, samples, parts):
         names = names if config.classes > 2 else ["", "foreground is > 0,"]
         shares = [f"{names[j]} {100 * np.mean([(sample.truth == j).mean() for sample in samples]):.1f} %"
                   for j in range(1, config.classes)]
-        lines += [f"  size      {distinct(fact['size'] for fact in facts)}",
-                  f"  channels  {distinct(fact['channels'] for fact in facts)}",
-                  f"  values    {low:g} to {high:g}",
-                  f"  labels    {listed}; {', '.join(shares)} of the pixels",
-                  f"  spacing   {distinct(fact['spacing'] for fact in facts)}"]
+        lines += [f"  {key:9} {distinct(fact[key] for fact in facts)}"
+                  for key in ("size", "spacing", "channels")]
+        lines += [f"  values    {low:g} to {high:g}",
+                  f"  labels    {listed}; {', '.join(shares)} of the pixels"]
     if parts:
         lines.append(f"  split     {', '.join(f'{part} {len(parts[part])}' for part in SPLITS)} cases")
     return lines

@@ -37,10 +37,9 @@ class Site:
 
 
 def load_sites(config, splits=None, strict=True):
-    """Return the Sites of config.data, sorted by name, decoded and split; prints their size.
-
-    splits: {site: {split: [case]}}; None: the file in config.splits, or else made from the seed.
-    strict=False is for other data than a run's own: a case unknown to splits counts as test."""
+    """Return the Sites of config.data, sorted by name, decoded and split; prints their size. splits: {site:
+    {split: [case]}}; None: the file in config.splits, or else made from the seed. strict=False is for other
+    data than a run's own: a case unknown to splits counts as test."""
     folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
     left_out = config.leave_out or []
     entries, problems = list_files(folder, config.task, config.case_pattern, left_out)
@@ -129,10 +128,9 @@ def split_of(site, cases, splits, config, strict=True):
 
 
 def split_cases(site, cases, config):
-    """Return {train, val, test: [case]} of one site, after a shuffle seeded by seed and site.
-
-    Of n cases max(1, round(n / 5)) test and as many validate; of two one trains, one tests; one trains. With
-    folds fold k tests and fold k + 1 validates; some may be empty."""
+    """Return {train, val, test: [case]} of one site, after a shuffle seeded by seed and site. Of n cases
+    max(1, round(n / 5)) test and as many validate; of two one trains, one tests; one trains. With folds fold
+    k tests and fold k + 1 validates; some may be empty."""
     cases = sorted(cases)
     random.Random(f"{config.seed}:{site}:split").shuffle(cases)
     n, K = len(cases), config.folds
@@ -173,9 +171,8 @@ def seeded(*words):
 
 
 def stack(slices, generator=None):
-    """Return x (B, 3, h, w) float32 and y (B, h, w) int64 of pairs (sample, slice).
-
-    With a generator every image is turned by quarters and flipped at random, its mask alike."""
+    """Return x (B, 3, h, w) float32 and y (B, h, w) int64 of pairs (sample, slice); with a generator every
+    image is turned by quarters and flipped at random, its mask alike."""
     pairs = [slice_of(sample, s, generator) for sample, s in slices]
     if generator is not None:
         turns = torch.randint(8, (len(pairs),), generator=generator).tolist()

@@ -38,13 +38,11 @@ def check_memory(folder, entries, config):
     sizes = [(*size_of(entry, config), entry.image) for entry in entries]
     kept = sum(kept for kept, _, _ in sizes)
     _, largest, file = max(sizes, key=lambda size: size[1], default=(0, 0, folder))
-    if largest > free:
-        raise BadInput(f"{file}: there is not enough memory to decode it: it takes {largest / GB:.2f} GB, "
-                       f"{free / GB:.2f} GB are free; close other programs, or cut it into smaller files")
-    if kept + largest > free:
-        raise BadInput(f"{folder}: there is not enough memory for its {len(entries)} images: they take "
-                       f"{(kept + largest) / GB:.1f} GB together, {free / GB:.1f} GB are free; close other "
-                       "programs, use fewer files, or lower image_size")
+    name, need = (file, largest) if largest > free else (folder, kept + largest)
+    if need > free:
+        raise BadInput(f"{name}: there is not enough memory to decode it: it takes {need / GB:.2f} GB, "
+                       f"{free / GB:.2f} GB are free; close other programs, use fewer or smaller files, or "
+                       "lower image_size")
 
 
 def size_of(entry, config):
@@ -62,8 +60,7 @@ def size_of(entry, config):
 
 
 def free_memory():
-    """Return how many bytes this process can still take, None where the system does not say so: the lesser
-    of what the machine and the container leave."""
+    """Return how many bytes the machine and the container leave to this process, None if nobody says so."""
     found = []
     with suppress(OSError, ValueError, KeyError):  # not Linux, or no container
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())

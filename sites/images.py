@@ -24,11 +24,9 @@ SPOT, BLANK = 4, 0.04  # side of a spot in pixels; of white, by how much spots o
 
 def read_alone(file, window=None, facts=None, of_bytes=None):
     """Return an image (1, 1 or 3, H, W) float32, scaled to [0, 1] over all channels, the size of a pixel
-    (1, 1, 1), and warnings, a list of texts. Raises BadInput.
-
-    A blank image is one of zeros, with a warning: its noise would else be stretched to [0, 1]. window: of
-    volumes alone; facts: a dict that takes what the file holds, for a report; of_bytes: what scales pixels of
-    8 bits, if not `scale`."""
+    (1, 1, 1), and warnings, a list of texts. A blank image is one of zeros, with a warning: its noise would
+    else be stretched to [0, 1]. window: of volumes alone; facts: a dict that takes what the file holds, for a
+    report; of_bytes: what scales pixels of 8 bits, if not `scale`. Raises BadInput."""
     image, found = open_image(file)
     pixels = pixels_of(file, image)
     if facts is not None:
@@ -46,9 +44,8 @@ def read_alone(file, window=None, facts=None, of_bytes=None):
 
 
 def read_pair(image_file, mask_file, classes=2, window=None, facts=None, alone=None):
-    """Return the image, its classes (1, H, W) uint8, pixel size and warnings. Raises BadInput.
-
-    alone: what reads the image, `read_alone` if None; window, facts: as there."""
+    """Return the image, its classes (1, H, W) uint8, pixel size and warnings; raises BadInput. alone: what
+    reads the image, `read_alone` if None; window, facts: as there."""
     image, spacing, found = (alone or read_alone)(image_file, window, facts)
     labels, more = read_labels(mask_file, classes, facts)
     if labels.shape != image.shape[2:]:

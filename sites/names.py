@@ -10,17 +10,16 @@ MASK_FOLDERS = {"mask", "masks", "gt", "gts", "groundtruth", "groundtruths", "la
                 "annotation", "annotations", "segmentation", "segmentations", "seg", "segs"}
 OTHER_FOLDERS = {"imagests", "labelsts"}  # of nnU-Net's test images, which often have no masks
 SLIDE = re.compile(r"(?i)(slide|gt)_(.+)")  # Slide_01 and GT_01, a patient's folders in the TNBC download
-WORD = r"(masks?|gt|seg|segmentations?|labels?|annotations?|ground[ _-]?truth)"
-SUFFIX = re.compile(rf"(?is)(?:(.*?)[ _.-]+)?{WORD}(?:[ _.-]*(\d+))?")  # x_mask, x_mask_1, mask
-PREFIX = re.compile(rf"(?is){WORD}[ _.-]+(.+)")                         # mask_x
-NUMBER = re.compile(r"(?s)(.+?)()[ _.-]+(\d+)")                         # x_1, in a folder of masks
+WORD = r"(?P<word>masks?|gt|seg|segmentations?|labels?|annotations?|ground[ _-]?truth)"
+SUFFIX = re.compile(rf"(?is)(?:(?P<base>.*?)[ _.-]+)?{WORD}(?:[ _.-]*(?P<number>\d+))?")  # x_mask, x_mask_1
+PREFIX = re.compile(rf"(?is){WORD}[ _.-]+(?P<base>.+)")           # mask_x
+NUMBER = re.compile(r"(?s)(?P<base>.+?)[ _.-]+(?P<number>\d+)")  # x_1, in a folder of masks
 IMAGE_WORD = re.compile(r"(?is)(?:images?|img|imaging|volume)[ _.-]+(.+)|(.+?)[ _.-]+"
                         r"(?:images?|img|imaging|volume|000\d)")        # image_x, x_image, nnU-Net's x_0000
 
 
 def role_of(folders):
-    """Return what the last telling name among `folders` says of the files in them: image, mask, other, or
-    None."""
+    """Return what the last telling name among `folders` says of their files: image, mask, other or None."""
     for name in reversed(folders):
         plain = re.sub(r"[\W_]", "", look(SLIDE.sub(r"\1", name)))
         for role, names in (("image", IMAGE_FOLDERS), ("mask", MASK_FOLDERS), ("other", OTHER_FOLDERS)):
@@ -72,11 +71,10 @@ def possible(name):
     """Return [(stem of the image, family, number)] that a mask may belong to, the likeliest first; masks of
     one family and of different numbers may belong to one image."""
     found = [(name.stem, "", "")] * (name.role == "mask")
-    for pattern in (PREFIX, SUFFIX, NUMBER):
-        match = pattern.fullmatch(name.stem)
-        if match and (pattern is not NUMBER or name.role == "mask"):
-            base, word, number = (match[2], match[1], "") if pattern is PREFIX else match.groups()
-            found.append((base or "", look(word), number or ""))
+    for pattern in (PREFIX, SUFFIX, *[NUMBER] * (name.role == "mask")):
+        if match := pattern.fullmatch(name.stem):
+            part = {"word": "", "number": ""} | match.groupdict("")
+            found.append((part["base"], look(part["word"]), part["number"]))
     return found
 
 

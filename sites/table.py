@@ -197,8 +197,7 @@ def table_splits(config):
 
 def write_table(file, config):
     """Write what is found in a data folder, or stands in a table, as a table; return a text that says so. A
-    file without a partner gets a line with an empty cell. Raises BadInput if the file exists or cannot be
-    written."""
+    file without a partner gets a line with an empty cell. Raises BadInput if that cannot be written."""
     data = demo_data.ensure(config.task) if config.data == "demo" else config.data
     folders = {} if is_table(data) else {as_seen(path.name): path for path in visible(data)}
     rows, lacking = [], 0

@@ -1,8 +1,5 @@
-"""Pictures at their own size (tiles: true), and the tiles that are cut out of them.
-
-A picture is kept as its file has it. A tile is a square of image_size pixels of it; its place is the row and
-the column of its first pixel. Training takes tiles at random places; scoring/tiled.py predicts with tiles.
-"""
+"""Pictures at their own size (tiles: true), and the tiles that are cut out of them: squares of image_size
+pixels, whose place is the row and the column of the first one. scoring/tiled.py predicts with tiles."""
 
 from functools import partial
 from itertools import product
@@ -12,7 +9,6 @@ import torch
 
 from sites import images
 
-# ---- Reading ----
 
 def stretched(pixels, file, found):
     """Return bytes mapped from [min, max] to [0, 255], as `images.scale` maps to [0, 1]; raises alike. So a
@@ -26,9 +22,6 @@ def stretched(pixels, file, found):
 
 read_alone = partial(images.read_alone, of_bytes=stretched)
 read_pair = partial(images.read_pair, alone=read_alone)
-
-
-# ---- Tiles ----
 
 def places(sample):
     """Return the places (row, column) of the fewest tiles that cover a picture."""

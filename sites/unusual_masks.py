@@ -14,10 +14,9 @@ SMALL = 32  # labels of at most so much are classes, or numbers of few objects
 
 
 def read_united(reader, entry, classes, window=None, facts=None):
-    """Return what `reader.read_pair` does, of an image and all of its masks.
-
-    A pixel is foreground where any file has it. A file of the table's column mask_K draws class K; other
-    files say the class themselves. Raises BadInput also where two files draw two classes on one pixel."""
+    """Return what `reader.read_pair` does, of an image and all of its masks. A pixel is foreground where any
+    file has it. A file of the table's column mask_K draws class K; other files say the class themselves.
+    Raises BadInput also where two files draw two classes on one pixel."""
     truth, warnings = None, []
     for file, label in zip_longest(entry.masks, entry.labels):
         if label is not None and label >= classes:
@@ -39,10 +38,8 @@ def read_united(reader, entry, classes, window=None, facts=None):
 
 
 def read_unusual(file, image, classes, found):
-    """Return an opened mask's labels (H, W) as they count, and their values; warnings go to `found`.
-
-    A lossy file has small values around edges: there a label is 1 above half of the largest value, else 0.
-    Raises BadInput where it could be read two ways."""
+    """Return an opened mask's labels (H, W) as they count, and their values; warnings go to `found`. Raises
+    BadInput where it could be read two ways."""
     lossy = is_lossy(image)
     if lossy and classes > 2:
         raise BadInput(f"{file}: is a lossy file, in which {classes} classes cannot be told apart; "
@@ -63,7 +60,8 @@ def read_unusual(file, image, classes, found):
 
 
 def from_lossy(labels, file, found):
-    """Return the labels of a lossy mask, 1 above half of the largest value, and their values."""
+    """Return the labels of a lossy mask, 1 above half of the largest value, for it has small values around
+    edges, and their values."""
     high = labels.max()
     middle = np.mean((labels > high / 4) & (labels < high * 3 / 4))
     if middle > 0.25 * np.mean(labels > high / 2):
@@ -107,8 +105,6 @@ def palette_labels(file, image):
                    "black), save it as grey with background 0")
 
 
-# ---- Several labels where all of them become one class ----
-
 def as_one(labels, values, file, found):
     """Return labels of which all above 0 are foreground; a mask that fades counts where it is above half.
     Why that is suspicious goes to `found`."""
@@ -133,7 +129,6 @@ def as_one(labels, values, file, found):
 def fades(labels, values):
     """Return whether a mask with these values fades from object to background, as one that was smoothed, or
     one of probabilities, does: below its highest value about every second pixel inside differs from the next.
-
     Objects with a number each, and classes, are flat inside; small numbers are classes."""
     if len(values) < 4 or values[-1] <= SMALL:
         return False

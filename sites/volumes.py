@@ -23,9 +23,8 @@ PLANES = ("sagittal ", "coronal ", "")   # of slices across x, y, z; axial is wh
 
 def read_pair(image_file, mask_file, classes=2, window=None, facts=None):
     """Return volume (S, 1, H, W) float32 in [0, 1], its classes (S, H, W) uint8, spacing in mm, warnings.
-    Source: paper; orientation, `window` (low, high; None) and `slice_order`: ours. Raises BadInput.
-
-    facts: a dict that takes what the files hold, for a report."""
+    Source: paper; orientation, `window` (low, high; None) and `slice_order`: ours. facts: a dict that takes
+    what the files hold, for a report. Raises BadInput."""
     voxels, affine, spacing, found = read_nifti(image_file)
     labels, mask_affine, _, more = read_labels(mask_file, classes, facts)
     if labels.shape != voxels.shape:
@@ -118,7 +117,6 @@ def lps_sizes(affine):
 
 def read_nifti(file):
     """Return voxels (X, Y, Z), affine in mm, the sides (slice, row, column) of a voxel in mm and warnings.
-
     They are turned as the affine says, to left, posterior, superior: rows run from front to back and columns
     to the patient's left. Raises BadInput."""
     with reading(file, "NIfTI"):
