@@ -11,8 +11,7 @@ TO_PNG = "save it as .png"
 FORMATS = {  # endings: (what they are, what to do)
     (".dcm", ".dicom", ".ima"): ("DICOM", "convert a series to .nii.gz, as dcm2niix does, a picture to .png"),
     (".mha", ".mhd"): ("MetaImage", TO_NIFTI),
-    (".nrrd", ".nhdr"): ("NRRD", TO_NIFTI),
-    (".img", ".hdr"): ("an Analyze pair", TO_NIFTI),
+    (".nrrd", ".nhdr"): ("NRRD", TO_NIFTI), (".img", ".hdr"): ("an Analyze pair", TO_NIFTI),
     (".mgz",): ("FreeSurfer's format", "convert it to .nii.gz with mri_convert"),
     (".npy", ".npz"): ("a NumPy array", "save it as .png, or as .nii.gz with nibabel and its voxel size"),
     (".h5", ".hdf5", ".mat"): ("a container of arrays", "save each array as .png or .nii.gz"),
@@ -25,11 +24,13 @@ FORMATS = {  # endings: (what they are, what to do)
 DATA_KINDS = (*IMAGE_KINDS, *VOLUME_KINDS, *(ending for endings in FORMATS for ending in endings))
 
 
-def format_advice(name):
-    """Return what a file of an unreadable format is and what to do, as a text; None for other endings."""
+def format_advice(name, task=None):
+    """Return what a file is that cannot be read, or not for a task, and what to do; None for any other."""
     lower = name.lower()
-    if lower.endswith((*IMAGE_KINDS, *VOLUME_KINDS)):
-        return None
+    for kinds, word in ((IMAGE_KINDS, "images"), (VOLUME_KINDS, "volumes")):
+        if lower.endswith(kinds):
+            other = task and (task in VOLUMES) != (word == "volumes")
+            return f"of task {word}, which is not read; set task={word}" if other else None
     return next((f"{what}, which is not read; {remedy}" for endings, (what, remedy) in FORMATS.items()
                  if lower.endswith(endings)), None)
 
@@ -67,12 +68,9 @@ def problems_of(site, found, unpaired, task, data):
 
 def nothing_found(site, task):
     """Return the problem of a site in which no image of a task was found."""
-    other, word = (IMAGE_KINDS, "images") if task in VOLUMES else (VOLUME_KINDS, "volumes")
     text, paths = f"{site}: has no images of task {task}", files_below(site)
     for path in paths:
-        if path.name.lower().endswith(other):
-            return f"{text}, but files such as {path.name}, which are of task {word}; set task={word}"
-        if advice := format_advice("x.dcm" if is_dicom(path) else path.name):
+        if advice := format_advice("x.dcm" if is_dicom(path) else path.name, task):
             return f"{text}, but files such as {path.name}: {advice}"
     if any(look(path.name) == "list.txt" for path in paths):
         return f"{text}; list.txt is not read, give its pairs as a table: docs/data.md shows one"

@@ -13,21 +13,11 @@ from collections import Counter, defaultdict
 from itertools import zip_longest
 from pathlib import Path
 
-from config import VOLUMES, BadInput
+from config import BadInput
 from sites import demo_data
 from sites.advice import format_advice
 from sites.files import reading
-from sites.layouts import (
-    IMAGE_KINDS,
-    VOLUME_KINDS,
-    Entry,
-    as_seen,
-    is_table,
-    list_files,
-    list_site,
-    stem_of,
-    visible,
-)
+from sites.layouts import Entry, as_seen, is_table, list_files, list_site, stem_of, visible
 from sites.patients import joined
 from sites.readers import SPLITS
 
@@ -150,10 +140,7 @@ def check_file(folder, path, task):
                        "is meant")
     if not path.is_file():
         raise BadInput(f"{name} {'is no regular file' if path.exists() else 'does not exist'}, mend the line")
-    other, word = (IMAGE_KINDS, "images") if task in VOLUMES else (VOLUME_KINDS, "volumes")
-    if path.name.lower().endswith(other):
-        raise BadInput(f"{name} is not of task {task}; set task={word}")
-    if advice := format_advice(path.name):
+    if advice := format_advice(path.name, task):
         raise BadInput(f"{name} is {advice}")
 
 
