@@ -30,7 +30,8 @@ def read_alone(file, window=None, facts=None, of_bytes=None):
     image, found = open_image(file)
     pixels = pixels_of(file, image)
     if facts is not None:
-        facts |= {"size": sides(pixels.shape), "channels": pixels.shape[2], "spacing": "1 pixel",
+        H, W, C = pixels.shape
+        facts |= {"size": f"{H} x {W}", "channels": C, "spacing": "1 pixel",
                   "low": float(pixels.min()), "high": float(pixels.max())}
     if pixels.dtype != np.uint8 or not of_bytes:
         pixels, of_bytes = pixels.astype(np.float32, copy=False), None
@@ -50,8 +51,8 @@ def read_pair(image_file, mask_file, classes=2, window=None, facts=None, alone=N
     labels, more = read_labels(mask_file, classes, facts)
     if labels.shape != image.shape[2:]:
         turned = "; one of them is turned by its EXIF tag" * any("EXIF" in text for text in found + more)
-        raise BadInput(f"{mask_file}: its size {sides(labels.shape)} differs from its image's "
-                       f"{sides(image.shape[2:])}{turned}, export the mask again at the image's size")
+        raise BadInput(f"{mask_file}: its size {labels.shape} differs from its image's {image.shape[2:]}"
+                       f"{turned}, export the mask again at the image's size")
     if labels.any() and not image.any():
         raise BadInput(f"{image_file}: has one value everywhere, or nearly so, but its mask has foreground; "
                        "export the image again")
@@ -167,8 +168,3 @@ def shape_of(file):
     """Return the shape (S, C, H, W) that an image has by its header alone; raises what Pillow does."""
     with Image.open(file, formats=FORMATS) as image:
         return 1, 1 if image.mode in GREY else 3, image.height, image.width
-
-
-def sides(shape):
-    """Return an image's size for a message."""
-    return " x ".join(str(n) for n in shape[:2])

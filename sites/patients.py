@@ -35,7 +35,18 @@ def shared_names(entries):
              and len({entry.case for entry in found}) == len(found) == len(set(names[site]))}
     pattern = pattern_of([pair for found in stems.values() for pair in found])
     fits = all(joins(pattern, names[site], stems.get(site, zip(names[site], names[site]))) for site in names)
-    return {site: warning(names[site], found, pattern if fits else None) for site, found in stems.items()}
+    texts = {}
+    for site, found in stems.items():
+        of_stem = defaultdict(list)
+        for name, (stem, _) in zip(names[site], found):
+            of_stem[stem].append(name)
+        alike = [together for together in of_stem.values() if len(together) > 1]
+        remedy = f"set case_pattern='{pattern}', which makes {len(of_stem)} cases of {len(found)} images, or "
+        texts[site] = (
+            f"{sum(map(len, alike))} images share all of their names but a short ending with another, as "
+            f"{alike[0][0]} and {alike[0][1]} do; if those are of one patient, one patient would train and "
+            f"test: {remedy * fits}write the patients into the column case of a table")
+    return texts
 
 
 def stems_of(names):
@@ -71,16 +82,3 @@ def joins(pattern, names, stems):
     matches = [re.search(pattern, name) for name in names]
     pairs = {(match and match[1], stem) for match, (stem, _) in zip(matches, stems)}
     return all(matches) and len(pairs) == len({case for case, _ in pairs}) == len({stem for _, stem in pairs})
-
-
-def warning(names, stems, pattern):
-    """Return the warning on a site's names; pattern: None if none joins those of all sites."""
-    of_stem = defaultdict(list)
-    for name, (stem, _) in zip(names, stems):
-        of_stem[stem].append(name)
-    alike = [together for together in of_stem.values() if len(together) > 1]
-    remedy = f"set case_pattern='{pattern}', which makes {len(of_stem)} cases of {len(names)} images, or " \
-        if pattern else ""
-    return (f"{sum(map(len, alike))} images share all of their names but a short ending with another, as "
-            f"{alike[0][0]} and {alike[0][1]} do; if those are of one patient, one patient would train and "
-            f"test: {remedy}write the patients into the column case of a table")

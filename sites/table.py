@@ -64,9 +64,7 @@ def read_rows(file):
         rows = [(table.line_num, [cell.strip() for cell in row]) for row in table]
     rows = [(number, row) for number, row in rows
             if any(row) and not row[0].lower().startswith("sep=")]  # a line that Excel writes for itself
-    if not rows:
-        raise BadInput(f"{file}: is empty, write the columns {', '.join(COLUMNS)} in its first line")
-    columns = [as_seen(name).casefold() for name in rows[0][1]]
+    columns = [as_seen(name).casefold() for name in (rows[0][1] if rows else ())]
     check_columns(file, columns)
     for number, row in rows[1:]:
         if any(row[len(columns):]):

@@ -8,7 +8,7 @@ import numpy as np
 from config import BadInput
 from sites.files import reading
 from sites.images import GREY, PHOTOMETRIC, as_array, is_lossy, tag_of
-from sites.labels import AROUND, UNCERTAIN, border_share, check_background, look_at, whole
+from sites.labels import AROUND, UNCERTAIN, border_share, look_at, whole
 
 SMALL = 32  # labels of at most so much are classes, or numbers of few objects
 
@@ -54,20 +54,14 @@ def read_unusual(file, image, classes, found):
     if inverts and border_share(labels > 0) > AROUND:
         raise BadInput(f"{file}: its lookup table shows 0 as white, and white fills its border; save it as "
                        "plain grey with background 0")
-    return from_lossy(labels, file, found) if lossy else look_at(labels, file, classes, found)
-
-
-def from_lossy(labels, file, found):
-    """Return the labels of a lossy mask, 1 above half of the largest value, for it has small values around
-    edges, and their values."""
-    high = labels.max()
-    middle = np.mean((labels > high / 4) & (labels < high * 3 / 4))
-    if middle > 0.25 * np.mean(labels > high / 2):
-        found.append(f"{file}: is a lossy file with more than two labels, only those above half "
-                     "of its largest value count; save it as PNG")
-    labels = (labels > high / 2).astype(np.float32)
-    check_background(labels, file, 2, found)
-    return labels, np.unique(labels)
+    if lossy:  # it has small values around edges
+        high = labels.max()
+        above, middle = labels > high / 2, (labels > high / 4) & (labels < high * 3 / 4)
+        if middle.mean() > 0.25 * above.mean():
+            found.append(f"{file}: is a lossy file with more than two labels, only those above half "
+                         "of its largest value count; save it as PNG")
+        labels = above.astype(np.float32)
+    return look_at(labels, file, classes, found)
 
 
 def grey_labels(file, image, classes):

@@ -214,7 +214,7 @@ def test_a_table_as_programs_write_it(tmp_path, content):
 
 
 @pytest.mark.parametrize("content, words", [
-    ("", "is empty"), (HEADER, "has no line below its header"), (LINES, "has no column image"),
+    ("", "has no column image"), (HEADER, "has no line below its header"), (LINES, "has no column image"),
     ("image,mask\nx,y\n", "has no column site"), ("image,site\nx,a\n", "has no column mask"),
     ("image,mask,mask,site\n", "two columns mask"),
     ("image,mask,mask_1,site\n", "the columns mask and mask_1"),
