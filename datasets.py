@@ -70,9 +70,8 @@ def load_sites(config, splits=None, strict=True):
         warn(folder, compare(sites, config))
     cases = {(sample.site, sample.case) for sample in samples}
     size = sum(sample.images.untyped_storage().nbytes() + sample.truth.nbytes
-               + sample.masks.nbytes * (not sample.tile) for sample in samples)  # with tiles it is the truth
-    print(f"{folder}: {len(sites)} sites, {len(cases)} cases, {len(samples)} images, {size / 2**20:.0f} MB "
-          "in memory")
+               + sample.masks.nbytes * (not sample.tile) for sample in samples) / 2**20  # tiles: the truth
+    print(f"{folder}: {len(sites)} sites, {len(cases)} cases, {len(samples)} images, {size:.0f} MB in memory")
     return sites
 
 

@@ -25,8 +25,7 @@ def reading(file, kind):
         raise
     except Exception as problem:  # noqa: BLE001 - what a foreign file raises has no common type
         if isinstance(problem, OSError) and problem.errno is not None:
-            raise BadInput(f"{file}: cannot be opened ({problem.strerror}), "
-                           "check it and its permissions") from None
+            raise BadInput(f"{file}: cannot be opened ({problem.strerror}), check its permissions") from None
         reason = " ".join(str(problem).split()) or type(problem).__name__
         raise BadInput(f"{file}: cannot be read as {kind} ({reason[:200]}), export it again") from None
 

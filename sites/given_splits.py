@@ -28,8 +28,7 @@ def known_split(site, cases, splits, strict, folds=None):
     if site not in splits:
         raise BadInput(f"splits: does not mention the site {site}, add it or remove its folder")
     if missing:
-        raise BadInput(f"splits: case {missing[0]} of site {site} is not in the data, "
-                       "restore the file or mend the splits")
+        raise BadInput(f"splits: case {missing[0]} of site {site} is not in the data; restore or remove it")
     if twice := [case for case in listed if listed[case] > 1]:
         raise BadInput(f"splits: case {twice[0]} of site {site} is listed twice, keep one")
     if not split["test"] and not folds and len(listed) > 1:

@@ -36,8 +36,7 @@ def read_alone(file, window=None, facts=None, of_bytes=None):
     if pixels.dtype != np.uint8 or not of_bytes:
         pixels, of_bytes = pixels.astype(np.float32, copy=False), None
     if is_blank(pixels, image.mode):
-        found.append(f"{file}: is blank (all its values are near {np.median(pixels[::8, ::8]):g}) and is "
-                     "read as zeros")
+        found.append(f"{file}: is blank (all is near {np.median(pixels[::8, ::8]):g}) and is read as zeros")
         pixels = np.zeros_like(pixels)
     else:
         pixels = (of_bytes or scale)(pixels, file, found)
@@ -155,7 +154,7 @@ def scale(values, file, found):
     adds a warning to `found` if hardly any contrast is left."""
     low, high = float(values.min()), float(values.max())
     if not 0 < high - low < math.inf:
-        raise BadInput(f"{file}: has one value everywhere, or too large ones ({low:g} to {high:g}), "
+        raise BadInput(f"{file}: has one value everywhere, or too large ones ({low:g} to {high:g}); "
                        "export it again")
     scaled = ((values - low) / (high - low)).astype(np.float32, copy=False)
     darker, brighter = np.quantile(scaled.ravel()[::max(1, scaled.size // 10000)], (0.01, 0.99))

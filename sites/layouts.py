@@ -38,8 +38,7 @@ def list_files(data, task, case_pattern=None, leave_out=()):
             entries[name], wrong, _ = list_site(site, task, case_pattern, data)
             problems += wrong
     if not entries:
-        problems.append(f"{data}: has no site folders{' besides leave_out' * bool(leave_out)}; give one "
-                        "folder a site")
+        problems.append(f"{data}: has no site folders{' besides leave_out' * bool(leave_out)}; add them")
     if problems:
         from sites.names import role_of
         if entries and all(role_of([name]) for name in entries):

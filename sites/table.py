@@ -36,8 +36,7 @@ def list_table(file, task, case_pattern=None):
             entry = read_row(Path(file).parent, row, task, with_cases)
             first = lines.setdefault(os.path.realpath(entry.image), number)
             if first != number:
-                raise BadInput(f"names the image of line {first} again; give it one line, and join its masks "
-                               "with ;")
+                raise BadInput(f"names the image of line {first} again; give it one line, masks joined by ;")
             first = lines.setdefault((row["site"], entry.case), number)
             if first != number and not with_cases:
                 raise BadInput(f"has an image called {entry.case}, as line {first} has; fill in the column "
@@ -134,8 +133,7 @@ def check_file(folder, path, task):
     """Raise BadInput that says what is wrong with a file that a table names."""
     name, inside = as_seen(path), Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
     if ".." in path.parts[len(folder.parts):] and not inside:
-        raise BadInput(f"{name} leads out of {folder}; copy the file into it, or write its full path if it "
-                       "is meant")
+        raise BadInput(f"{name} leads out of {folder}; copy the file into it, or write its full path")
     if not path.is_file():
         raise BadInput(f"{name} {'is no regular file' if path.exists() else 'does not exist'}, mend the line")
     if advice := format_advice(path.name, task):
