@@ -125,7 +125,7 @@ def pixels_of(file, image):
     """Return the pixels (H, W, 1 or 3) of a decoded image, without alpha; raises BadInput."""
     if image.mode == "LAB":
         raise BadInput(f"{file}: is in LAB colours, save it as RGB or grey")
-    if image.mode not in GREY:
+    if image.mode not in (*GREY, "RGB"):
         with reading(file, "RGB or grey"):
             image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
     pixels = as_array(file, image)

@@ -110,11 +110,12 @@ def as_one(labels, values, file, found):
     listed = ", ".join(f"{value:g}" for value in values[:6]) + " ..." * (len(values) > 6)
     few = values[-1] == len(values) < 6  # 1, 2, .. without a gap, and hardly the numbers of objects
     remedy = f"classes={len(values) + 1} if they are classes" if few else "classes to tell them apart"
-    found.append(f"{file}: has {len(values)} labels above 0 ({listed}), which all count as foreground; set "
-                 f"{remedy}, or save it with two values")
+    what = f"has {len(values)} labels above 0 ({listed}), which all count as foreground; set {remedy}, or " \
+        "save it with two values"
     if values[-1] in UNCERTAIN and values[-2] <= SMALL:
-        found[-1] = f"{file}: has the labels {listed}; {values[-1]:g} mostly means uncertain but counts as " \
-            "foreground here, save it as 0 or as an object"
+        what = f"has the labels {listed}; {values[-1]:g} mostly means uncertain but counts as foreground " \
+            "here, save it as 0 or as an object"
+    found.append(f"{file}: {what}")
     return labels
 
 
