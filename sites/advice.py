@@ -58,9 +58,9 @@ def problems_of(site, found, unpaired, task, data):
         alike = [other for other in others if look(stem_of(other)) == look(stem_of(path))] or others
         names = [str(other.relative_to(site)) for other in alike[:50]]  # of more, it takes long
         near = next(iter(difflib.get_close_matches(str(path.relative_to(site)), names, 1, 0)), None)
-        advice = f"{near} looks like it, rename one" if near else f"add it or remove the {what}"
-        if near and format_advice(near):
-            advice = f"{near} may be it: {format_advice(near)}"
+        known = near and format_advice(near)
+        advice = f"{near} may be it: {known}" if known else \
+            f"{near} looks like it, rename one" if near else f"add it or remove the {what}"
         problems.append(f"{path}: has no {lack} of that name; {advice}, or mend the table that this writes: "
                         f"python check_data.py {folder} --task {task} --write {folder.rstrip('/')}.csv")
     return sorted(problems)

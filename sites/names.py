@@ -49,8 +49,7 @@ def sort_files(site, paths):
     if masks:
         return images or beside, masks
     called = [name for name in images + beside if SUFFIX.fullmatch(name.stem) or PREFIX.fullmatch(name.stem)]
-    plain = [name for name in images or beside if name not in called]
-    known = index_of(plain)
+    known = index_of([name for name in images or beside if name not in called])
     masks = [name for name in called if find_image(name, known) or
              (name.role is None and not images and SUFFIX.fullmatch(name.stem))]
     return [name for name in images or beside if name not in masks], masks

@@ -97,7 +97,7 @@ def check_columns(file, columns):
         if columns.count(name) > 1:
             raise BadInput(f"{file}: has two columns {name}, keep one")
         near = [] if name in COLUMNS or is_class(name) else difflib.get_close_matches(name, COLUMNS, 1, 0.8)
-        near = ["case"] if re.match("patient|subject", name) and "case" not in columns else near
+        near = ["case"] if re.fullmatch("(patient|subject|case)(_?id)?", name) and "case" not in columns else near
         if near:
             raise BadInput(f"{file}: has a column {name}; call it {near[0]} if it is that, else remove it")
 
@@ -126,7 +126,7 @@ def read_row(folder, row, task, with_cases):
 def find_file(folder, name):
     """Return the path of a name in a table, below a folder; Windows writes it with backslashes."""
     path = folder / name
-    return path if path.exists() else folder / name.replace("\\", "/")
+    return folder / name.replace("\\", "/") if "\\" in name and not path.exists() else path
 
 
 def check_file(folder, path, task):
