@@ -97,7 +97,8 @@ def check_columns(file, columns):
         if columns.count(name) > 1:
             raise BadInput(f"{file}: has two columns {name}, keep one")
         near = [] if name in COLUMNS or is_class(name) else difflib.get_close_matches(name, COLUMNS, 1, 0.8)
-        near = ["case"] if re.fullmatch("(patient|subject|case)(_?id)?", name) and "case" not in columns else near
+        if "case" not in columns and re.fullmatch("(patient|subject|case)(_?id)?", name):
+            near = ["case"]
         if near:
             raise BadInput(f"{file}: has a column {name}; call it {near[0]} if it is that, else remove it")
 
