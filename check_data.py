@@ -98,8 +98,7 @@ def report(site, config, entries, samples, parts):
         labels = sorted(set().union(*(fact["labels"] for fact in facts)))
         low, high = min(fact["low"] for fact in facts), max(fact["high"] for fact in facts)
         listed = ", ".join(f"{label:g}" for label in labels[:8]) + " ..." * (len(labels) > 8)
-        named = config.class_names or [""] * config.classes
-        names = [f"{j} {name}".strip() for j, name in enumerate(named)]
+        names = [f"{j} {name}".strip() for j, name in enumerate(config.class_names or [""] * config.classes)]
         names = names if config.classes > 2 else ["", "foreground is > 0,"]
         shares = [f"{names[j]} {100 * np.mean([(sample.truth == j).mean() for sample in samples]):.1f} %"
                   for j in range(1, config.classes)]

@@ -1,8 +1,6 @@
-"""A table of the data, FILE.csv: a line for each image, with its masks, its site, its case and its split.
-
-Columns: image, mask, site, and if wanted case and split. Paths are relative to the file. Several masks of one
-image are joined by ; and united; columns mask_1, mask_2, ... in place of mask are the classes 1, 2, ...
-"""
+"""A table of the data, FILE.csv, a line for each image. Columns: image, mask, site, and if wanted case and
+split. Paths are relative to the file. Several masks of one image are joined by ; and united; columns mask_1,
+mask_2, ... in place of mask are the classes 1, 2, ..."""
 
 import csv
 import difflib
