@@ -1,5 +1,5 @@
 """Generated scenes, and how each generated site shows them: nuclei, prostates, and discs with a cup. A scene
-is what is in the picture, a style how a site's scanner shows it; each scene can be rendered in every style."""
+is what is in the picture, a style how a site's scanner shows it; a scene can be rendered in every style."""
 
 from collections import namedtuple
 
