@@ -1,6 +1,7 @@
 """What a site keeps in its `out` folder between messages, for a new process answers each."""
 
 import sys
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from rounds.run_folder import OF_THE_END, prepare_run_folder
 from sites import across
 from sites.files import warn
 from sites.given_splits import given_splits
-from sites.layouts import files_below, files_of, is_table, list_files, list_site
+from sites.layouts import files_below, is_table, list_files, list_site
 from sites.readers import Sample
 
 
@@ -75,7 +76,7 @@ def load_own_site(name, config):
     splits = given_splits(config)
     across.look_at_files(name, config.data, {name: entries}, splits, config)
     site = load_site(name, entries, splits, config)
-    warn(name, across.compare([site], config, hospital=True)[0])
+    warn(name, across.compare([site], config, hospital=True))
     return site
 
 
@@ -87,15 +88,15 @@ def list_own(name, data, task, case_pattern=None):
         return entries.get(name, []), problems or missing
     if not Path(data).is_dir():
         raise BadInput(f"{data}: there is no such folder of site {name}")
-    return list_site(Path(data), task, case_pattern)
+    return list_site(Path(data), task, case_pattern)[:2]
 
 
 def mark_of(config):
     """Return a text that changes with any setting but the run's length, and with any file of the data."""
     files = files_below(config.data)  # which follows links that lead round once
     if is_table(config.data):
-        sites = list_files(config.data, config.task, config.case_pattern)[0].values()
-        files = [Path(config.data), *(file for site in sites for entry in site for file in files_of(entry))]
+        entries = chain(*list_files(config.data, config.task, config.case_pattern)[0].values())
+        files = [Path(config.data), *(file for entry in entries for file in (entry.image, *entry.masks))]
     lines = [line for line in as_yaml(config).splitlines() if not line.startswith(("rounds:", "resume:"))]
     return "\n".join(lines + [facts(file) for file in sorted(files) + [Path(config.splits or "")]])
 

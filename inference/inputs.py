@@ -10,9 +10,9 @@ import numpy as np
 from config import VOLUMES, BadInput
 from inference.known_masks import is_of_masks, named_masks, split_by_name
 from inference.output_folder import listed_in
-from sites.advice import format_advice, is_dicom
+from sites.advice import DATA_KINDS, format_advice, is_dicom
 from sites.files import check_regular, enough_memory
-from sites.layouts import DATA_KINDS, HIDDEN, IMAGE_KINDS, VOLUME_KINDS
+from sites.layouts import HIDDEN, IMAGE_KINDS, VOLUME_KINDS
 from sites.readers import Sample, as_input, reader_of
 
 
