@@ -8,13 +8,13 @@ import settings  # noqa: F401 - it says how idle threads wait, before torch is i
 
 # isort: split
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 
 from config import VOLUMES, BadInput, class_name, load_config
-from datasets import SPLITS, Site, split_of
+from datasets import SPLITS, Site, split_of, warnings_on
 from rounds.checkpoint import save
 from scoring.pictures import GREEN, as_png, contact_sheet, legend, outlined_tiles
 from settings.program import Parser, run_program
@@ -24,7 +24,7 @@ from sites.layouts import list_files
 from sites.patients import shared_names
 from sites.readers import read_sample
 
-SAMPLES = 4  # on a site, on the contact sheet
+SAMPLES = 4  # cases of a site, on the contact sheet
 AIR = -500   # in Hounsfield units at most; -1000 but for noise and smoothing
 
 
@@ -38,56 +38,45 @@ def check(config, sheet):
     warnings += [f"{site}: {text}" for site, text in shared_names(entries).items()]
     splits = None if problems else attempt(problems, given_splits, config)
     rows, sites = [], []
-    for site, of_site in entries.items():
-        samples = [attempt(problems, read_sample, entry, site, config.task, config.image_size, config.classes,
-                           config.window) for entry in of_site]
-        samples = [sample for sample in samples if sample]
-        warnings += warnings_on(site, of_site, samples, config)
-        cases = {entry.case for entry in of_site}
-        parts = (attempt(problems, split_of, site, cases, splits, config) if cases else None) or {}
-        sites.append(Site(site, **{part: [sample for sample in samples if sample.case in parts.get(part, ())]
+    for name, of_site in entries.items():
+        read = [attempt(problems, read_sample, entry, name, config.task, config.image_size, config.classes,
+                        config.window) for entry in of_site]
+        samples, cases = [sample for sample in read if sample], {entry.case for entry in of_site}
+        parts = (attempt(problems, split_of, name, cases, splits, config) if cases else None) or {}
+        sites.append(Site(name, **{part: [sample for sample in samples if sample.case in parts.get(part, ())]
                                    for part in SPLITS}))
-        print("\n".join(report(site, config, of_site, samples, parts)))
+        warnings += warnings_on(sites[-1], of_site)
+        low = min((sample.facts["low"] for sample in samples), default=0)
+        if config.task in VOLUMES and not config.window and low <= AIR:
+            warnings.append(f"{name}: values from {low:g} look like CT, of which little contrast is left "
+                            "without a window; set window=[low,high], such as [0,200], here too, and look "
+                            "whether the contact sheet shows what is to be found")
+        print("\n".join(report(name, config, of_site, samples, parts)))
         if samples:
             key = "" if rows else legend([class_name(config, j) for j in range(config.classes)])
-            rows.append((site + key, [tile for sample in examples(samples) for tile in outlined_tiles(
+            shown = list({sample.case: sample for sample in samples}.values())[:SAMPLES]
+            rows.append((name + key, [tile for sample in shown for tile in outlined_tiles(
                 sample, sample.truth, config.classes, GREEN)]))
-    warnings += across.compare(sites, config)[0]
     if rows:
         save(Path(sheet), as_png(contact_sheet(rows)))
         print(f"\ncontact sheet with outlines of the masks: {sheet}")
-    for name, texts in (("warning", warnings), ("problem", problems)):
-        if texts or name == "problem":
-            print(f"\n{len(texts)} {name}{'s' * (len(texts) != 1)}",
-                  *(in_short(texts) if name == "warning" else texts), sep="\n  ")
+    warnings = in_short(warnings + across.compare(sites, config))
+    for texts, what in ((warnings, "warning"), (problems, "problem")):
+        if texts or texts is problems:
+            print(f"\n{len(texts)} {what}{'s' * (len(texts) != 1)}", *texts, sep="\n  ")
     return len(problems)
-
-
-def warnings_on(site, entries, samples, config):
-    """Return what is suspicious about the files of a site and about all of them together."""
-    found = [text for sample in samples for text in sample.warnings]
-    if samples and not any(sample.truth.any() for sample in samples):
-        found.append(f"{entries[0].mask.parent}: all masks of site {site} are empty, foreground has to be > "
-                     "0; if its cases are healthy it may train, or set leave_out")
-    low = min((sample.facts["low"] for sample in samples), default=0)
-    if config.task in VOLUMES and config.window is None and low <= AIR:
-        found.append(f"{site}: values from {low:g} look like CT, of which little contrast is left without a "
-                     "window; set window=[low,high], such as [0,200], here too, and look whether the contact "
-                     "sheet shows what is to be found")
-    return found
 
 
 def in_short(texts, at_most=3, named=20):
     """Return the texts; where more than a few say the same of files of one folder, they are one line."""
-    alike = {}
+    alike, lines = defaultdict(list), []
     for text in texts:
         file, _, rest = text.partition(": ")
-        alike.setdefault((Path(file).parent, rest), []).append(text)
-    lines = []
+        alike[Path(file).parent, rest].append((text, Path(file).name))
     for same in alike.values():
-        names = [Path(text.partition(": ")[0]).name for text in same[1:]]
-        others = ", ".join(names[:named]) + " ..." * (len(names) > named)
-        lines += same if len(same) <= at_most else [f"{same[0]}; so with {len(names)} others there: {others}"]
+        others = ", ".join(name for _, name in same[1:named + 1]) + " ..." * (len(same) > named + 1)
+        lines += [text for text, _ in same] if len(same) <= at_most else [
+            f"{same[0][0]}; so with {len(same) - 1} others there: {others}"]
     return lines
 
 
@@ -109,18 +98,14 @@ def report(site, config, entries, samples, parts):
         labels = sorted(set().union(*(fact["labels"] for fact in facts)))
         low, high = min(fact["low"] for fact in facts), max(fact["high"] for fact in facts)
         listed = ", ".join(f"{label:g}" for label in labels[:8]) + " ..." * (len(labels) > 8)
-        shares = [f"{100 * np.mean([(sample.truth == j).mean() for sample in samples]):.1f} %"
-                  for j in range(config.classes)]
-        if config.classes == 2:
-            shares = [f"foreground is > 0, {shares[1]}"]
-        else:
-            names = config.class_names or [""] * config.classes
-            shares = [f"{f'{j} {names[j]}'.strip()} {shares[j]}" for j in range(1, config.classes)]
-        lines += [f"  size      {distinct(fact['size'] for fact in facts)}",
-                  f"  channels  {distinct(fact['channels'] for fact in facts)}",
-                  f"  values    {low:g} to {high:g}",
-                  f"  labels    {listed}; {', '.join(shares)} of the pixels",
-                  f"  spacing   {distinct(fact['spacing'] for fact in facts)}"]
+        names = [f"{j} {name}".strip() for j, name in enumerate(config.class_names or [""] * config.classes)]
+        names = names if config.classes > 2 else ["", "foreground is > 0,"]
+        shares = [f"{names[j]} {100 * np.mean([(sample.truth == j).mean() for sample in samples]):.1f} %"
+                  for j in range(1, config.classes)]
+        lines += [f"  {key:9} {distinct(fact[key] for fact in facts)}"
+                  for key in ("size", "spacing", "channels")]
+        lines += [f"  values    {low:g} to {high:g}",
+                  f"  labels    {listed}; {', '.join(shares)} of the pixels"]
     if parts:
         lines.append(f"  split     {', '.join(f'{part} {len(parts[part])}' for part in SPLITS)} cases")
     return lines
@@ -131,13 +116,6 @@ def distinct(values, at_most=4):
     different = Counter(values).most_common()
     listed = ", ".join(f"{value} ({number})" for value, number in different[:at_most])
     return listed + f", {len(different) - at_most} others" * (len(different) > at_most)
-
-
-def examples(samples):
-    """Return up to SAMPLES samples of a site, of different cases first."""
-    first = {sample.case: sample for sample in reversed(samples)}
-    rest = [sample for sample in samples if sample is not first[sample.case]]
-    return [*reversed(first.values()), *rest][:SAMPLES]
 
 
 def main():

@@ -8,7 +8,7 @@ import torch
 
 from config import BadInput
 from sites import demo_data
-from sites.files import say_left_out, warn
+from sites.files import warn
 from sites.layouts import is_table, list_files
 from sites.readers import SPLITS, read_sample, slice_of, slices_of
 
@@ -19,9 +19,9 @@ class Site:
 
     def __init__(self, name, train, val, test, undrawn=frozenset()):
         self.name, self.train, self.val, self.test, self.undrawn = name, train, val, test, undrawn
-        self.train_slices = [(sample, s) for sample in train for s in slices_of(sample)
-                             if len(sample.masks) == 1 or sample.masks[s].any()] \
-            or [(sample, s) for sample in train for s in slices_of(sample)]
+        slices = [(sample, s) for sample in train for s in slices_of(sample)]
+        self.train_slices = [(sample, s) for sample, s in slices
+                             if len(sample.masks) == 1 or sample.masks[s].any()] or slices
 
     def steps(self, config):
         """Return the number of batches of a local epoch."""
@@ -30,22 +30,26 @@ class Site:
     def batches(self, config, t, epoch, device):
         """Yield x (B, 3, h, w) and y (B, h, w) of a local epoch of round t, augmented, on a device."""
         torch.manual_seed(seeded(config.seed, self.name, t, epoch, "draws").initial_seed())  # as of dropout
-        for x, y in batches(self.train_slices, config.batch_size, seeded(config.seed, self.name, t, epoch)):
-            yield on_device(x, y, device)
+        for pair in batches(self.train_slices, config.batch_size, seeded(config.seed, self.name, t, epoch)):
+            if device.type == "cuda" and not pair[0].is_cuda:
+                pair = [part.pin_memory() for part in pair]  # so it is copied while the host goes on
+            yield [part.to(device, non_blocking=True) for part in pair]
 
 
 def load_sites(config, splits=None, strict=True):
-    """Return the Sites of config.data, sorted by name, decoded and split; prints their size.
-
-    splits: {site: {split: [case]}}; None: the file in config.splits, or else made from the seed.
-    strict=False is for other data than a run's own: a case unknown to splits counts as test."""
+    """Return the Sites of config.data, sorted by name, decoded and split; prints their size. splits: {site:
+    {split: [case]}}; None: the file in config.splits, or else made from the seed. strict=False is for other
+    data than a run's own: a case unknown to splits counts as test."""
     folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
     left_out = config.leave_out or []
     entries, problems = list_files(folder, config.task, config.case_pattern, left_out)
+    unknown = [name for name in left_out if folder.is_dir() and not (folder / name).exists()]
+    if strict and unknown:
+        problems.append(f"leave_out: {folder} has no site {unknown[0]}, take it out of that list")
     if problems:
         raise BadInput(problems[0])
     if left_out:
-        say_left_out(left_out, folder, strict)
+        print(f"left out: {', '.join(left_out)}")
     if strict and config.hold_out not in (None, *entries):
         raise BadInput(f"hold_out: {folder} has no site {config.hold_out}, name one of {', '.join(entries)}")
     if splits is None and (config.splits or is_table(folder)):
@@ -58,20 +62,16 @@ def load_sites(config, splits=None, strict=True):
     missing = (splits or {}).keys() - entries.keys()
     if strict and missing:
         raise BadInput(f"{folder}: lacks the site {min(missing)} of the splits, restore it")
-    if strict and not any(sample.truth.any() for site in sites for sample in samples_of(site)):
+    samples = [sample for site in sites for sample in samples_of(site)]
+    if strict and not any(sample.truth.any() for sample in samples):
         raise BadInput(f"{folder}: no mask of any site has foreground, which has to be > 0; mend the masks")
     if config.data != "demo" or config.classes > 2:
         from sites.across import compare
-        texts, nobody = compare(sites, config)
-        warn(folder, texts)
-        for site in sites:
-            site.undrawn = nobody
-    number = sum(len(samples_of(site)) for site in sites)
-    cases = sum(len({sample.case for sample in samples_of(site)}) for site in sites)
-    size = sum(sample.images.untyped_storage().nbytes() + sample.masks.nbytes
-               + (0 if sample.tile else sample.truth.nbytes)  # with tiles it is the masks
-               for site in sites for sample in samples_of(site))
-    print(f"{folder}: {len(sites)} sites, {cases} cases, {number} images, {size / 2**20:.0f} MB in memory")
+        warn(folder, compare(sites, config))
+    cases = {(sample.site, sample.case) for sample in samples}
+    size = sum(sample.images.untyped_storage().nbytes() + sample.truth.nbytes
+               + sample.masks.nbytes * (not sample.tile) for sample in samples) / 2**20  # tiles: the truth
+    print(f"{folder}: {len(sites)} sites, {len(cases)} cases, {len(samples)} images, {size:.0f} MB in memory")
     return sites
 
 
@@ -95,12 +95,17 @@ def load_site(name, entries, splits, config, strict=True):
         samples = {part: list(threads.map(lambda entry: read_sample(entry, name, *given), [
             entry for entry in entries if entry.case in split[part]])) for part in SPLITS}
     site = Site(name, **samples)
-    healthy = [f"{entries[0].mask.parent}: no mask {whose} has foreground (> 0), so this site trains on "
-               "background alone; mend the masks, or leave it out by the key leave_out"
-               for whose, those in (("of it", samples_of(site)), ("of its training cases", site.train))
-               if those and not any(sample.truth.any() for sample in those)]
-    warn(name, healthy[:1] + [text for sample in samples_of(site) for text in sample.warnings])
+    warn(name, warnings_on(site, entries))
     return site
+
+
+def warnings_on(site, entries):
+    """Return what is suspicious about the files of a loaded site, as texts; entries: where they lie."""
+    texts = [text for sample in samples_of(site) for text in sample.warnings]
+    if site.train and not any(sample.truth.any() for sample in site.train):
+        texts.insert(0, f"{entries[0].masks[0].parent}: no mask of its training cases has foreground (> 0), "
+                        "so this site trains on background alone; mend the masks, or set leave_out")
+    return texts
 
 
 def samples_of(site):
@@ -122,22 +127,20 @@ def split_of(site, cases, splits, config, strict=True):
 
 
 def split_cases(site, cases, config):
-    """Return {train, val, test: [case]} of one site, after a shuffle seeded by seed and site.
-
-    Of n cases max(1, round(n / 5)) test and as many validate; of two one trains, one tests; one trains. With
-    folds fold k tests and fold k + 1 validates; some may be empty."""
+    """Return {train, val, test: [case]} of one site, after a shuffle seeded by seed and site. Of n cases
+    max(1, round(n / 5)) test and as many validate; of two one trains, one tests; one trains. With folds fold
+    k tests and fold k + 1 validates; some may be empty."""
     cases = sorted(cases)
     random.Random(f"{config.seed}:{site}:split").shuffle(cases)
     n, K = len(cases), config.folds
-    if n < (3 if K else 2):
-        print(f"{site}: has {n} case{'s' * (n > 1)}, so it trains {'or tests by turns' if K else 'alone'}; "
-              "leave_out leaves a site out")
+    if n <= 2:
+        what = "by turns it trains and tests" if K else "it trains alone" if n == 1 else \
+            "one trains and one tests, without validation"
+        print(f"{site}: has {n} case{'s' * (n > 1)}, so {what}; leave_out leaves a site out")
     if K:
         folds = [cases[k::K] for k in range(K)]
         test, val = folds.pop(config.fold), folds.pop(config.fold % (K - 1))
         return {"train": [case for fold in folds for case in fold], "val": val, "test": test}
-    if n == 2:
-        print(f"{site}: two cases, one trains and one tests; it has no validation")
     if n <= 2:
         return {"train": cases[:1], "val": [], "test": cases[1:]}
     k = max(1, round(n / 5))
@@ -155,8 +158,6 @@ def splits_of(sites):
 def sites_of_round(sites, config, t):
     """Return the sites (or their names) that train in round t, in their order: `sites_per_round` of them,
     a choice seeded by the seed and the round; all with none, or if there are fewer."""
-    if config.sites_per_round is None:
-        return sites
     chosen = torch.randperm(len(sites), generator=seeded(config.seed, "sites", t))[:config.sites_per_round]
     return [sites[i] for i in sorted(chosen.tolist())]
 
@@ -169,9 +170,8 @@ def seeded(*words):
 
 
 def stack(slices, generator=None):
-    """Return x (B, 3, h, w) float32 and y (B, h, w) int64 of pairs (sample, slice).
-
-    With a generator every image is turned by quarters and flipped at random, its mask alike."""
+    """Return x (B, 3, h, w) float32 and y (B, h, w) int64 of pairs (sample, slice); with a generator every
+    image is turned by quarters and flipped at random, its mask alike."""
     pairs = [slice_of(sample, s, generator) for sample, s in slices]
     if generator is not None:
         turns = torch.randint(8, (len(pairs),), generator=generator).tolist()
@@ -191,10 +191,3 @@ def batches(slices, batch_size, generator):
     order = torch.randperm(len(slices), generator=generator).tolist()
     for i in range(0, len(order), batch_size):
         yield stack([slices[j] for j in order[i:i + batch_size]], generator)
-
-
-def on_device(x, y, device):
-    """Return a batch on a device; to a GPU it is copied while the host goes on."""
-    if device.type == "cuda" and not x.is_cuda:
-        x, y = x.pin_memory(), y.pin_memory()
-    return x.to(device, non_blocking=True), y.to(device, non_blocking=True)

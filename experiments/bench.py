@@ -12,15 +12,12 @@ last.pt holds.
 import json
 import multiprocessing
 import os
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
-from torch.nn import functional
 
 from config import METHODS, load_config
 from datasets import load_sites, store_on
@@ -29,18 +26,12 @@ from fft_style import recalibrate, recalibrate_fourier
 from methods.find import find_step, method_and_model
 from rounds.checkpoint import as_bytes, save
 from scoring.evaluate import pick_device, validate
+from scoring.results import peak_mb
 from settings.program import Parser, run_program
 
-REPEATS = 5
 SETTING = {"task": "nuclei", "data": "demo", "out": "unused", "width": 32, "batch_size": 6}
-
-
-def blobs(batch, size, foreground, generator):
-    """Return images (B, 3, H, W) and labels (B, H, W) of blobs that cover a share `foreground`."""
-    coarse = torch.randn(batch, 1, size // 8, size // 8, generator=generator)
-    height = functional.interpolate(coarse, size=size, mode="bicubic")[:, 0]
-    cut = height.flatten().sort().values[int((1 - foreground) * height.numel())]
-    return torch.rand(batch, 3, size, size, generator=generator), (height > cut).long()
+COLUMNS = {"step_s": (8, ".4f"), "step_ratio": (8, ".2f"), "peak_mb": (10, ".0f"), "memory_ratio": (8, ".2f"),
+           "launches": (10, ""), "waits": (8, "")}  # of a training step: width and form
 
 
 def rows_of_table():
@@ -53,23 +44,16 @@ def rows_of_table():
     return rows
 
 
-def setting(*overrides):
-    """Return the config of a row of the table: batch 6, 256 pixels, width 32."""
-    return load_config(SETTING, overrides)
-
-
 def training_step(config):
-    """Return step(), a training step of a config on generated images, 20 % foreground.
-
-    It is a step of a last local epoch in a later round: with prototypes, 2 a class, and gathering.
-    """
+    """Return step(), a training step of a config on noise, 20 % of it foreground. It is a step of a last
+    local epoch in a later round: with prototypes, 2 a class, and gathering."""
     device = pick_device(config)
-    (rules, model), generator = method_and_model(config), torch.Generator().manual_seed(0)
+    rules, model = method_and_model(config)
     model.to(device)
     optimizer = make_optimizer(model, config)
     w = {name: value.clone() for name, value in model.state_dict().items()}
-    x, y = blobs(config.batch_size, config.image_size, 0.2, generator)
-    x, y = x.to(device), y.to(device)
+    B, size = config.batch_size, config.image_size
+    x, y = torch.rand(B, 3, size, size).to(device), (torch.rand(B, size, size) < 0.2).long().to(device)
     context = Context("bench", 2, w, {}, {}, {})
     with torch.no_grad():  # one image, so that this leaves little behind in the peak of memory
         rules.losses(model, x[:1], y[:1], context)
@@ -89,8 +73,7 @@ def fsr_passes():
 
 
 def whole_round(file, overrides):
-    """Return the seconds of round 2 of a config, the first with prototypes: of its training, validation and
-    saving."""
+    """Return the seconds of round 2, the first with prototypes: of its training, validation and saving."""
     config = load_config(file, overrides)
     device, (method, model), kept = pick_device(config), method_and_model(config), {}
     sites, step = store_on(load_sites(config), device), find_step(config, device)
@@ -111,7 +94,7 @@ def whole_round(file, overrides):
             "saving": time.perf_counter() - validated}
 
 
-def median_seconds(calls, repeats=REPEATS):
+def median_seconds(calls, repeats=5):
     """Return {name: median seconds} of {name: call}, called in turn after two warm-ups: a graph is recorded
     in its second step."""
     seconds = {name: [] for name in calls}
@@ -130,8 +113,6 @@ def launches_and_waits(step):
     """Return how many kernels a step launches on the GPU and how often it waits for it; without one None."""
     if not torch.cuda.is_available():
         return None, None
-    step()
-    step()
     with torch.profiler.profile() as found:
         step()
     counts = {event.key: event.count for event in found.key_averages()}
@@ -141,17 +122,11 @@ def launches_and_waits(step):
 
 def peak_of_steps(*overrides):
     """Return the peak MB of three steps, less what was before; for a fresh process. On a GPU its own."""
-    step = training_step(setting(*overrides))
-    if torch.cuda.is_available():
-        before = torch.cuda.memory_allocated()
-        for _ in range(3):
-            step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step, on_gpu = training_step(load_config(SETTING, overrides)), torch.cuda.is_available()
+    before = torch.cuda.memory_allocated() / 2**20 if on_gpu else peak_mb()
     for _ in range(3):
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident) * unit / 2**20
+    return (torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_mb()) - before
 
 
 def main():
@@ -160,24 +135,22 @@ def main():
     parser.add_argument("--config", default=Path(__file__).parents[1] / "config.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_intermixed_args()
-    rows = rows_of_table()
+    rows, result = rows_of_table(), {"threads": torch.get_num_threads()}
     os.environ["MALLOC_TRIM_THRESHOLD_"] = str(2**17)  # of the processes below: glibc's own default
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         peak = {name: pool.apply(peak_of_steps, words) for name, words in rows.items()}
-    steps = {name: training_step(setting(*words)) for name, words in rows.items()}
-    counts, step = {name: launches_and_waits(steps[name]) for name in rows}, median_seconds(steps)
-    fsr = median_seconds(fsr_passes())
-    result, base = {"threads": torch.get_num_threads()}, "fedavg"
+    steps = {name: training_step(load_config(SETTING, words)) for name, words in rows.items()}
+    seconds = median_seconds(steps)
+    counts = {name: launches_and_waits(step) for name, step in steps.items()}  # graphs are recorded by now
     print(f"{'training step':18}{'s':>8}{'ratio':>8}{'peak MB':>10}{'ratio':>8}{'launches':>10}{'waits':>8}")
     for name in rows:
-        launches, waits = counts[name]
-        print(f"{name:18}{step[name]:8.4f}{step[name] / step[base]:8.2f}{peak[name]:10.0f}"
-              f"{peak[name] / peak[base]:8.2f}{launches or '-':>10}{'-' if waits is None else waits:>8}")
-        result |= {f"{name}_step_s": step[name], f"{name}_peak_mb": peak[name],
-                   f"{name}_step_ratio": step[name] / step[base], f"{name}_launches": launches,
-                   f"{name}_memory_ratio": peak[name] / peak[base], f"{name}_waits": waits}
-    result |= {"step_ratio": result["fedbcs_step_ratio"],
-               "memory_ratio": result["fedbcs_memory_ratio"],
+        found = dict(zip(COLUMNS, (seconds[name], seconds[name] / seconds["fedavg"], peak[name],
+                                   peak[name] / peak["fedavg"], *counts[name])))
+        print(f"{name:18}" + "".join(f"{'-' if value is None else format(value, form):>{width}}"
+                                     for value, (width, form) in zip(found.values(), COLUMNS.values())))
+        result |= {f"{name}_{what}": value for what, value in found.items()}
+    fsr = median_seconds(fsr_passes())
+    result |= {"step_ratio": result["fedbcs_step_ratio"], "memory_ratio": result["fedbcs_memory_ratio"],
                "fsr_spatial_s": fsr["spatial"], "fsr_rfft2_s": fsr["rfft2"],
                "fsr_ratio": fsr["rfft2"] / fsr["spatial"]}
     print(f"FSR layer, s: spatial {fsr['spatial']:.3f}, rfft2 {fsr['rfft2']:.3f}, "

@@ -22,14 +22,12 @@ HERE = Path(__file__).parents[1]
 
 
 def rows_of(file):
-    """Return the lines of such a file as dictionaries; raises BadInput where a page lacks the text, or that
-    a number."""
+    """Return the lines of such a file; raises BadInput where a page lacks the text, or that a number."""
     with open(file, newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     for row in rows:
         page = " ".join((HERE / row["file"]).read_text(encoding="utf-8").split())  # wherever its lines end
-        lacks = [number for number in row["number"].split() if number not in row["text"]]
-        if lacks or row["text"] not in page:
+        if row["text"] not in page or any(number not in row["text"] for number in row["number"].split()):
             raise BadInput(f"{file}: {row['file']} has no '{row['text']}' with {row['number']} in it; bring "
                            "this line and the page together")
     return rows
@@ -49,8 +47,7 @@ def output_of(command):
 
 def numbers_of(row):
     """Return the numbers that a line's command prints now; raises BadInput if it fails or prints others."""
-    found = re.findall(row["found"], output_of(row["command"]))
-    numbers = [] if not found else [found[-1]] if isinstance(found[-1], str) else list(found[-1])
+    *_, numbers = [(), *(match.groups() for match in re.finditer(row["found"], output_of(row["command"])))]
     if len(numbers) != len(row["number"].split()):
         raise BadInput(f"{row['command']}: printed {len(numbers)} numbers, the page has {row['number']}; run "
                        "it by hand")

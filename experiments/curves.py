@@ -13,10 +13,11 @@ from experiments.run_grid import read_rows
 from rounds.checkpoint import save
 from settings.program import Parser, run_program
 
-# (colour, dashes, mark), which the colour-blind and a black and white print tell apart
-LOOKS = [("#000000", "-", "o"), ("#D55E00", "-", "s"), ("#0072B2", "--", "^"), ("#009E73", "-.", "v"),
-         ("#CC79A7", ":", "D"), ("#E69F00", "--", "P"), ("#56B4E9", "-.", "X"), ("#7F7F7F", ":", "*"),
-         ("#882255", "-", "p")]
+# of lines, which the colour-blind and a black and white print tell apart
+LOOKS = [dict(zip(("color", "linestyle", "marker"), look)) for look in (
+    ("#000000", "-", "o"), ("#D55E00", "-", "s"), ("#0072B2", "--", "^"), ("#009E73", "-.", "v"),
+    ("#CC79A7", ":", "D"), ("#E69F00", "--", "P"), ("#56B4E9", "-.", "X"), ("#7F7F7F", ":", "*"),
+    ("#882255", "-", "p"))]
 LABELS = {"loss_dice": "L_dice", "loss_contrast": "mu L_contra", "loss_consistency": "mu L_consis"}
 
 
@@ -57,10 +58,9 @@ def draw_curves(file, losses, dice):
     """Draw the loss terms on the left, the sites' validation Dice on the right; return the figure."""
     figure, ((left, right),) = axes(2)
     for ax, curves in ((left, losses), (right, dice)):
-        for (colour, dashes, mark), (name, values) in zip(LOOKS * len(curves), curves.items()):
+        for look, (name, values) in zip(LOOKS * len(curves), curves.items()):
             label = LABELS.get(name, name.removeprefix("loss_"))
-            ax.plot([*values], [*values.values()], dashes, color=colour, marker=mark, markersize=3,
-                    label=label)
+            ax.plot([*values], [*values.values()], **look, markersize=3, label=label)
         ax.xaxis.get_major_locator().set_params(integer=True)
         if ax is right and dice:
             means = mean_curve(dice)
@@ -75,15 +75,14 @@ def draw_curves(file, losses, dice):
 
 
 def draw_boxes(file, rows):
-    """Draw a box of Dice a site, or a site's class, and a dot a row. rows: of cases.csv, of one split and
-    round."""
+    """Draw a box of Dice a site, or a site's class, and a dot a row of cases.csv, of one split and round."""
     names, dice = len({row["class"] for row in rows}) > 1, {}
     for row in rows:
         dice.setdefault(row["site"] + f"\n{row['class']}" * names, []).append(float(row["dice"]))
     figure, ((ax,),) = axes(size=(2.6 + 2.6 * max(1, len(dice) // 5), 3.4))
-    ax.boxplot(list(dice.values()), whis=(0, 100), widths=0.6, medianprops={"color": LOOKS[1][0]})
+    ax.boxplot(list(dice.values()), whis=(0, 100), widths=0.6, medianprops={"color": LOOKS[1]["color"]})
     for place, values in enumerate(dice.values(), 1):
-        ax.plot([place] * len(values), values, "o", color=LOOKS[2][0], markersize=3, alpha=0.6)
+        ax.plot([place] * len(values), values, "o", color=LOOKS[2]["color"], markersize=3, alpha=0.6)
     ax.set_xticks(range(1, len(dice) + 1), dice, fontsize=7)
     ax.set(ylabel="test Dice, best round", ylim=(0, 1.02))
     save_figure(figure, file, 110)

@@ -56,14 +56,11 @@ def print_cosines(model, batches, G):
     the share of pixels whose contrastive loss has a gradient."""
     for path in PATHS:
         classes = columns(G[path])
-        found = {j: [] for j in classes if j > 0}
-        for x, y in batches:
-            X, W, member = on_grids(model.features(x)[1], model.fusion, y, model.classes)[path]
-            g = functional.normalize(torch.cat([*G[path].values()]))
-            cos = cosines(*squares_and_dots(X, W, g))
-            for j, of_class in found.items():
-                of_class.append(cos[:, member[j] > 0])  # (K, N)
-        found = {j: torch.cat(cos, 1) for j, cos in found.items()}
+        g = functional.normalize(torch.cat([*G[path].values()]))
+        maps = (on_grids(model.features(x)[1], model.fusion, y, model.classes)[path] for x, y in batches)
+        cosine = [(cosines(*squares_and_dots(X, W, g)), member) for X, W, member in maps]
+        found = {j: torch.cat([cos[:, member[j] > 0] for cos, member in cosine], 1)  # (K, N)
+                 for j in classes if j > 0}
         own = torch.cat([cos[classes[j]].amax(0) for j, cos in found.items()])
         other = torch.cat([cos.index_fill(0, torch.arange(len(cos))[classes[j]], -1).amax(0)
                            for j, cos in found.items()])

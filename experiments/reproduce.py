@@ -19,7 +19,6 @@ was moved there and data is a path that is right in both places. --collect FILE.
 need, without weights: unpacked as --out, the same command draws them again, without the data.
 """
 
-import argparse
 import json
 import re
 import shlex
@@ -31,38 +30,35 @@ from pathlib import Path
 import yaml
 
 from config import KEYS, METHODS, BadInput, as_yaml, load_config
-from experiments import figures
-from experiments.run_grid import Training, collect, score_all, train_all
-from experiments.tables import kinds_of, write_paired, write_table
+from experiments import figures, paired
+from experiments.run_grid import Training, by_setting, collect, score_all, train_all
 from rounds.reading import FREE_ON_RESUME, check_same_config
 from settings.program import Parser, run_program
 from sites import demo_data
 from sites.layouts import list_files
 
 # What writes a comparison's files: functions of (file without its ending, finished runs, config)
-DRAW = {"table": [write_table], "ablation": [write_table], "tau": [write_table, figures.draw_tau],
-        "convergence": [figures.draw_convergence], "style": [figures.draw_style],
-        "pictures": [figures.draw_pictures]}
+DRAW = {"table": figures.write_table, "ablation": figures.write_table, "tau": figures.write_tau,
+        "convergence": figures.draw_convergence, "style": figures.draw_style,
+        "pictures": figures.draw_pictures}
 TAUS = (0.005, 0.02, 0.1, 0.4)
-ABOUT = {"ablation": ("fsr", "prototype_weight"), "tau": ("prototype_weight",), "style": ("fsr",)}
+# Settings and their overrides; FedBCS is the config as it stands
+COMPARED = {"ablation": {"fedavg": ["method=fedavg"], "fsr": ["prototype_weight=0"],
+                         "prototypes": ["fsr=none"], "fedbcs": ["method=fedbcs"]},
+            "style": {"fedavg": ["method=fedavg"], "input_norm": ["method=input_norm"],
+                      "fsr": ["prototype_weight=0"]}}
 SET_HERE = {"method": "--methods", "seed": "--seeds", "out": "--out", "resume": "--out",
             "hold_out": "the comparison table", "folds": "--folds", "fold": "--folds"}
 
 
 def settings_of(comparison, config, methods, sites, own=()):
-    """Return {setting: overrides} of a comparison. FedBCS is the config as it stands.
-
-    own: the methods' own key=value, such as fpl_tau, each for its method alone. Raises BadInput if the config
-    has switched off what is compared."""
-    for key in ABOUT.get(comparison, ()):
-        if getattr(config, key) in ("none", 0):
-            raise BadInput(f"{key}: is off and {comparison} is about it, leave it out or set it on")
-    taus = {f"tau={tau}": [f"tau={tau}"] for tau in TAUS if tau != config.tau}
-    parts = {"fsr": ["prototype_weight=0"], "prototypes": ["fsr=none"]} | taus
-    names = {"ablation": ["fedavg", "fsr", "prototypes", "fedbcs"], "tau": ["fedavg", *taus, "fedbcs"],
-             "style": ["fedavg", "input_norm", "fsr"]}
-    if comparison in names:
-        return {name: parts.get(name, [f"method={name}"]) for name in names[comparison]}
+    """Return {setting: overrides} of a comparison. own: the methods' own key=value, such as fpl_tau, each for
+    its method alone."""
+    if comparison == "tau":
+        taus = {f"tau={tau}": [f"tau={tau}"] for tau in TAUS if tau != config.tau}
+        return {"fedavg": ["method=fedavg"]} | taus | {"fedbcs": ["method=fedbcs"]}
+    if comparison in COMPARED:
+        return COMPARED[comparison]
     found = {method: [f"method={method}", *(text for text in own if text.startswith(f"{method}_"))]
              for method in methods}
     if comparison == "table" and {"fedavg", "fedbcs"} <= found.keys() and len(sites) > 1:
@@ -79,48 +75,41 @@ def setting(text):
     return name, shlex.split(keys)
 
 
-def runs_of(settings, seeds, out, folds=None):
-    """Return the trainings of all settings, seeds and folds, seed by seed and fold by fold."""
-    found = []
-    for seed, fold, name in product(seeds, range(folds) if folds else (None,), settings):
-        keys = [*settings[name], f"seed={seed}", *([f"folds={folds}", f"fold={fold}"] if folds else [])]
-        folder = f"{name}_seed{seed}" + (f"_fold{fold}" if folds else "")
-        found.append(Training(name, seed, out / re.sub(r"[^\w.=-]+", "_", folder), keys))
+def runs_of(settings, seeds, out, base, folds=None):
+    """Return the trainings of all settings, seeds and folds, seed by seed and fold by fold; base: the config
+    that all share. Raises BadInput for wrong settings, or where a folder holds a run of others."""
+    found, shared = [], yaml.safe_load(as_yaml(base))
+    for seed, fold, name in product(seeds, range(folds or 1), settings):
+        folder = out / re.sub(r"[^\w.=-]+", "_", f"{name}_seed{seed}" + (f"_fold{fold}" if folds else ""))
+        words = [*settings[name], f"seed={seed}", *([f"folds={folds}", f"fold={fold}"] if folds else []),
+                 f"out={folder}"]
+        config, file = load_config(shared, words), folder / "config.yaml"
+        if file.exists():
+            saved = load_config(file)
+            fixed = {"data", "splits"} | ({"rounds"} if saved.rounds > config.rounds else set())
+            check_same_config(file, vars(saved), vars(config), FREE_ON_RESUME - fixed)
+        found.append(Training(name, seed, folder, words, config))
     return found
-
-
-def check_run(run, base):
-    """Raise BadInput if the settings of a run are wrong, or its folder holds a run of other ones."""
-    config = load_config(base, [*run.overrides, f"out={run.folder}"])
-    file = run.folder / "config.yaml"
-    if file.exists():
-        saved = load_config(file)
-        check_same_config(file, vars(saved), vars(config), FREE_ON_RESUME - {"data", "splits"})
-        if saved.rounds > config.rounds:
-            raise BadInput(f"{file}: is a run of {saved.rounds} rounds, more than {config.rounds}; "
-                           "choose another --out")
 
 
 def base_config(file, overrides, out):
     """Return the settings that all runs share; raises BadInput for one that this program sets."""
     if (out / "splits.json").exists():
         raise BadInput(f"{out}: is the folder of one run, choose another --out")
-    for key in (argument.partition("=")[0] for argument in overrides):
+    config = load_config(file, [*overrides, f"out={out}"])
+    given = [text.partition("=")[0] for text in overrides]
+    given += ["method"] if config.method != "fedbcs" else ["hold_out"] if config.hold_out else []
+    for key in given:
         if key in SET_HERE:
             raise BadInput(f"{key}: is set by this program, leave it out; see {SET_HERE[key]}")
-    config = load_config(file, [*overrides, f"out={out}"])
-    if config.method != "fedbcs" or config.hold_out:
-        raise BadInput(f"{file}: has a method or hold_out of its own, which this program sets; remove it")
     return config
 
 
 def site_names(config, out):
-    """Return the names of the sites: of the data, or of runs in `out` that came here without them. Raises
-    BadInput."""
-    results = sorted(out.glob("*/result.json"))
-    if results and config.data != "demo" and not Path(config.data).exists():
-        return sorted(json.loads(results[0].read_text())["last"]["test"]["sites"])
-    folder = demo_data.ensure(config.task) if config.data == "demo" else config.data
+    """Return the sites' names: of the data, or of runs in `out` that came without them; raises BadInput."""
+    folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
+    if not folder.exists() and (result := next(out.glob("*/result.json"), None)):
+        return sorted(json.loads(result.read_text())["last"]["test"]["sites"])
     sites, problems = list_files(folder, config.task, config.case_pattern)
     if problems:
         raise BadInput(problems[0])
@@ -129,7 +118,7 @@ def site_names(config, out):
 
 def command_line():
     """Return what the command line says; raises BadInput."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("comparison", choices=DRAW)
     parser.add_argument("--config", required=True, help="YAML file; its settings are FedBCS's")
     parser.add_argument("--out", default="runs/reproduce", metavar="FOLDER")
@@ -146,8 +135,6 @@ def command_line():
     parser.add_argument("overrides", nargs="*", metavar="key=value",
                         help="for all runs; a method's own key, such as fpl_tau, for its runs")
     given = parser.parse_intermixed_args()
-    if given.collect and not given.collect.endswith(".tar.gz"):
-        raise BadInput(f"collect: {given.collect} does not end with .tar.gz, name the file to write so")
     if given.jobs < 1 or not re.fullmatch(r"\d+(,\d+)*", given.seeds):
         raise BadInput("command line: write for example --seeds 0,1,2 --jobs 2")
     if (given.folds or given.also) and given.comparison not in ("table", "ablation"):
@@ -166,9 +153,7 @@ def main():
     settings = settings_of(given.comparison, config, given.methods.split(","),
                            [] if given.folds else site_names(config, out), own) | dict(given.also)
     seeds = sorted({int(seed) for seed in given.seeds.split(",")})
-    runs = runs_of(settings, seeds[:1] if given.comparison == "pictures" else seeds, out, given.folds)
-    for run in runs:
-        check_run(run, yaml.safe_load(as_yaml(config)))
+    runs = runs_of(settings, seeds[:1] if given.comparison == "pictures" else seeds, out, config, given.folds)
     if given.folds or given.comparison in ("tau", "convergence", "style"):
         figures.axes()  # it says if there is no matplotlib, before hours of training
     out.mkdir(parents=True, exist_ok=True)
@@ -176,14 +161,15 @@ def main():
     if given.collect:
         collect(runs, out / "config.yaml", Path(given.collect).expanduser())
         return
-    train_all(runs, out / "config.yaml", config.rounds, given.jobs)
+    train_all(runs, out / "config.yaml", given.jobs)
     name = given.name or given.comparison
     if given.folds:
-        score_all(runs, kinds_of(config), given.jobs)
-        figures.draw_dots(out / f"{name}_paired", write_paired(out / f"{name}_paired", runs, config))
+        stats, file = config.test_stats, out / f"{name}_paired"
+        kinds = [stats, *({"site", "case"} - {stats})] if stats else ["none"]  # group norm has no statistics
+        score_all(runs, kinds, given.jobs)
+        paired.draw_dots(file, paired.write_paired(file, by_setting(runs), kinds))
     else:
-        for write in DRAW[given.comparison]:
-            write(out / name, runs, config)
+        DRAW[given.comparison](out / name, runs, config)
     print(f"written to {out}")
 
 

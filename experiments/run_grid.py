@@ -11,15 +11,16 @@ import tarfile
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 
-from config import BadInput, load_config, method_module
+from config import BadInput, method_module
 from datasets import load_sites
 from experiments.bench import median_seconds, training_step
 from methods.find import method_and_model
-from rounds.reading import checkpoint_of
+from scoring.history import rows_of
 
 HERE = Path(__file__).parents[1]
 
@@ -30,27 +31,23 @@ class Training(NamedTuple):
     setting: str
     seed: int
     folder: Path
-    overrides: list
+    overrides: list          # of the config that all runs share
+    config: SimpleNamespace  # the two together
 
 
-def by_setting(runs):
-    """Return {setting: [[run of each fold] of each seed]}, FedAvg first: the others are compared with it."""
+def by_setting(runs, base="fedavg"):
+    """Return {setting: [[run of each fold] of each seed]}, first the base, with which they are compared."""
     found = {}
-    for run in sorted(runs, key=lambda run: run.setting != "fedavg"):
+    for run in sorted(runs, key=lambda run: run.setting != base):
         found.setdefault(run.setting, {}).setdefault(run.seed, []).append(run)
-    return {name: list(seeds.values()) for name, seeds in found.items()}
+    return {name: [seeds[seed] for seed in sorted(seeds)] for name, seeds in found.items()}
 
 
-def is_finished(run, rounds):
-    """Return whether the run has its result after so many rounds."""
-    file = run.folder / "result.json"
-    return file.exists() and json.loads(file.read_text())["last"]["round"] >= rounds
+# ---- Training and scoring ----
 
-
-def start_training(run, base, jobs):
-    """Start train.py on a run, its output in the file FOLDER.log; returns the process."""
-    command = ["train.py", "--config", base, *run.overrides, f"out={run.folder}", "resume=true"]
-    return start(command, jobs, f"{run.folder}.log")
+def threads_of(jobs):
+    """Return the number of threads, as text, of each of so many programs at once."""
+    return os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
 
 
 def start(command, jobs, log):
@@ -61,49 +58,47 @@ def start(command, jobs, log):
                                 env=os.environ | {"OMP_NUM_THREADS": threads_of(jobs)})
 
 
-def threads_of(jobs):
-    """Return the number of threads, as text, of each of so many programs at once."""
-    return os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+def is_finished(run):
+    """Return whether the run has its result after all of its rounds."""
+    file = run.folder / "result.json"
+    return file.exists() and json.loads(file.read_text())["last"]["round"] >= run.config.rounds
 
 
-def train_all(runs, base, rounds, jobs):
-    """Train the runs that are not finished, `jobs` at once; raises BadInput if one fails, when the others are
-    done. If this program ends, so do the trainings, to be resumed."""
-    waiting = [run for run in runs if not is_finished(run, rounds)]
+def train_all(runs, base, jobs):
+    """Train the runs that are not finished, as `work` does; base: the file of settings that all share."""
+    waiting = [run for run in runs if not is_finished(run)]
     print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished already", flush=True)
     if waiting:
         print("timing a training step of each setting, to say how long they take", flush=True)
-        minutes = minutes_of(waiting, base, rounds, jobs) / jobs
-        print(f"about {math.ceil(minutes)} min of training steps, from one step of each setting, taken "
-              f"as {jobs} times as fast if {jobs} are done at once", flush=True)
-    work(waiting, lambda run: start_training(run, base, jobs), jobs, "runs")
+        print(f"about {math.ceil(minutes_of(waiting, jobs) / jobs)} min of training steps, from one step of "
+              f"each setting, taken as {jobs} times as fast if {jobs} are done at once", flush=True)
+    work([(run, ["train.py", "--config", base, *run.overrides, "resume=true"]) for run in waiting], jobs,
+         "runs")
 
 
 def score_all(runs, kinds, jobs):
     """Score the finished runs with each of these kinds of statistics, where no file of theirs has it yet."""
-    waiting = [(run, stats) for run in runs for stats in kinds if find_cases(run, stats) is None]
     for stats in kinds:  # one after the other, for a run has one cases_eval.csv
-        work([run for run, lacks in waiting if lacks == stats], lambda run, stats=stats: start(
-            ["eval.py", "--run", run.folder, f"test_stats={stats}", "trust=true"], jobs,
-            f"{run.folder}.log"), jobs, f"scorings with statistics of the {stats}")
+        work([(run, ["eval.py", "--run", run.folder, f"test_stats={stats}", "trust=true"])
+              for run in runs if not find_cases(run, stats)], jobs,
+             f"scorings with statistics of the {stats}")
 
 
-def work(waiting, start_one, jobs, what):
-    """Do all of `waiting`, `jobs` at once, each by the process that start_one(run) returns; prints progress.
-    Raises BadInput if one fails, when the others are done. If this program ends, so do the processes."""
-    waiting = list(waiting)
-    n, running, failed, start = len(waiting), [], [], time.perf_counter()
+def work(waiting, jobs, what):
+    """Run the programs of [(run, command)], `jobs` at once; prints progress. Raises BadInput if one fails,
+    when the others are done. If this program ends, so do they; a training is resumed the next time."""
+    n, running, failed, begun = len(waiting), [], [], time.perf_counter()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                run = waiting.pop(0)
-                running.append((run, start_one(run)))
+                run, command = waiting.pop(0)
+                running.append((run, start(command, jobs, f"{run.folder}.log")))
             time.sleep(0.2)
             for run, process in [pair for pair in running if pair[1].poll() is not None]:
                 running.remove((run, process))
                 how, left = "failed" if process.returncode else "done", len(waiting) + len(running)
                 failed += [run] if process.returncode else []
-                seconds = round((time.perf_counter() - start) / (n - left) * left)
+                seconds = round((time.perf_counter() - begun) / (n - left) * left)
                 print(f"{run.folder.name}: {how}; {left} of {n} {what} to go, "
                       f"about {timedelta(seconds=seconds)}", flush=True)
     finally:
@@ -112,81 +107,69 @@ def work(waiting, start_one, jobs, what):
             process.wait()
     if failed:
         log = Path(f"{failed[0].folder}.log")
-        lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+        lines = ["no output", *log.read_text(errors="replace").strip().splitlines()]
         raise BadInput(f"{log}: {len(failed)} of {n} {what} failed, this one with: "
                        f"{lines[-1]}; mend that and start again, the others are kept")
 
 
-def minutes_of(runs, base, rounds, jobs):
+def minutes_of(runs, jobs):
     """Return the minutes that the steps of all rounds to go take, one run after the other, with the threads
     of one of `jobs`. A setting's step is timed once; the number of steps is that of the first run's sites."""
     torch.set_num_threads(int(threads_of(jobs)))
-    sites = load_sites(load_config(base, [*runs[0].overrides, f"out={runs[0].folder}"]))
-    seconds, total = {}, 0.0
+    sites, seconds, total = load_sites(runs[0].config), {}, 0.0
     for run in runs:
-        config = load_config(base, [*run.overrides, f"out={run.folder}"])
-        if run.setting not in seconds:
-            seconds[run.setting] = median_seconds({"step": training_step(config)}, 1)["step"]
+        name, config = run.setting, run.config
+        if name not in seconds:
+            seconds[name] = median_seconds({"step": training_step(config)}, 1)["step"]
         steps = sum(site.steps(config) for site in sites if site.name != config.hold_out)
-        file = run.folder / "metrics.csv"
-        done = int(read_rows(file)[-1]["round"]) if file.exists() else 0
-        total += seconds[run.setting] * steps * config.local_epochs * (rounds - done)
+        done = max((int(row["round"]) for row in rows_of(run.folder)), default=0)
+        total += seconds[name] * steps * config.local_epochs * (config.rounds - done)
     return total / 60
 
 
+# ---- What runs have left ----
+
 def read_rows(file):
     """Return the rows of a metrics.csv or cases.csv as dictionaries; raises BadInput if there is none."""
-    try:
-        with open(file, newline="", encoding="utf-8") as table:
-            return list(csv.DictReader(table))
-    except FileNotFoundError:
-        raise BadInput(f"{file}: is not there yet, wait for the run's first round, or name another") from None
+    if not file.exists():
+        raise BadInput(f"{file}: is not there yet, wait for the run's first round, or name another")
+    with open(file, newline="", encoding="utf-8") as table:
+        return list(csv.DictReader(table))
 
 
 def find_cases(run, stats):
-    """Return the rows of a run's cases under one kind of statistics, None if they are in none of its files.
-
-    A method that fixes whose statistics a prediction uses, as FedBN does, has these alone."""
-    config = load_config(run.folder / "config.yaml")
-    stats = getattr(method_module(config.method)[0], "FIXED", {}).get("test_stats", stats)
-    for file in (run.folder / "cases.csv", run.folder / "cases_eval.csv"):
-        rows = read_rows(file) if file.exists() else []
-        if rows and rows[0]["statistics"] == stats:
-            return rows
-    return None
-
-
-def vector_length(run):
-    """Return the length of a run's prototypes: of its last checkpoint, or where that was left behind (see
-    `collect`) what its method declares; 1 if there are none."""
-    if (run.folder / "last.pt").exists():
-        G = checkpoint_of(load_config(run.folder / "config.yaml"), run.folder / "last.pt")["prototypes"]
-        return next((P.shape[1] for path in G.values() for P in path.values()), 1)
-    method, model = method_and_model(load_config(run.folder / "config.yaml"))
-    return next((length for length, _ in method.vectors(model).values()), 1)
+    """Return the rows of a run's cases under one kind of statistics, [] if they are in none of its files. A
+    method that fixes whose statistics a prediction uses, as FedBN does, has these alone."""
+    stats = getattr(method_module(run.config.method)[0], "FIXED", {}).get("test_stats", stats)
+    files = [run.folder / name for name in ("cases.csv", "cases_eval.csv")]
+    tables = [read_rows(file) for file in files if file.exists()]
+    return next((rows for rows in tables if rows and rows[0]["statistics"] == stats), [])
 
 
 def result_of(run):
     """Return {sites, dice, classes} of the best round's test, and `more`: its validation Dice, its number,
-    and what is sent per site and round. Prototypes are counted in vectors, all of one length."""
+    and what is sent per site and round. Prototypes are counted in vectors of the length that the method
+    declares, nan if it sends some and declares none."""
     best = json.loads((run.folder / "result.json").read_text())["best"]
     rows = [row for row in read_rows(run.folder / "metrics.csv") if row["split"] == "train"]
     weights, prototypes = (statistics.mean(int(row[name]) for row in rows)
                            for name in ("weight_bytes", "prototype_bytes"))
+    method, model = method_and_model(run.config)
+    length = next((length for length, _ in method.vectors(model).values()), math.nan)
     mean = best["test"]["mean"]
     return {"sites": best["test"]["sites"], "dice": mean["dice"], "classes": mean.get("classes"),
             "more": {"val": best["val"]["mean"]["dice"], "round": best["round"], "weight_bytes": weights,
-                     "prototype_bytes": prototypes, "prototypes": prototypes / 4 / vector_length(run)}}
+                     "prototype_bytes": prototypes,
+                     "prototypes": prototypes / 4 / length if prototypes else 0.0}}
 
 
 def collect(runs, base, file):
-    """Pack into a .tar.gz what the tables need of runs, finished or not: no weights, no pictures.
-
-    Unpacked, it is a folder from which `reproduce` draws the tables again, without data or a GPU."""
+    """Pack into a .tar.gz what the tables need of runs, finished or not: no weights, no pictures. From it
+    `reproduce` draws the tables again, without data or a GPU."""
     names = ("config.yaml", "splits.json", "result.json", "metrics.csv", "cases.csv", "cases_eval.csv")
-    found = [run.folder / name for run in runs for name in names if (run.folder / name).exists()]
     with tarfile.open(file, "w:gz") as archive:
-        for path in [base, *found]:
-            archive.add(path, path.relative_to(base.parent))
+        for path in [base, *(run.folder / name for run in runs for name in names)]:
+            if path.exists():
+                archive.add(path, path.relative_to(base.parent))
     finished = sum((run.folder / "result.json").exists() for run in runs)
     print(f"written to {file}: {finished} finished of {len(runs)} runs, without weights")

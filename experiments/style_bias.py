@@ -12,7 +12,6 @@ import torch
 from config import VOLUMES, load_config
 from datasets import load_sites, stack
 from sites import scenes
-from sites.layouts import list_files
 
 SCENES = 24              # images; of volumes a quarter as many
 SPACING = (0.7, 0.7, 3.0)  # mm (x, y, z) of all sites
@@ -35,10 +34,9 @@ def scene_batches(folder, config):
     write_scenes(Path(folder), config.task)
     own = load_config({"task": config.task, "data": str(folder), "out": "unused",
                        "image_size": config.image_size, "classes": 3 if config.task == "images" else 2})
-    entries, _ = list_files(folder, config.task)
-    all_test = {site: {"test": [entry.case for entry in entries[site]]} for site in entries}
+    sites = load_sites(own, {}, strict=False)  # no case is in a split, so all of them test
     slices = [[(sample, s) for sample in site.test for s, mask in enumerate(sample.masks) if mask.any()]
-              for site in load_sites(own, all_test)]
+              for site in sites]
     return [[stack(of_site[i:i + config.batch_size])[0] for of_site in slices]
             for i in range(0, len(slices[0]), config.batch_size)]
 

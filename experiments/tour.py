@@ -12,7 +12,6 @@ is the beginning of one of 100. Prototypes are of the drawn weights, from a pass
 """
 
 import tempfile
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -27,12 +26,12 @@ from fused_features import on_grids, squares_and_dots
 from methods.find import method_and_model
 from prototypes import add_class_sums, aggregate_prototypes, cosines, local_prototypes
 from rounds.finished import open_run
+from rounds.reading import FREE_ON_RESUME, check_same_config
 from scoring.trained import model_of
 from settings.program import Parser, run_program
 from sites.given_splits import read_splits
 from unet import PATHS, UNet
 
-MAY_DIFFER = {"rounds", "out", "eval_every", "resume", "device", "data", "splits"}
 NO_TICKS = {"xticks": [], "yticks": []}
 
 
@@ -94,10 +93,11 @@ def draw_weights(file, models, x):
              for model in models.values()]
     figure, ax = axes(3, 1, (8.7, 3.6))
     for k, a in enumerate(ax[0]):
-        for part, (name, (colour, dashes, mark)) in enumerate(zip(("l_norm", "l_org"), LOOKS)):
-            at, l = [t + 0.15 * part for t in range(len(models))], [of_round[k][part] for of_round in found]
-            a.vlines(at, *zip(*(each.quantile(torch.tensor([0.05, 0.95])) for each in l)), color=colour)
-            a.plot(at, [each.mean() for each in l], mark, color=colour, linestyle=dashes, label=name)
+        for part, (name, look) in enumerate(zip(("l_norm", "l_org"), LOOKS)):
+            l = torch.stack([of_round[k][part].flatten() for of_round in found])  # rounds, values
+            at = torch.arange(len(l)) + 0.15 * part
+            a.vlines(at, *l.quantile(torch.tensor([0.05, 0.95]), 1), color=look["color"])
+            a.plot(at, l.mean(1), **look, label=name)
         a.set(title=f"FSR behind encoder level {k + 1}", ylim=(0, 1), yticks=[0, 0.25, 0.5, 0.75, 1])
         a.set_xticks(range(len(models)), [when.replace(" ", "\n") for when in models])
     ax[0, 0].set_ylabel("weight, no unit")
@@ -116,9 +116,9 @@ def draw_styles(file, models, config):
     for site, ax, x in zip(sorted(scenes.TASKS[config.task][0]), left, batches[0]):
         show(ax, x[0], f"style of {site}")
     words = []
-    for (when, model), (colour, dashes, mark) in zip(models.items(), LOOKS * len(models)):
+    for (when, model), look in zip(models.items(), LOOKS * len(models)):
         share = [after for _, after in style_bias(model, batches).values()]
-        a.plot(share, marker=mark, color=colour, linestyle=dashes, label=when)
+        a.plot(share, **look, label=when)
         words.append(f"{when}: {share[0]:.2f} at the input x, {max(share):.2f} at most, at "
                      f"{LEVELS[share.index(max(share))]}, {share[-1]:.2f} at d0.")
     a.set(yticks=[0, 0.25, 0.5], ylim=(0, None))
@@ -195,13 +195,11 @@ def opened(runs):
             raise BadInput(f"{run}: has no network of unet.py, whose layers are drawn; give another run")
         found.append((checkpoint["round"], run, config, model))
     found.sort(key=lambda each: each[0])
-    for (t, run, config, _), (t_next, other, own, _) in pairwise(found):
-        unlike = [key for key in vars(config).keys() - MAY_DIFFER if vars(config)[key] != vars(own)[key]]
-        if unlike or t == t_next:
-            problem = f"another {min(unlike)} than" if unlike else f"the same round {t} as"
-            raise BadInput(f"{run}: has {problem} {other}; give runs that differ in their rounds alone")
+    _, last, config, _ = found[-1]
+    for _, run, own, _ in found:
+        check_same_config(run / "config.yaml", vars(own), vars(config), FREE_ON_RESUME | {"eval_every"})
     models = {"untrained": method_and_model(config)[1]} | {f"round {t}": model for t, *_, model in found}
-    return found[-1][1], found[-1][2], models
+    return last, config, models
 
 
 @torch.no_grad()
@@ -212,9 +210,9 @@ def main():
                         help="run folders of train.py, and out=FOLDER for the pictures; none: FIRST RUN/tour")
     words = parser.parse_args().run
     runs = [Path(word).expanduser() for word in words if not word.startswith("out=")]
-    out = [word.removeprefix("out=") for word in words if word.startswith("out=")] or [runs[0] / "tour"]
+    *_, out = [runs[0] / "tour", *(word.removeprefix("out=") for word in words if word.startswith("out="))]
     run, config, models = opened(runs)
-    out, trained = Path(out[-1]).expanduser(), [*models.values()][-1]
+    out, trained = Path(out).expanduser(), [*models.values()][-1]
     sites = [site for site in load_sites(config, read_splits(run / "splits.json")) if site.train_slices]
     x, y = stack([site.train_slices[0] for site in sites])
     out.mkdir(parents=True, exist_ok=True)

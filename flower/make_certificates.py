@@ -28,14 +28,13 @@ CERTIFICATE = ("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-384 -n
 
 
 def write(file, content):
-    """Write a new file, readable by its owner alone; ends the program if there is anything of that name."""
+    """Write a new file, readable by its owner alone; end the program where there is one or it cannot be."""
     try:
-        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as stream:
+        with open(file, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
             stream.write(content)
-    except FileExistsError:
-        sys.exit(f"error: {file}: is there already, choose another folder")
     except OSError as problem:
-        sys.exit(f"error: {file}: cannot be written ({problem.strerror}), choose another folder")
+        reason = "is there already" if os.path.lexists(file) else f"cannot be written ({problem.strerror})"
+        sys.exit(f"error: {file}: {reason}, choose another folder")
 
 
 def check_nodes(folder, nodes):
@@ -45,8 +44,8 @@ def check_nodes(folder, nodes):
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,60}", node):
             sys.exit(f"error: {node!r}: is no name of a node; use letters, digits, dot, dash and underscore")
         names += [node, f"{node}.pub"]
-    if twice := {name for name in names if [n.casefold() for n in names].count(name.casefold()) > 1}:
-        sys.exit(f"error: {min(twice)}: would be two files of one name, choose other names for the nodes")
+    if len({name.casefold() for name in names}) < len(names):
+        sys.exit(f"error: {', '.join(nodes)}: two of the files would have one name, choose other names")
     for name in names:
         if os.path.lexists(folder / name):
             sys.exit(f"error: {folder / name}: is there already, choose another folder")

@@ -3,6 +3,7 @@ folder, for a new process answers each message."""
 
 import os
 import shlex
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from scoring.evaluate import pick_device
 from sites.across import GB, compare, free_memory, look_at_files
 from sites.files import warn
 from sites.given_splits import given_splits
-from sites.layouts import as_seen, files_below, files_of, is_table, list_files, list_site, visible
+from sites.layouts import as_seen, files_below, is_table, list_files, list_site, visible
 from sites.readers import Sample
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,7 +175,8 @@ def load_own_site(name, config):
     data, table = config.data, is_table(config.data)
     if not table and not Path(data).is_dir():
         raise BadInput(f"{data}: there is no such folder of site {name}")
-    entries, problems = (list_files if table else list_site)(Path(data), config.task, config.case_pattern)
+    list_own = list_files if table else list_site
+    entries, problems = list_own(Path(data), config.task, config.case_pattern)[:2]
     if table and name not in entries:
         problems = problems or [f"{data}: has no site {name}, write it into the column site"]
     if problems:
@@ -182,7 +184,7 @@ def load_own_site(name, config):
     entries, splits = entries[name] if table else entries, given_splits(config)
     look_at_files(name, data, {name: entries}, splits, config)
     site = load_site(name, entries, splits, config)
-    warn(name, compare([site], config, hospital=True)[0])
+    warn(name, compare([site], config, hospital=True))
     return site
 
 
@@ -190,8 +192,8 @@ def mark_of(config):
     """Return a text that changes with any setting but the run's length, and with any file of the data."""
     files = files_below(config.data)  # which follows links that lead round once
     if is_table(config.data):
-        sites = list_files(config.data, config.task, config.case_pattern)[0].values()
-        files = [Path(config.data), *(file for site in sites for entry in site for file in files_of(entry))]
+        entries = chain(*list_files(config.data, config.task, config.case_pattern)[0].values())
+        files = [Path(config.data), *(file for entry in entries for file in (entry.image, *entry.masks))]
     lines = [line for line in as_yaml(config).splitlines() if not line.startswith(("rounds:", "resume:"))]
     for file in sorted(files) + [Path(config.splits or "")]:
         found = file.stat() if file.exists() else None  # of a broken link the path alone

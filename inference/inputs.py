@@ -16,9 +16,9 @@ from inference.outputs import STATISTICS, listed_in
 from rounds.checkpoint import as_bytes, save
 from rounds.reading import load_whole
 from scoring.norm_statistics import choose_slices, statistics_like, statistics_of
-from sites.advice import format_advice, is_dicom
+from sites.advice import DATA_KINDS, format_advice, is_dicom
 from sites.files import check_regular, enough_memory
-from sites.layouts import DATA_KINDS, HIDDEN, IMAGE_KINDS, VOLUME_KINDS, look
+from sites.layouts import HIDDEN, IMAGE_KINDS, VOLUME_KINDS, look
 from sites.names import PREFIX, SUFFIX, Name, find_image, index_of, role_of
 from sites.readers import Sample, as_input, reader_of, slice_of, slices_of
 from sites.table import find_file, is_class, read_rows

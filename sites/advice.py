@@ -4,25 +4,14 @@ import difflib
 from pathlib import Path
 
 from config import VOLUMES
-from sites.layouts import (
-    DATA_KINDS,
-    IMAGE_KINDS,
-    VOLUME_KINDS,
-    Masks,
-    files_below,
-    files_of,
-    look,
-    stem_of,
-)
-from sites.names import role_of
+from sites.layouts import IMAGE_KINDS, VOLUME_KINDS, files_below, look, stem_of
 
 TO_NIFTI = "convert it to .nii.gz, for example with 3D Slicer or SimpleITK"
 TO_PNG = "save it as .png"
 FORMATS = {  # endings: (what they are, what to do)
     (".dcm", ".dicom", ".ima"): ("DICOM", "convert a series to .nii.gz, as dcm2niix does, a picture to .png"),
     (".mha", ".mhd"): ("MetaImage", TO_NIFTI),
-    (".nrrd", ".nhdr"): ("NRRD", TO_NIFTI),
-    (".img", ".hdr"): ("an Analyze pair", TO_NIFTI),
+    (".nrrd", ".nhdr"): ("NRRD", TO_NIFTI), (".img", ".hdr"): ("an Analyze pair", TO_NIFTI),
     (".mgz",): ("FreeSurfer's format", "convert it to .nii.gz with mri_convert"),
     (".npy", ".npz"): ("a NumPy array", "save it as .png, or as .nii.gz with nibabel and its voxel size"),
     (".h5", ".hdf5", ".mat"): ("a container of arrays", "save each array as .png or .nii.gz"),
@@ -32,13 +21,16 @@ FORMATS = {  # endings: (what they are, what to do)
     (".heic",): ("HEIC", TO_PNG),
     (".zip", ".gz", ".tar", ".7z", ".rar"): ("an archive", "unpack it"),
 }
+DATA_KINDS = (*IMAGE_KINDS, *VOLUME_KINDS, *(ending for endings in FORMATS for ending in endings))
 
 
-def format_advice(name):
-    """Return what a file of an unreadable format is and what to do, as a text; None for other endings."""
+def format_advice(name, task=None):
+    """Return what a file is that cannot be read, or not for a task, and what to do; None for any other."""
     lower = name.lower()
-    if lower.endswith((*IMAGE_KINDS, *VOLUME_KINDS)):
-        return None
+    for kinds, word in ((IMAGE_KINDS, "images"), (VOLUME_KINDS, "volumes")):
+        if lower.endswith(kinds):
+            other = task and (task in VOLUMES) != (word == "volumes")
+            return f"of task {word}, which is not read; set task={word}" if other else None
     return next((f"{what}, which is not read; {remedy}" for endings, (what, remedy) in FORMATS.items()
                  if lower.endswith(endings)), None)
 
@@ -51,67 +43,34 @@ def is_dicom(path):
         return stream.read(132)[128:] == b"DICM"
 
 
-def warnings_on(left, entries):
-    """Return the warnings on files that could be data and are not read, {folder: [name]}, and one on images
-    with several masks."""
-    texts = []
-    for place, names in left.items():
-        number = "1 file that could be data is" if len(names) == 1 else \
-            f"{len(names)} files that could be data are"
-        name = next(filter(format_advice, names), names[0])  # one that something can be said of
-        advice = format_advice(name) or "docs/data.md shows where data are looked for, and a table for others"
-        texts.append(f"{place}: {number} not read, such as {name}; {advice}")
-    if several := [entry for entry in entries if isinstance(entry.mask, Masks)]:
-        image, files = several[0].image, several[0].mask.files
-        more = f", and so are those of {len(several) - 1} other images" * (len(several) > 1)
-        texts.append(f"{image}: its {len(files)} masks are united, {files[0].name} to {files[-1].name}{more};"
-                     " if they are classes, or of several readers, say so in a table")
-    return texts
-
-
 def problems_of(site, found, unpaired, task, data):
-    """Return the problems of a site whose files (image, None) or (None, mask) have no partner, each with the
-    file that looks most like the other one, or in which nothing was found. found: the entries of the site."""
+    """Return the problems of a site whose files (image, None) or (None, mask) have no partner, or in which
+    nothing was found. Each names the file that looks most like the partner. found: the site's entries."""
     if not unpaired:
         return [nothing_found(site, task)]
-    used, folder = {file for entry in found for file in files_of(entry)}, str(data or Path(site).parent)
+    used = {file for entry in found for file in (entry.image, *entry.masks)}
+    folder, problems = str(data or Path(site).parent), []
     rest = [path for path in files_below(site) if path.name.lower().endswith(DATA_KINDS) and path not in used]
-    problems = []
     for image, mask in unpaired:
         path, what, lack = (image, "image", "mask") if image else (mask, "mask", "image")
         same = {pair[0 if image else 1] for pair in unpaired}
-        others = [other.relative_to(site) for other in rest if other not in same]
-        near = nearest(path.relative_to(site), others)
-        advice = f"{near} looks like it, rename one" if near else f"add it or remove the {what}"
-        if near and format_advice(near):
-            advice = f"{near} may be it: {format_advice(near)}"
+        others = [other for other in rest if other not in same]
+        alike = [other for other in others if look(stem_of(other)) == look(stem_of(path))] or others
+        names = [str(other.relative_to(site)) for other in alike[:50]]  # of more, it takes long
+        near = next(iter(difflib.get_close_matches(str(path.relative_to(site)), names, 1, 0)), None)
+        known = near and format_advice(near)
+        advice = f"{near} may be it: {known}" if known else \
+            f"{near} looks like it, rename one" if near else f"add it or remove the {what}"
         problems.append(f"{path}: has no {lack} of that name; {advice}, or mend the table that this writes: "
                         f"python check_data.py {folder} --task {task} --write {folder.rstrip('/')}.csv")
     return sorted(problems)
 
 
-def nearest(path, others):
-    """Return which of the paths `others` looks most like a path, as text, None without any: one of the same
-    stem, else by the letters of folder and name, of the first 50, for it takes long."""
-    alike = [other for other in others if look(stem_of(other)) == look(stem_of(path))] or others
-    return next(iter(difflib.get_close_matches(str(path), map(str, alike[:50]), 1, 0)), None)
-
-
-def wrong_level(data, sites):
-    """Return the problem of a data folder that is the folder of one site, as a list, empty otherwise."""
-    if not sites or not all(role_of([name]) for name in sites):
-        return []
-    return [f"{data}: is the folder of one site, since it holds {' and '.join(sites)}; give the folder above"]
-
-
 def nothing_found(site, task):
     """Return the problem of a site in which no image of a task was found."""
-    other, word = (IMAGE_KINDS, "images") if task in VOLUMES else (VOLUME_KINDS, "volumes")
     text, paths = f"{site}: has no images of task {task}", files_below(site)
     for path in paths:
-        if path.name.lower().endswith(other):
-            return f"{text}, but files such as {path.name}, which are of task {word}; set task={word}"
-        if advice := format_advice("x.dcm" if is_dicom(path) else path.name):
+        if advice := format_advice("x.dcm" if is_dicom(path) else path.name, task):
             return f"{text}, but files such as {path.name}: {advice}"
     if any(look(path.name) == "list.txt" for path in paths):
         return f"{text}; list.txt is not read, give its pairs as a table: docs/data.md shows one"

@@ -1,8 +1,7 @@
 """Generated sites, so that everything runs without data: `data: demo`."""
 
-import os
-import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from config import BadInput
 
@@ -13,21 +12,19 @@ def folder_of(task):
 
 
 def ensure(task):
-    """Return the folder of the generated sites of a task, which are generated if it is not there yet;
-    raises BadInput if the disk does not take them."""
+    """Return the folder of a task's generated sites, written if it is not there yet; raises BadInput."""
     folder = folder_of(task)
     if folder.exists():
         return folder
-    from sites.scenes import WRITE  # a run on real data does not load the generator
+    from sites import scenes  # a run on real data does not load the generator
     print(f"generating sites for task {task} in {folder}")
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")  # renamed when it is whole
     try:
-        WRITE[task](part)
-        part.rename(folder)
+        folder.parent.mkdir(exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent) as part:  # renamed when it is whole
+            scenes.write_sites(task, Path(part, "sites"))
+            Path(part, "sites").rename(folder)
     except OSError as problem:
         if not folder.exists():  # else another run was quicker
             raise BadInput(f"{folder}: cannot be written ({problem.strerror}), make room or set data "
                            "to a folder of your own") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return folder

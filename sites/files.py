@@ -1,7 +1,6 @@
 """What goes wrong when a file is opened, in its own words."""
 
 import contextlib
-import os
 import sys
 from pathlib import Path
 
@@ -26,8 +25,7 @@ def reading(file, kind):
         raise
     except Exception as problem:  # noqa: BLE001 - what a foreign file raises has no common type
         if isinstance(problem, OSError) and problem.errno is not None:
-            raise BadInput(f"{file}: cannot be opened ({problem.strerror}), "
-                           "check it and its permissions") from None
+            raise BadInput(f"{file}: cannot be opened ({problem.strerror}), check its permissions") from None
         reason = " ".join(str(problem).split()) or type(problem).__name__
         raise BadInput(f"{file}: cannot be read as {kind} ({reason[:200]}), export it again") from None
 
@@ -42,15 +40,6 @@ def enough_memory(file):
             raise
         raise BadInput(f"{file}: there is not enough memory to read and resize it; close other programs, "
                        "or use smaller files") from None
-
-
-def say_left_out(names, folder, strict):
-    """Say which sites take no part; strict: raises BadInput for one that the folder does not have."""
-    there = [name for name in names if folder.is_file() or os.path.lexists(folder / name)]  # or a table
-    if strict and there != names:
-        raise BadInput(f"leave_out: {folder} has no site {min({*names} - {*there})}, take it out of that "
-                       "list")
-    print(f"left out: {', '.join(there) or 'none of these data'}")
 
 
 def warn(name, warnings):

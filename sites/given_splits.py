@@ -2,20 +2,22 @@
 
 import json
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 from config import BadInput
 from sites.files import reading
 from sites.layouts import as_seen, is_table
 from sites.readers import SPLITS
+from sites.table import table_splits
 
 
 def known_split(site, cases, splits, strict, folds=None):
     """Return a site's split as given by `splits`; raises BadInput where the data contradict it. Only with
     folds may a site have no test case."""
     split = {part: list(splits.get(site, {}).get(part, [])) for part in SPLITS}
-    listed = {case for part in SPLITS for case in split[part]}
-    unlisted, missing = sorted(cases - listed), sorted(listed - cases)
+    listed = Counter(chain(*split.values()))
+    unlisted, missing = sorted(cases - listed.keys()), sorted(listed.keys() - cases)
     if not strict:
         if site in splits:
             trained = len(cases & {*split["train"], *split["val"]})
@@ -26,8 +28,9 @@ def known_split(site, cases, splits, strict, folds=None):
     if site not in splits:
         raise BadInput(f"splits: does not mention the site {site}, add it or remove its folder")
     if missing:
-        raise BadInput(f"splits: case {missing[0]} of site {site} is not in the data, "
-                       "restore the file or mend the splits")
+        raise BadInput(f"splits: case {missing[0]} of site {site} is not in the data; restore or remove it")
+    if twice := [case for case in listed if listed[case] > 1]:
+        raise BadInput(f"splits: case {twice[0]} of site {site} is listed twice, keep one")
     if not split["test"] and not folds and len(listed) > 1:
         raise BadInput(f"splits: site {site} has no test case, add one")
     if unlisted:
@@ -36,27 +39,16 @@ def known_split(site, cases, splits, strict, folds=None):
 
 
 def given_splits(config):
-    """Return the splits of the file config.splits, or of a table's column split; None if there are none."""
-    if is_table(config.data):
-        from sites.table import table_splits
-        found = table_splits(config)
-        if found:
-            return found
-    return read_splits(config.splits) if config.splits else None
+    """Return the splits of a table's column split, or of the file config.splits; None if there are none."""
+    found = table_splits(config) if is_table(config.data) else None
+    return found or (read_splits(config.splits) if config.splits else None)
 
 
 def read_splits(file):
     """Return {site: {train|val|test: [case]}} of a splits.json; raises BadInput if it is none."""
-    with reading(file, "JSON"):
+    with reading(file, "text of the form {SITE: {train|val|test: [CASE]}}"):
         splits = json.loads(Path(file).read_text(encoding="utf-8"))
-    for site, split in splits.items() if isinstance(splits, dict) else [("", None)]:
-        if not (isinstance(split, dict) and split.keys() <= set(SPLITS) and all(
-                isinstance(cases, list) and all(isinstance(case, str) for case in cases)
-                for cases in split.values())):
-            raise BadInput(f"{file}: is not of the form {{SITE: {{train|val|test: [CASE]}}}}, mend it")
-        listed = Counter(case for cases in split.values() for case in cases)
-        twice = [case for case in listed if listed[case] > 1]
-        if twice:
-            raise BadInput(f"{file}: case {twice[0]} of site {site} is listed twice, keep one")
-    return {as_seen(site): {part: [as_seen(case) for case in cases] for part, cases in split.items()}
-            for site, split in splits.items()}
+        if other := {part for split in splits.values() for part in split} - {*SPLITS}:
+            raise ValueError(f"{min(other)} is none of {', '.join(SPLITS)}")
+        return {as_seen(site): {part: list(map(as_seen, cases)) for part, cases in split.items()}
+                for site, split in splits.items()}

@@ -27,20 +27,11 @@ def whole(labels, file, found):
     return rounded + np.float32(0)  # no -0
 
 
-def values_of(labels):
-    """Return the different numbers in an array of whole numbers from 0 on, sorted."""
-    low, high = labels.min(), labels.max()
-    if not ((labels > low) & (labels < high)).any():
-        return np.unique([low, high])
-    if high >= 2**16:
-        return np.unique(labels)
-    return np.flatnonzero(np.bincount(labels.ravel().astype(np.uint16)))  # quicker
-
-
 def look_at(labels, file, classes, found):
     """Return labels as they count, and their different values; what is suspicious goes to `found`. Of two
     classes a mask that fades counts where it is above half. Raises BadInput for a mask without background."""
-    values = values_of(labels)
+    values = np.flatnonzero(np.bincount(labels.ravel().astype(np.uint16))) if labels.max() < 2**16 else \
+        np.unique(labels)  # which takes longer
     if classes == 2 and (values > 0).sum() > 1:
         from sites.unusual_masks import as_one  # a run on masks of two values does not load it
         labels = as_one(labels, values, file, found)
@@ -60,8 +51,7 @@ def check_background(labels, file, classes, found):
     inside = labels > 0
     share = inside.mean()
     if share == 1 and classes == 2:
-        raise BadInput(f"{file}: all of it is foreground, its smallest label is {labels.min():g}; "
-                       "background has to be 0")
+        raise BadInput(f"{file}: all of it is foreground, from {labels.min():g} on; background has to be 0")
     if share > NEARLY_ALL:
         found.append(f"{file}: {100 * share:.0f} % of it is foreground; background has to be 0")
     elif border_share(inside) > AROUND:

@@ -10,31 +10,16 @@ from config import VOLUMES, BadInput
 
 IMAGE_KINDS = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 VOLUME_KINDS = (".nii", ".nii.gz")
-OTHER_KINDS = (".gif", ".webp", ".jp2", ".heic", ".svs", ".ndpi", ".mrxs", ".dcm", ".dicom", ".ima", ".mha",
-               ".mhd", ".nrrd", ".nhdr", ".img", ".hdr", ".mgz", ".npy", ".npz", ".h5", ".hdf5", ".mat",
-               ".xml", ".geojson", ".zip", ".gz", ".tar", ".7z", ".rar")  # advice: sites/advice.py
-DATA_KINDS = (*IMAGE_KINDS, *VOLUME_KINDS, *OTHER_KINDS)
 HIDDEN = (".", "__MACOSX")  # the latter is what archives of a Mac hold beside the files
 
 
 class Entry(NamedTuple):
-    """One image or volume on disk with its mask."""
+    """One image or volume on disk with its masks: mostly one file; several are united."""
 
     case: str
     image: Path
-    mask: Path  # or Masks
-
-
-class Masks(NamedTuple):
-    """Several mask files of one image, which are united."""
-
-    files: tuple   # of Path
-    labels: tuple  # the class that each file draws, None where its own labels say so
-
-    @property
-    def parent(self):
-        """The folder of the first file."""
-        return self.files[0].parent
+    masks: tuple        # of Path
+    labels: tuple = ()  # the class that each mask draws; (): their own labels say so
 
 
 def list_files(data, task, case_pattern=None, leave_out=()):
@@ -49,20 +34,16 @@ def list_files(data, task, case_pattern=None, leave_out=()):
     entries, problems = {}, []
     for site in visible(data):
         name = as_seen(site.name)
-        if name in leave_out:
-            continue
-        problems += nowhere(site)
-        if site.is_dir():
-            if name in entries:
-                problems.append(f"{site}: is a second site of that name, rename one")
-            entries[name], wrong = list_site(site, task, case_pattern, data)
+        if name not in leave_out and (site.is_dir() or not site.exists()):  # or a link to nowhere
+            entries[name], wrong, _ = list_site(site, task, case_pattern, data)
             problems += wrong
     if not entries:
-        problems.append(f"{data}: has no site folders{' besides leave_out' * bool(leave_out)}; give one "
-                        "folder a site")
+        problems.append(f"{data}: has no site folders{' besides leave_out' * bool(leave_out)}; add them")
     if problems:
-        from sites.advice import wrong_level
-        problems[:0] = wrong_level(data, entries)
+        from sites.names import role_of
+        if entries and all(role_of([name]) for name in entries):
+            problems.insert(0, f"{data}: is the folder of one site, since it holds {' and '.join(entries)}; "
+                               "give the folder above")
     return entries, problems
 
 
@@ -72,31 +53,23 @@ def is_table(data):
 
 
 def list_site(site, task, case_pattern=None, data=None):
-    """Return the entries of one site's folder and a list of everything wrong with it, as texts; data: the
-    folder of all sites, for advice."""
-    found, problems, unpaired = find_pairs(site, task)
+    """Return the entries of one site's folder, a list of everything wrong with it, as texts, and
+    [(image, None) or (None, mask)] of files without a partner; data: the folder of all sites, for advice."""
+    files, kinds = files_below(site), VOLUME_KINDS if task in VOLUMES else IMAGE_KINDS
+    paths = [path for path in files if path.name.lower().endswith(kinds)]
+    found, wrong, unpaired = plain_pairs(site, paths), [], []
+    if found is None:
+        from sites.names import pair_files, sort_files  # a run on a plain folder does not load it
+        found, wrong, unpaired = pair_files(*sort_files(site, paths))
+    problems = [f"{path}: is a link to nowhere ({os.readlink(path)}), mend or remove it"
+                for path in (Path(site), *files) if not path.exists()] + wrong
     if unpaired or not (found or problems):
         from sites.advice import problems_of  # a run on good data does not load it
         problems += problems_of(site, found, unpaired, task, data)
     if case_pattern:
         from sites.patients import joined  # a run without the key does not load it
         found = joined(found, case_pattern, problems)
-    return found, problems
-
-
-def find_pairs(site, task):
-    """Return the entries of a site's folder, a list of problems, and [(image, None) or (None, mask)] of
-    files that have no partner."""
-    files = files_below(site)
-    dead = [text for path in files for text in nowhere(path)]
-    paths = [path for path in files
-             if path.name.lower().endswith(VOLUME_KINDS if task in VOLUMES else IMAGE_KINDS)]
-    plain = plain_pairs(site, paths)
-    if plain is not None:
-        return plain, dead, []
-    from sites.names import pairs_by_name  # a run on a plain folder does not load it
-    found, problems, unpaired = pairs_by_name(site, paths)
-    return found, dead + problems, unpaired
+    return found, problems, unpaired
 
 
 def plain_pairs(site, paths):
@@ -105,15 +78,10 @@ def plain_pairs(site, paths):
     placed = {look(path.relative_to(site).with_name(stem_of(path))): path for path in paths}
     masks = {key: "masks/" + key[7:] if key.startswith("images/") else key + "_segmentation"
              for key in placed if not key.endswith("_segmentation")}
-    entries = [Entry(as_seen(stem_of(placed[key])), placed[key], placed[mask])
+    entries = [Entry(as_seen(stem_of(placed[key])), placed[key], (placed[mask],))
                for key, mask in masks.items() if mask in placed]
     deep = any(key.count("/") != key.startswith(("images/", "masks/")) for key in placed)
     return entries if 2 * len(entries) == len(paths) and not deep else None
-
-
-def files_of(entry):
-    """Return the paths of an entry's image and of all of its masks."""
-    return [entry.image, *(entry.mask.files if isinstance(entry.mask, Masks) else [entry.mask])]
 
 
 def visible(folder):
@@ -131,11 +99,6 @@ def files_below(folder):
         found += [Path(place, name) for name in names if not name.startswith(HIDDEN) and real not in entered]
         entered.add(real)
     return sorted(found)
-
-
-def nowhere(path):
-    """Return a list of what is wrong with a path, if it is a link to nowhere."""
-    return [] if path.exists() else [f"{path}: is a link to nowhere ({os.readlink(path)}), mend or remove it"]
 
 
 def as_seen(name):

@@ -3,25 +3,25 @@
 import re
 from collections import defaultdict
 
-from sites.layouts import Entry, Masks, as_seen, look, stem_of, visible
+from sites.layouts import Entry, as_seen, look, stem_of
 
-IMAGE_FOLDERS = {"image", "images", "img", "imgs", "imagestr"}
+IMAGE_FOLDERS = {"image", "images", "img", "imgs", "imagestr", "slide"}
 MASK_FOLDERS = {"mask", "masks", "gt", "gts", "groundtruth", "groundtruths", "label", "labels", "labelstr",
                 "annotation", "annotations", "segmentation", "segmentations", "seg", "segs"}
 OTHER_FOLDERS = {"imagests", "labelsts"}  # of nnU-Net's test images, which often have no masks
-WORD = r"(masks?|gt|seg|segmentations?|labels?|annotations?|ground[ _-]?truth)"
-SUFFIX = re.compile(rf"(?is)(?:(.*?)[ _.-]+)?{WORD}(?:[ _.-]*(\d+))?")  # x_mask, x_mask_1, mask
-PREFIX = re.compile(rf"(?is){WORD}[ _.-]+(.+)")                         # mask_x
-NUMBER = re.compile(r"(?s)(.+?)()[ _.-]+(\d+)")                         # x_1, in a folder of masks
+SLIDE = re.compile(r"(?i)(slide|gt)_(.+)")  # Slide_01 and GT_01, a patient's folders in the TNBC download
+WORD = r"(?P<word>masks?|gt|seg|segmentations?|labels?|annotations?|ground[ _-]?truth)"
+SUFFIX = re.compile(rf"(?is)(?:(?P<base>.*?)[ _.-]+)?{WORD}(?:[ _.-]*(?P<number>\d+))?")  # x_mask, x_mask_1
+PREFIX = re.compile(rf"(?is){WORD}[ _.-]+(?P<base>.+)")           # mask_x
+NUMBER = re.compile(r"(?s)(?P<base>.+?)[ _.-]+(?P<number>\d+)")  # x_1, in a folder of masks
 IMAGE_WORD = re.compile(r"(?is)(?:images?|img|imaging|volume)[ _.-]+(.+)|(.+?)[ _.-]+"
                         r"(?:images?|img|imaging|volume|000\d)")        # image_x, x_image, nnU-Net's x_0000
 
 
 def role_of(folders):
-    """Return what the last telling name among `folders` says of the files in them: image, mask, other, or
-    None."""
+    """Return what the last telling name among `folders` says of their files: image, mask, other or None."""
     for name in reversed(folders):
-        plain = re.sub(r"[\W_]", "", look(name))
+        plain = re.sub(r"[\W_]", "", look(SLIDE.sub(r"\1", name)))
         for role, names in (("image", IMAGE_FOLDERS), ("mask", MASK_FOLDERS), ("other", OTHER_FOLDERS)):
             if plain in names:
                 return role
@@ -31,11 +31,13 @@ def role_of(folders):
 class Name:
     """What the place and the name of a file say; top: the folder below which folders count."""
 
-    def __init__(self, path, top, role=None):
+    def __init__(self, path, top):
         folders = path.relative_to(top).parts[:-1]
-        self.path, self.stem, self.role = path, stem_of(path), role or role_of(folders)
-        self.folder = "/".join(as_seen(name) for name in folders if not role_of([name]))
-        self.key = look(self.folder), look(self.stem)
+        self.path, self.stem, self.role = path, stem_of(path), role_of(folders)
+        kept = [as_seen(name) for name in folders if SLIDE.fullmatch(name) or not role_of([name])]
+        self.folder, plain = "/".join(kept), "/".join(SLIDE.sub(r"\2", name) for name in kept)
+        self.key, word = (look(plain), look(self.stem)), IMAGE_WORD.fullmatch(self.stem)
+        self.short = look(word[1] or word[2]) if word else self.key[1]  # without a word for image
 
 
 def sort_files(site, paths):
@@ -47,72 +49,31 @@ def sort_files(site, paths):
     if masks:
         return images or beside, masks
     called = [name for name in images + beside if SUFFIX.fullmatch(name.stem) or PREFIX.fullmatch(name.stem)]
-    plain = [name for name in images or beside if name not in called]
-    known = index_of(plain)
+    known = index_of([name for name in images or beside if name not in called])
     masks = [name for name in called if find_image(name, known) or
              (name.role is None and not images and SUFFIX.fullmatch(name.stem))]
     return [name for name in images or beside if name not in masks], masks
-
-
-def pairs_by_name(site, paths):
-    """Return what `layouts.find_pairs` does; paths: of all files of the site that may be images or masks."""
-    slides = [path for path in visible(site) if path.is_dir() and re.fullmatch(r"(?i)slide_.+", path.name)]
-    if slides and any(path.parent in slides for path in paths):
-        return list_slides(site, slides, paths)
-    found, problems, unpaired = pair_files(*sort_files(site, paths))
-    return [Entry(case, image, one_mask(masks)) for case, image, masks in found], problems, unpaired
-
-
-def list_slides(site, slides, paths):
-    """Return the same of a site in the TNBC download's layout: Slide_NN beside GT_NN."""
-    folders = {path.name: [file for file in paths if file.parent == path] for path in visible(site)}
-    other = [path for path in paths if not re.match(r"(?i)slide_|gt_", path.relative_to(site).parts[0])]
-    if other:
-        return [], [f"{site}: has {other[0].parent.name} and {slides[0].name} as well, keep one layout"], []
-    entries, problems, unpaired = [], [], []
-    for slide in slides:
-        found, wrong, alone = pair_files(*(
-            [Name(path, path.parent, role) for path in folders.get(name, [])]
-            for role, name in (("image", slide.name), ("mask", f"GT_{slide.name[6:]}"))))
-        entries += [Entry(as_seen(slide.name), image, one_mask(masks)) for _, image, masks in found]
-        problems, unpaired = problems + wrong, unpaired + alone
-    numbers = {slide.name[6:] for slide in slides}
-    problems += [f"{site / name}: has no Slide_{name[3:]} beside it, add it or remove the masks"
-                 for name in folders if name.startswith("GT_") and name[3:] not in numbers]
-    return entries, problems, unpaired
-
-
-def one_mask(files):
-    """Return what an Entry's mask is for a list of files."""
-    return files[0] if len(files) == 1 else Masks(tuple(files), (None,) * len(files))
 
 
 def index_of(images):
     """Return {key: [image]} of the keys under which `find_image` looks for images."""
     known = defaultdict(list)
     for image in images:
-        (folder, stem), short = image.key, short_stem(image)
-        for key in {("exact", folder, stem), ("short", folder, short), ("any", stem), ("any", short),
-                    ("only", folder)}:
+        folder, stem = image.key
+        for key in {("exact", folder, stem), ("short", folder, image.short), ("any", stem),
+                    ("any", image.short), ("only", folder)}:
             known[key].append(image)
     return known
-
-
-def short_stem(image):
-    """Return an image's stem without a word for image, or nnU-Net's number of a channel, if it has one."""
-    match = IMAGE_WORD.fullmatch(image.stem)
-    return look(match[1] or match[2]) if match else image.key[1]
 
 
 def possible(name):
     """Return [(stem of the image, family, number)] that a mask may belong to, the likeliest first; masks of
     one family and of different numbers may belong to one image."""
     found = [(name.stem, "", "")] * (name.role == "mask")
-    for pattern in (PREFIX, SUFFIX, NUMBER):
-        match = pattern.fullmatch(name.stem)
-        if match and (pattern is not NUMBER or name.role == "mask"):
-            base, word, number = (match[2], match[1], "") if pattern is PREFIX else match.groups()
-            found.append((base or "", look(word), number or ""))
+    for pattern in (PREFIX, SUFFIX, *[NUMBER] * (name.role == "mask")):
+        if match := pattern.fullmatch(name.stem):
+            part = {"word": "", "number": ""} | match.groupdict("")
+            found.append((part["base"], look(part["word"]), part["number"]))
     return found
 
 
@@ -134,8 +95,8 @@ def find_image(mask, known):
 
 
 def pair_files(images, masks):
-    """Return [(case, image, [mask])] of the Names of images and masks, problems, and [(image, None) or
-    (None, mask)] of those without a partner. A case is an image's name, below a folder if there is one."""
+    """Return the entries of the Names of images and masks, problems, and [(image, None) or (None, mask)] of
+    those without a partner. A case is an image's name, below a folder if there are several, or a slide."""
     known, of_image, problems, unpaired = index_of(images), defaultdict(list), [], []
     for mask in masks:
         image, *which = find_image(mask, known) or (None,)
@@ -143,10 +104,10 @@ def pair_files(images, masks):
             of_image[image.path].append((*which, mask.path))
         else:
             unpaired.append((None, mask.path))
-    pairs, folders = [], {image.folder for image in images}
+    entries, folders = [], {image.folder for image in images}
     for image in images:
         first, found = known[("exact", *image.key)][0], sorted(of_image[image.path], key=lambda mask: mask[2])
-        alike = known[("short", image.key[0], short_stem(image))] if not found else []
+        alike = known[("short", image.key[0], image.short)] if not found else []
         first = next((other for other in alike if of_image.get(other.path)), first)
         if first is not image:
             problems.append(f"{image.path}: {shown(first.path)} is a second image of that name, keep one")
@@ -157,10 +118,10 @@ def pair_files(images, masks):
                 problems.append(f"{found[1][2]}: {shown(found[0][2])} is a second mask of "
                                 f"{shown(image.path)}; keep one, or join them in a table")
                 found = found[:1]
-            folder = image.folder if len(folders) > 1 else ""
-            pairs.append(("/".join(filter(None, (folder, as_seen(image.stem)))), image.path,
-                          [path for _, _, path in found]))
-    return pairs, problems, unpaired
+            case = [image.folder] * (len(folders) > 1 and image.folder != "") + [as_seen(image.stem)]
+            case = image.folder if SLIDE.fullmatch(image.path.parent.name) else "/".join(case)
+            entries.append(Entry(case, image.path, tuple(path for _, _, path in found)))
+    return entries, problems, unpaired
 
 
 def shown(path):

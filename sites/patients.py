@@ -1,7 +1,7 @@
 """Patients: cases by a pattern on names, and whether names say that several images are of one patient."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 
 from sites.layouts import as_seen
 
@@ -15,15 +15,10 @@ FOLDER = "^([^/]+)/"
 def joined(entries, case_pattern, problems):
     """Return entries whose cases are group 1 of a pattern on their names; adds to `problems` the names that
     do not match it."""
-    named = []
-    for entry in entries:
-        match = re.search(case_pattern, name_of(entry))
-        if match and match[1]:
-            named.append(entry._replace(case=match[1]))
-        else:
-            problems.append(f"{entry.image}: its name does not match case_pattern {case_pattern!r}, "
-                            "mend the pattern or rename the file")
-    return named
+    found = [re.search(case_pattern, name_of(entry)) for entry in entries]
+    problems += [f"{entry.image}: its name does not match case_pattern {case_pattern!r}, mend the pattern or "
+                 "rename the file" for entry, match in zip(entries, found) if not (match and match[1])]
+    return [entry._replace(case=match[1]) for entry, match in zip(entries, found) if match and match[1]]
 
 
 def name_of(entry):
@@ -38,10 +33,20 @@ def shared_names(entries):
     names = {site: [name_of(entry) for entry in found] for site, found in entries.items()}
     stems = {site: stems for site, found in entries.items() if (stems := stems_of(names[site]))
              and len({entry.case for entry in found}) == len(found) == len(set(names[site]))}
-    together = pattern_of([pair for found in stems.values() for pair in found])
-    fits = all(joins(together, names[site], stems.get(site, zip(names[site], names[site]))) for site in names)
-    return {site: warning(names[site], found, together if fits else pattern_of(found))
-            for site, found in stems.items()}
+    pattern = pattern_of([pair for found in stems.values() for pair in found])
+    fits = all(joins(pattern, names[site], stems.get(site, zip(names[site], names[site]))) for site in names)
+    texts = {}
+    for site, found in stems.items():
+        of_stem = defaultdict(list)
+        for name, (stem, _) in zip(names[site], found):
+            of_stem[stem].append(name)
+        alike = [together for together in of_stem.values() if len(together) > 1]
+        remedy = f"set case_pattern='{pattern}', which makes {len(of_stem)} cases of {len(found)} images, or "
+        texts[site] = (
+            f"{sum(map(len, alike))} images share all of their names but a short ending with another, as "
+            f"{alike[0][0]} and {alike[0][1]} do; if those are of one patient, one patient would train and "
+            f"test: {remedy * fits}write the patients into the column case of a table")
+    return texts
 
 
 def stems_of(names):
@@ -77,16 +82,3 @@ def joins(pattern, names, stems):
     matches = [re.search(pattern, name) for name in names]
     pairs = {(match and match[1], stem) for match, (stem, _) in zip(matches, stems)}
     return all(matches) and len(pairs) == len({case for case, _ in pairs}) == len({stem for _, stem in pairs})
-
-
-def warning(names, stems, pattern):
-    """Return the warning on a site's names."""
-    number = Counter(stem for stem, _ in stems)
-    alike = [name for name, (stem, _) in zip(names, stems) if number[stem] > 1]
-    first = stems[names.index(alike[0])][0]
-    second = next(name for name, (stem, _) in zip(names, stems) if stem == first and name != alike[0])
-    remedy = f"set case_pattern='{pattern}', which makes {len(number)} cases of {len(names)} images, or " \
-        if joins(pattern, names, stems) else ""
-    return (f"{len(alike)} images share all of their names but a short ending with another, as {alike[0]} "
-            f"and {second} do; if those are of one patient, one patient would train and test: {remedy}write "
-            "the patients into the column case of a table")

@@ -30,25 +30,20 @@ class Sample(NamedTuple):
 
 
 def read_sample(entry, site, task, size, classes=2, window=None, tiles=False):
-    """Return the Sample of one entry (case, image file, mask file), resized to size x size, or to be cut into
-    tiles of that size. Images are resized with antialiasing, masks by nearest. Raises BadInput, naming the
-    file."""
+    """Return the Sample of one Entry, resized to size x size, or to be cut into tiles of that size. Images
+    are resized with antialiasing, masks by nearest. Raises BadInput, naming the file."""
     with enough_memory(entry.image):
-        facts = {}
-        image, truth, spacing, found = read_pair(reader_of(task, tiles), entry, classes, window, facts)
+        reader, facts = reader_of(task, tiles), {}
+        if len(entry.masks) > 1 or entry.labels:
+            from sites.unusual_masks import read_united  # a run on single masks does not load it
+            image, truth, spacing, found = read_united(reader, entry, classes, window, facts)
+        else:
+            image, truth, spacing, found = reader.read_pair(entry.image, *entry.masks, classes, window, facts)
         masks = torch.from_numpy(truth)
         if not tiles:  # nearest-exact takes the pixel at a block's centre; nearest would shift them by half
             masks = functional.interpolate(masks[:, None], (size, size), mode="nearest-exact")[:, 0]
         return Sample(site, entry.case, Path(entry.image).name, as_input(image, task, size, tiles), masks,
                       truth, spacing, tuple(found), facts, size if tiles else 0)
-
-
-def read_pair(reader, entry, *given):
-    """Return what `read_pair` of a task's reader does for an entry, whose mask may be several files."""
-    if isinstance(entry.mask, tuple):
-        from sites.united import read_united  # a run on single masks does not load it
-        return read_united(reader, entry, *given)
-    return reader.read_pair(entry.image, entry.mask, *given)
 
 
 def slices_of(sample):
@@ -75,13 +70,13 @@ def reader_of(task, tiles=False):
 
 
 def as_input(image, task, size, tiles=False):
-    """Return an image (S, C, H, W) as the network takes it, (S, 3, size, size); with tiles at its own size,
-    (1, 3, H, W), a grey one with one channel in memory."""
-    if tiles:
-        return torch.from_numpy(image).expand(-1, 3, -1, -1)
-    image = functional.interpolate(torch.from_numpy(image), (size, size), mode="bilinear",
-                                   align_corners=False, antialias=True).clamp_(0, 1)
-    return three_slice_stacks(image[:, 0]) if task in VOLUMES else image
+    """Return an image (S, C, H, W) as the network takes it, (S, 3, size, size), with tiles at its own size,
+    (1, 3, H, W); a grey one has one channel in memory."""
+    image = torch.from_numpy(image)
+    if not tiles:
+        image = functional.interpolate(image, (size, size), mode="bilinear", align_corners=False,
+                                       antialias=True).clamp_(0, 1)
+    return three_slice_stacks(image[:, 0]) if task in VOLUMES else image.expand(-1, 3, -1, -1)
 
 
 def three_slice_stacks(slices):

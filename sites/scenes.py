@@ -1,11 +1,7 @@
-"""Generated scenes, and how each generated site shows them: nuclei, prostates, and discs with a cup.
-
-A scene is what is in the picture; a site's style is how its scanner shows it. The same scene can be
-rendered in every site's style.
-"""
+"""Generated scenes, and how each generated site shows them: nuclei, prostates, and discs with a cup. A scene
+is what is in the picture, a style how a site's scanner shows it; a scene can be rendered in every style."""
 
 from collections import namedtuple
-from functools import partial
 
 import nibabel
 import numpy as np
@@ -60,8 +56,7 @@ def nuclei_scene(rng, style=None, size=SIZE):
         inside = (u / long) ** 2 + (v / (long * ratio)) ** 2 < 1
         nuclei[inside] = rng.uniform(0.45, 1)
     chromatin = 1 + 0.35 * smooth_noise(rng, (size, size), 1.2)
-    tissue = 0.5 + 0.3 * smooth_noise(rng, (size, size), 6)
-    tissue += 0.15 * smooth_noise(rng, (size, size), 1.5)
+    tissue = 0.5 + 0.3 * smooth_noise(rng, (size, size), 6) + 0.15 * smooth_noise(rng, (size, size), 1.5)
     return (nuclei * chromatin.clip(0.3), tissue.clip(0.05)), np.uint8(255) * (nuclei > 0)
 
 
@@ -72,8 +67,7 @@ def render_nuclei(scene, stain, rng):
     """
     nuclei, tissue = (density[:, :, None] for density in scene)
     # A section's thickness varies; dark tissue looks like pale nuclei, as in a real slide.
-    density = np.array(stain.hematoxylin) * (nuclei + 0.35 * (tissue > 0.85))
-    density += np.array(stain.eosin) * tissue
+    density = stain.hematoxylin * (nuclei + 0.35 * (tissue > 0.85)) + stain.eosin * tissue
     light = stain.light * np.exp(-stain.contrast * density * rng.uniform(0.8, 1.2))
     light = blurred(light.transpose(2, 0, 1), stain.blur).transpose(1, 2, 0)
     noisy = 255 * light + stain.noise * rng.standard_normal(light.shape)
@@ -205,4 +199,3 @@ OF_PROSTATE = (PROSTATE, 2, prostate_scene, render_prostate, save_prostate)
 TASKS = {  # task: (styles of its sites, seed, what draws a scene, renders it in a style, writes it)
     "nuclei": (NUCLEI, 1, nuclei_scene, render_nuclei, save_image), "prostate": OF_PROSTATE,
     "images": (DISCS, 4, disc_scene, render_disc, save_image), "volumes": OF_PROSTATE}
-WRITE = {task: partial(write_sites, task) for task in TASKS}

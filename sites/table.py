@@ -1,61 +1,45 @@
-"""A table of the data, FILE.csv: a line for each image, with its masks, its site, its case and its split.
-
-Columns: image, mask, site, and if wanted case and split. Paths are relative to the file. Several masks of one
-image are joined by ; and united; columns mask_1, mask_2, ... in place of mask are the classes 1, 2, ...
-"""
+"""A table of the data, FILE.csv, a line for each image. Columns: image, mask, site, and if wanted case and
+split. Paths are relative to the file. Several masks of one image are joined by ; and united; columns mask_1,
+mask_2, ... in place of mask are the classes 1, 2, ..."""
 
 import csv
 import difflib
 import io
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from itertools import zip_longest
 from pathlib import Path
 
-from config import VOLUMES, BadInput
+from config import BadInput
 from sites import demo_data
 from sites.advice import format_advice
 from sites.files import reading
-from sites.layouts import (
-    IMAGE_KINDS,
-    VOLUME_KINDS,
-    Entry,
-    Masks,
-    as_seen,
-    files_of,
-    find_pairs,
-    is_table,
-    list_files,
-    stem_of,
-    visible,
-)
-from sites.names import one_mask
+from sites.layouts import Entry, as_seen, is_table, list_files, list_site, stem_of, visible
 from sites.patients import joined
+from sites.readers import SPLITS
 
 COLUMNS = ("image", "mask", "site", "case", "split")
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-          "test": "test", "testing": "test"}
-PATIENT = ("patient", "patient_id", "patientid", "subject", "subject_id", "case_id")  # may be what case is
+WORDS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}  # of SPLITS
 
 
 # ---- Reading ----
 
 def list_table(file, task, case_pattern=None):
     """Return {site: [Entry]} of a table, and a list of everything wrong with it, as texts."""
-    rows, entries, problems, images, names = read_rows(file), {}, [], {}, {}
+    rows, entries, problems, lines = read_rows(file), defaultdict(list), [], {}
     with_cases = any(row.get("case") for _, row in rows)
     for number, row in rows:
         try:
             entry = read_row(Path(file).parent, row, task, with_cases)
-            first = images.setdefault(os.path.realpath(entry.image), number)
+            first = lines.setdefault(os.path.realpath(entry.image), number)
             if first != number:
-                raise BadInput(f"names the image of line {first} again; give it one line, and join its masks "
-                               "with ;")
-            first = names.setdefault((row["site"], entry.case), number)
+                raise BadInput(f"names the image of line {first} again; give it one line, masks joined by ;")
+            first = lines.setdefault((row["site"], entry.case), number)
             if first != number and not with_cases:
                 raise BadInput(f"has an image called {entry.case}, as line {first} has; fill in the column "
                                "case, which says whose they are")
-            entries.setdefault(as_seen(row["site"]), []).append(entry)
+            entries[as_seen(row["site"])].append(entry)
         except BadInput as wrong:
             problems.append(f"{file}: line {number}: {wrong}")
     if case_pattern and with_cases:
@@ -72,15 +56,12 @@ def read_rows(file):
     that is missing, double, or spelt nearly as a known one."""
     with reading(file, "a table"):
         text = decoded(Path(file).read_bytes())
-        own = re.match(r"(?i)\"?sep=.\"?\r?\n", text)  # a line that Excel writes for itself
-        text = text[own.end():] if own else text
         separator = max(",;\t", key=text.lstrip().partition("\n")[0].count)
         table = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        rows = [(table.line_num + bool(own), [cell.strip() for cell in row]) for row in table]
-    rows = [(number, row) for number, row in rows if any(row)]
-    if not rows:
-        raise BadInput(f"{file}: is empty, write the columns {', '.join(COLUMNS)} in its first line")
-    columns = [as_seen(name).casefold() for name in rows[0][1]]
+        rows = [(table.line_num, [cell.strip() for cell in row]) for row in table]
+    rows = [(number, row) for number, row in rows
+            if any(row) and not row[0].lower().startswith("sep=")]  # a line that Excel writes for itself
+    columns = [as_seen(name).casefold() for name in (rows[0][1] if rows else ())]
     check_columns(file, columns)
     for number, row in rows[1:]:
         if any(row[len(columns):]):
@@ -114,55 +95,47 @@ def check_columns(file, columns):
         if columns.count(name) > 1:
             raise BadInput(f"{file}: has two columns {name}, keep one")
         near = [] if name in COLUMNS or is_class(name) else difflib.get_close_matches(name, COLUMNS, 1, 0.8)
-        near = ["case"] if name in PATIENT and "case" not in columns else near
+        if "case" not in columns and re.fullmatch("(patient|subject|case)(_?id)?", name):
+            near = ["case"]
         if near:
             raise BadInput(f"{file}: has a column {name}; call it {near[0]} if it is that, else remove it")
 
 
 def read_row(folder, row, task, with_cases):
     """Return the Entry of a line; raises BadInput that says what is wrong with it."""
-    for name in ("site", "image", *["case"] * with_cases):
-        if not row[name]:
-            remedy = "leave the whole column empty" if name == "case" else "remove the line"
-            raise BadInput(f"its {name} is empty, fill it in or {remedy}")
-    if re.search(r"^\.|[/\0-\x1f]", row["site"]):
-        raise BadInput(f"its site {row['site']!r} cannot be a folder's name, rename it")
     masks = [(find_file(folder, name.strip()), int(column[5:]) if is_class(column) else None)
              for column in row if column == "mask" or is_class(column)
              for name in row[column].split(";") if name.strip()]
-    if not masks:
-        raise BadInput("its mask is empty, fill it in or remove the line")
+    empty = [name for name in ["site", "image", "mask"] + ["case"] * with_cases
+             if not (masks if name == "mask" else row[name])]
+    if empty:
+        remedy = "leave the whole column empty" if empty[0] == "case" else "remove the line"
+        raise BadInput(f"its {empty[0]} is empty, fill it in or {remedy}")
+    if re.search(r"^\.|[/\0-\x1f]", row["site"]):
+        raise BadInput(f"its site {row['site']!r} cannot be a folder's name, rename it")
     files = [find_file(folder, row["image"]), *(file for file, _ in masks)]
     for file in files:
         check_file(folder, file, task)
     if len(set(map(os.path.realpath, files))) < len(files):
         raise BadInput("names one file twice, as image and mask or as two masks; mend it")
-    mask = Masks(*map(tuple, zip(*masks))) if masks[0][1] else one_mask(files[1:])
-    return Entry(as_seen(row.get("case") or stem_of(files[0])), files[0], mask)
+    labels = tuple(label for _, label in masks if label)
+    return Entry(as_seen(row.get("case") or stem_of(files[0])), files[0], tuple(files[1:]), labels)
 
 
 def find_file(folder, name):
     """Return the path of a name in a table, below a folder; Windows writes it with backslashes."""
     path = folder / name
-    if "\\" in name and "\0" not in name and not path.exists():
-        path = folder / name.replace("\\", "/")
-    return path
+    return folder / name.replace("\\", "/") if "\\" in name and not path.exists() else path
 
 
 def check_file(folder, path, task):
     """Raise BadInput that says what is wrong with a file that a table names."""
-    if "\0" in str(path):
-        raise BadInput(f"{path.name!r} is no file name, mend it")
     name, inside = as_seen(path), Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
     if ".." in path.parts[len(folder.parts):] and not inside:
-        raise BadInput(f"{name} leads out of {folder}; copy the file into it, or write its full path if it "
-                       "is meant")
+        raise BadInput(f"{name} leads out of {folder}; copy the file into it, or write its full path")
     if not path.is_file():
         raise BadInput(f"{name} {'is no regular file' if path.exists() else 'does not exist'}, mend the line")
-    kinds, other = (VOLUME_KINDS, IMAGE_KINDS) if task in VOLUMES else (IMAGE_KINDS, VOLUME_KINDS)
-    if path.name.lower().endswith(other):
-        raise BadInput(f"{name} is not of task {task}; set task={'images' if task in VOLUMES else 'volumes'}")
-    if not path.name.lower().endswith(kinds) and (advice := format_advice(path.name)):
+    if advice := format_advice(path.name, task):
         raise BadInput(f"{name} is {advice}")
 
 
@@ -170,7 +143,7 @@ def table_warnings(file, entries):
     """Return warnings on a table: columns that are not read, and masks that several images share."""
     columns = read_rows(file)[0][1] if entries else ()
     other = [name for name in columns if name and name not in COLUMNS and not is_class(name)]
-    masks = Counter(os.path.realpath(mask) for entry in entries for mask in files_of(entry)[1:])
+    masks = Counter(os.path.realpath(mask) for entry in entries for mask in entry.masks)
     return [f"{file}: its column {name} is not read" for name in other] + [
         f"{file}: {mask} is the mask of {number} images" for mask, number in masks.items() if number > 1]
 
@@ -185,14 +158,14 @@ def table_splits(config):
         if getattr(config, key):
             raise BadInput(f"{key}: contradicts the column split of {file}; leave one of the two out")
     found = list_table(file, config.task, config.case_pattern)[0]
-    cases = {os.path.realpath(entry.image): entry.case for site in found.values() for entry in site}
-    splits, lines = {site: {part: [] for part in ("train", "val", "test")} for site in found}, {}
+    cases = {os.path.realpath(entry.image): (site, entry.case) for site in found for entry in found[site]}
+    splits, lines = {site: {part: [] for part in SPLITS} for site in found}, {}
     for number, row in rows:
-        split, site = SPLITS.get(row["split"].casefold()), as_seen(row["site"])
-        if split is None:
+        split = WORDS.get(row["split"].casefold(), row["split"].casefold())
+        if split not in SPLITS:
             raise BadInput(f"{file}: line {number}: its split is {row['split'] or 'empty'}; write train, val "
                            "or test in every line, or in none")
-        case = cases[os.path.realpath(find_file(Path(file).parent, row["image"]))]
+        site, case = cases[os.path.realpath(find_file(Path(file).parent, row["image"]))]
         first, before = lines.setdefault((site, case), (number, split))
         if split != before:
             raise BadInput(f"{file}: line {number}: its split is {split}, that of line {first} {before}, and "
@@ -206,27 +179,26 @@ def table_splits(config):
 
 def write_table(file, config):
     """Write what is found in a data folder, or stands in a table, as a table; return a text that says so. A
-    file without a partner gets a line with an empty cell. Raises BadInput if the file exists or cannot be
-    written."""
+    file without a partner gets a line with an empty cell. Raises BadInput if that cannot be written."""
     data = demo_data.ensure(config.task) if config.data == "demo" else config.data
     folders = {} if is_table(data) else {as_seen(path.name): path for path in visible(data)}
     rows, lacking = [], 0
     for site, entries in list_files(data, config.task, config.case_pattern)[0].items():
         for entry in entries:
             row = {"image": relative(file, entry.image), "site": site, "case": entry.case}
-            labels = entry.mask.labels if isinstance(entry.mask, Masks) else [None]
-            for mask, label in zip(files_of(entry)[1:], labels):
+            for mask, label in zip_longest(entry.masks, entry.labels):
                 column = f"mask_{label}" if label else "mask"
                 row[column] = ";".join(filter(None, (row.get(column), relative(file, mask))))
             rows.append(row)
-        for pair in find_pairs(folders[site], config.task)[2] if folders else []:
+        for pair in list_site(folders[site], config.task)[2] if folders else []:
             column, path = next((name, path) for name, path in zip(("image", "mask"), pair) if path)
             rows.append({"site": site, column: relative(file, path), "case": stem_of(path)})
             lacking += 1
-    classes = sorted({name for row in rows for name in row if is_class(name)}, key=lambda name: int(name[5:]))
+    masks = sorted({name for row in rows for name in row if name.startswith("mask")} or {"mask"},
+                   key=lambda name: int(name[5:] or 0))
     try:
         with open(file, "x", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            table = csv.DictWriter(stream, ["image", *(classes or ["mask"]), "site", "case"])
+            table = csv.DictWriter(stream, ["image", *masks, "site", "case"])
             table.writeheader()
             table.writerows(rows)
     except OSError as problem:

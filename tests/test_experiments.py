@@ -17,7 +17,7 @@ from PIL import Image
 
 import train
 from config import METHODS, BadInput, as_yaml, load_config
-from experiments import curves, diagnose, figures, reproduce, run_grid, style_bias, tables
+from experiments import curves, diagnose, figures, reproduce, run_grid, style_bias
 from fft_style import StyleRecalibration
 from methods.input_norm import AmplitudeNorm
 from rounds.reading import load_checkpoint
@@ -130,9 +130,7 @@ def test_more_rounds_go_on(finished, tmp_path):
     (("table", "seed=3"), "seed: is set by this program"),
     (("table", "--jobs", "0"), "command line: write for example"),
     (("table", "--methods", "fedavg,fedbsc"), "method: expected fedavg"),
-    (("ablation", "fsr=none"), "fsr: is off and ablation is about it"),
-    (("tau", "prototype_weight=0"), "prototype_weight: is off and tau is about it"),
-    (("table", "rounds=1"), "out/fedavg_seed0/config.yaml: is a run of 2 rounds, more than 1"),
+    (("table", "rounds=1"), "out/fedavg_seed0/config.yaml: belongs to another config, differing in rounds (2, now 1)"),
     (("table", "--out", "out/fedavg_seed0"), "out/fedavg_seed0: is the folder of one run"),
     (("table", "--methods", "fpl", "fpl_tau=-1"), "fpl_tau: expected a number above 0"),
     (("nothing",), "command line: argument comparison: invalid choice"),
@@ -198,7 +196,7 @@ def test_a_held_out_mean_is_over_the_held_out_sites():
         dice = 0.1 * seed + (0.2 if name == "fedbcs" else 0) + (0.4 if site == "b" else 0)
         results.setdefault(f"{name} without {site}", []).append(
             {"sites": {s: {"dice": dice if s == site else 9.0} for s in "ab"}})
-    lines = tables.table_of_held_out(results).splitlines()
+    lines = figures.table_of_held_out(results).splitlines()
     assert "0.250 ± 0.071" in lines[2] and "+0.200 (+0.200 +0.200)" in lines[3]
 
 
@@ -302,15 +300,15 @@ def test_plots_are_drawn(finished, comparison):
     ran = again(folder, comparison, "--methods", "fedavg,fedbcs", "--seeds", "0")
     assert ran.returncode == 0, ran.stderr
     picture = np.asarray(Image.open(folder / "out" / f"{comparison}.png").convert("RGB"))
-    colours = {tuple(int(look[0][i:i + 2], 16) for i in (1, 3, 5)) for look in figures.LOOKS[:2]}
+    colours = {tuple(int(look["color"][i:i + 2], 16) for i in (1, 3, 5)) for look in figures.LOOKS[:2]}
     assert colours <= {tuple(pixel) for pixel in picture.reshape(-1, 3)[::1].tolist()}
 
 
 def test_validation_curve(finished):
     folder, _ = finished
-    run = run_grid.Training("fedbcs", 0, folder / "out" / "fedbcs_seed0", [])
-    rows = [row for row in run_grid.read_rows(run.folder / "metrics.csv") if row["split"] == "val"]
-    curve = figures.validation_curve(run)
+    file = folder / "out" / "fedbcs_seed0" / "metrics.csv"
+    rows = [row for row in run_grid.read_rows(file) if row["split"] == "val"]
+    curve = curves.mean_curve(curves.read_curves(file)[1])
     assert list(curve) == [1, 2]
     assert curve[2] == pytest.approx(np.mean([float(r["dice"]) for r in rows if r["round"] == "2"]))
     assert max(curve.values()) == pytest.approx(result(folder, "fedbcs_seed0")["val"]["mean"]["dice"])
@@ -359,7 +357,7 @@ def test_the_core_imports_five_packages_only():
 
 def test_contradicting_base(tmp_path):
     (tmp_path / "c.yaml").write_text("task: nuclei\ndata: demo\nmethod: fpl\n")
-    with pytest.raises(BadInput, match="has a method or hold_out of its own"):
+    with pytest.raises(BadInput, match="method: is set by this program, leave it out"):
         reproduce.base_config(tmp_path / "c.yaml", [], tmp_path / "out")
 
 
@@ -418,7 +416,7 @@ def test_boxes_of_dice_are_of_the_test_images_of_the_best_round(tmp_path, monkey
     (_, _), ((ax,), name) = drawn
     assert code == 0 and name == "dice.png" and f"written to {tmp_path / 'dice.png'}" in out
     assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b"]
-    medians = [line.get_ydata()[0] for line in ax.lines if line.get_color() == curves.LOOKS[1][0]]
+    medians = [line.get_ydata()[0] for line in ax.lines if line.get_color() == curves.LOOKS[1]["color"]]
     assert medians == [0.4, 0.7]
     curves.draw_boxes(tmp_path / "dice.png", [{"site": "a", "class": j, "dice": "0.5"} for j in ("disc", "cup")])
     assert [label.get_text() for label in drawn[-1][0][0].get_xticklabels()] == ["a\ndisc", "a\ncup"]

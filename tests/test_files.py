@@ -30,6 +30,11 @@ def saved(folder, image, name="m.png", **options):
     return folder / name
 
 
+def read_pixels(file):
+    image, found = images.open_image(file)
+    return images.pixels_of(file, image), found
+
+
 def palette_mask(index, colours):
     image = Image.fromarray(index.astype(np.uint8), "P")
     image.putpalette([value for colour in colours for value in colour])
@@ -118,7 +123,7 @@ def test_grey_png_of_every_depth(tmp_path, depth, top):
         rows.append(int(bits, 2).to_bytes(len(bits) // 8, "big"))
     (tmp_path / "m.png").write_bytes(png(40, 40, depth, 0, rows))
     assert ((images.read_labels(tmp_path / "m.png")[0] > 0) == DISC).all()
-    pixels = images.read_pixels(tmp_path / "m.png")[0][..., 0]
+    pixels = read_pixels(tmp_path / "m.png")[0][..., 0]
     assert ((pixels == pixels.max()) == DISC).all() and pixels.min() == 0
 
 
@@ -126,7 +131,7 @@ def test_grey_png_of_every_depth(tmp_path, depth, top):
 def test_16_bits_in_each_of_several_channels_are_refused(tmp_path, colour, channels):
     wide = np.broadcast_to((200 * DISC)[..., None], (40, 40, channels)).astype(">u2")
     (tmp_path / "m.png").write_bytes(png(40, 40, 16, colour, [row.tobytes() for row in wide]))
-    for read in (images.read_pixels, images.read_labels):
+    for read in (read_pixels, images.read_labels):
         with pytest.raises(BadInput, match="m.png: has 16 bits in each of several channels"):
             read(tmp_path / "m.png")
 
@@ -140,7 +145,7 @@ def test_pictures_of_every_mode(tmp_path, mode):
     image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else \
         Image.fromarray(DISC) if mode == "1" else Image.fromarray(grey).convert("RGB").quantize(4) \
         if mode == "P" else Image.fromarray(grey).convert("RGB").convert(mode)
-    pixels, found = images.read_pixels(saved(tmp_path, image, "m.tif"))
+    pixels, found = read_pixels(saved(tmp_path, image, "m.tif"))
     values = pixels.mean(2)
     assert found == [] and values[DISC].min() > values[~DISC].max()
     expected = {"1": (255, 0), "I;16": (180 * 257, 60 * 257)}.get(mode, (180, 60))
@@ -184,15 +189,15 @@ def test_tiff_of_every_type(tmp_path, name):
     (tmp_path / "i.tif").write_bytes(tiff((DISC * (top or 1)).astype(name), bits, kind))
     if top is None:
         with pytest.raises(BadInput, match="i.tif: cannot be read as an image"):
-            images.read_pixels(tmp_path / "i.tif")
+            read_pixels(tmp_path / "i.tif")
     else:
-        assert (images.read_pixels(tmp_path / "i.tif")[0][..., 0] == np.float32(top) * DISC).all()
+        assert (read_pixels(tmp_path / "i.tif")[0][..., 0] == np.float32(top) * DISC).all()
 
 
 def test_tiff_that_stores_white_as_zero_or_is_turned(tmp_path):
     for bits, name in ((8, "uint8"), (16, "uint16")):
         (tmp_path / "i.tif").write_bytes(tiff(np.where(DISC, 0, 2**bits - 1).astype(name), bits, 1, photometric=0))
-        for read in (images.read_pixels, images.read_labels):
+        for read in (read_pixels, images.read_labels):
             if bits == 16:
                 with pytest.raises(BadInput, match="stores white as 0"):
                     read(tmp_path / "i.tif")
@@ -206,7 +211,7 @@ def test_tiff_that_stores_white_as_zero_or_is_turned(tmp_path):
 @pytest.mark.parametrize("mode", ["LAB", "PPM"])
 def test_other_colours_are_refused(tmp_path, mode):
     with pytest.raises(BadInput, match="save it as RGB or grey|cannot be read"):
-        images.read_pixels(saved(tmp_path, Image.new("LAB", (40, 40)), "i.tif") if mode == "LAB"
+        read_pixels(saved(tmp_path, Image.new("LAB", (40, 40)), "i.tif") if mode == "LAB"
                            else saved(tmp_path, Image.fromarray(WHITE), "i.png", format="PPM"))
 
 
@@ -425,7 +430,9 @@ def test_two_layouts_in_one_site(tmp_path):
     folder = write_nuclei(tmp_path / "d")
     (folder / "a" / "Slide_01").mkdir()
     (folder / "a" / "images" / "0.png").rename(folder / "a" / "Slide_01" / "0.png")
-    assert "keep one layout" in list_files(folder, "nuclei")[1][0]
+    entries, problems = list_files(folder, "nuclei")
+    assert problems == [] and len(entries["a"]) == 5
+    assert all(entry.image.stem == entry.masks[0].stem for entry in entries["a"])
 
 
 def test_memory_that_runs_out_names_the_file(tmp_path, monkeypatch):

@@ -198,8 +198,6 @@ def test_a_table_is_drawn_elsewhere_from_what_was_collected(tmp_path, monkeypatc
     code, _, err = run_here(monkeypatch, capsys, reproduce, tmp_path, *("o2" if w == "o" else w for w in paired_words))
     assert code == 0, err
     assert (tmp_path / "o2" / "bounds_paired.md").read_text() == text
-    code, _, err = run_here(monkeypatch, capsys, reproduce, tmp_path, *plain, "--collect", "o.zip")
-    assert code == 2 and err.startswith("error: collect: o.zip does not end with .tar.gz")
 
 
 def test_runs_that_are_there_are_compared(tmp_path, monkeypatch, capsys):
@@ -222,6 +220,7 @@ def test_runs_that_are_there_are_compared(tmp_path, monkeypatch, capsys):
     assert "| seeds 0, 3;" not in out and "seeds 0, 3" in out and "difference to plain" in out
     assert len((tmp_path / "t.csv").read_text().splitlines()) == 1 + 2 * 2 * 2 * 12
     for some, start in ((runs[:1], "command line: "), ((runs[0], runs[7]), "cases.csv: the settings were not"),
+                        ((runs[0], runs[4], runs[6]), "cases.csv: no patient was tested in every seed"),
                         ((runs[0], "nowhere"), "nowhere/config.yaml: cannot be read")):
         code, _, err = run_here(monkeypatch, capsys, compare, tmp_path, *some)
         assert code == 2 and err.startswith(f"error: {start}") and err.count("\n") == 1

@@ -20,6 +20,7 @@ from scoring.norm_statistics import norm_statistics, statistics_of
 from scoring.norms import batch_norms, own_network
 from scoring.pictures import outlined_tiles
 from sites import images, tiles
+from sites.layouts import Entry
 from sites.readers import Sample, read_sample
 from test_fedbcs import tiny_config, write_nuclei
 from tests.helpers import CPU, a_config, a_model, assert_same, rows_of, without_seconds
@@ -151,16 +152,15 @@ def test_the_statistics_of_a_case_are_those_of_its_tiles():
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "I;16", "F"])
-def test_pixels_are_those_of_the_usual_reader(tmp_path, monkeypatch, mode):
+def test_pixels_are_those_of_the_usual_reader(tmp_path, mode):
     """To 1/510 where they are kept as bytes, exactly where a file has more bits; masks at their own size."""
-    monkeypatch.setattr(tiles, "STRIP", 7)
     rng, high = np.random.default_rng(0), 60000 if mode in ("I;16", "F") else 200
     values = rng.integers(20, high, (30, 41) + ((3,) if mode.startswith("RGB") else ()))
     image = Image.fromarray(values.astype({"I;16": np.uint16, "F": np.float32}.get(mode, np.uint8)))
     file = tmp_path / ("x.tif" if mode == "F" else "x.png")
     (image if mode in ("I;16", "F") else image.convert(mode)).save(file)
     Image.fromarray(np.uint8(255) * (values.reshape(30, 41, -1)[..., 0] > high / 2)).save(tmp_path / "m.png")
-    entry = type("Entry", (), {"image": file, "mask": tmp_path / "m.png", "case": "x"})
+    entry = Entry("x", file, (tmp_path / "m.png",))
     sample = read_sample(entry, "a", "nuclei", S, tiles=True)
     wanted, truth, *_ = images.read_pair(file, tmp_path / "m.png")
     found = torch.cat([sample.images]).float() / (255 if sample.images.dtype == torch.uint8 else 1)
