@@ -437,10 +437,11 @@ def test_diagnosis_of_another_network(tmp_path, monkeypatch, capsys, weight):
     assert out.count("p > ") == len(diagnose.THRESHOLDS)
 
 
-def test_diagnosis_of_a_run(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("tiles", [False, True])
+def test_diagnosis_of_a_run(tmp_path, monkeypatch, capsys, tiles):
     """Every term and level is there, shares add up, and at one half the Dice is that of the last validation."""
-    data = write_nuclei(tmp_path / "data", ("a", "b"), cases=5)
-    config = tiny_config(data, tmp_path / "run", "rounds=2")
+    data = write_nuclei(tmp_path / "data", ("a", "b"), cases=5, size=56 if tiles else 32)
+    config = tiny_config(data, tmp_path / "run", f"tiles={tiles}".lower())
     train.train(config)
     code, out, err = run_here(monkeypatch, capsys, diagnose, tmp_path, "--run", "run")
     assert code == 0, err
