@@ -165,9 +165,9 @@ def test_trainings_end_with_the_program(finished, tmp_path):
             time.sleep(0.1)
         process.terminate()
         assert process.wait(30) == 143
-    rounds = int(run_grid.read_rows(metrics)[-1]["round"])
+    rounds = int(run_grid.rows_in(metrics)[-1]["round"])
     time.sleep(1)
-    assert 0 < int(run_grid.read_rows(metrics)[-1]["round"]) == rounds < 500
+    assert 0 < int(run_grid.rows_in(metrics)[-1]["round"]) == rounds < 500
 
 
 def test_settings():
@@ -307,7 +307,7 @@ def test_plots_are_drawn(finished, comparison):
 def test_validation_curve(finished):
     folder, _ = finished
     file = folder / "out" / "fedbcs_seed0" / "metrics.csv"
-    rows = [row for row in run_grid.read_rows(file) if row["split"] == "val"]
+    rows = [row for row in run_grid.rows_in(file) if row["split"] == "val"]
     curve = curves.mean_curve(curves.read_curves(file)[1])
     assert list(curve) == [1, 2]
     assert curve[2] == pytest.approx(np.mean([float(r["dice"]) for r in rows if r["round"] == "2"]))
