@@ -84,7 +84,7 @@ def method_module(method):
     file, _, name = METHODS.get(method, method).rpartition(":")
     if method in METHODS:
         return importlib.import_module(file.removesuffix(".py").replace("/", ".")), name
-    from methods.from_file import import_file  # a run of this project's methods does not load it
+    from settings.from_file import import_file  # a run of this project's methods does not load it
     return import_file(file, name), name
 
 

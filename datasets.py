@@ -101,10 +101,12 @@ def load_site(name, entries, splits, config, strict=True):
 
 def warnings_on(site, entries):
     """Return what is suspicious about the files of a loaded site, as texts; entries: where they lie."""
-    texts = [text for sample in samples_of(site) for text in sample.warnings]
-    if site.train and not any(sample.truth.any() for sample in site.train):
-        texts.insert(0, f"{entries[0].masks[0].parent}: no mask of its training cases has foreground (> 0), "
-                        "so this site trains on background alone; mend the masks, or set leave_out")
+    by_name = sorted(samples_of(site), key=lambda sample: sample.name)
+    texts = [text for sample in by_name for text in sample.warnings]
+    if by_name and not any(sample.truth.any() for sample in site.train or by_name):
+        whose = "its training cases" if site.train else "its cases"
+        texts.insert(0, f"{entries[0].masks[0].parent}: no mask of {whose} has foreground (> 0), so this "
+                        "site shows background alone; mend the masks, or set leave_out")
     return texts
 
 

@@ -30,7 +30,7 @@ from scoring.results import peak_mb
 from settings.program import Parser, run_program
 
 SETTING = {"task": "nuclei", "data": "demo", "out": "unused", "width": 32, "batch_size": 6}
-COLUMNS = {"step_s": (8, ".4f"), "step_ratio": (8, ".2f"), "peak_mb": (10, ".0f"), "memory_ratio": (8, ".2f"),
+PRINTED = {"step_s": (8, ".4f"), "step_ratio": (8, ".2f"), "peak_mb": (10, ".0f"), "memory_ratio": (8, ".2f"),
            "launches": (10, ""), "waits": (8, "")}  # of a training step: width and form
 
 
@@ -144,10 +144,10 @@ def main():
     counts = {name: launches_and_waits(step) for name, step in steps.items()}  # graphs are recorded by now
     print(f"{'training step':18}{'s':>8}{'ratio':>8}{'peak MB':>10}{'ratio':>8}{'launches':>10}{'waits':>8}")
     for name in rows:
-        found = dict(zip(COLUMNS, (seconds[name], seconds[name] / seconds["fedavg"], peak[name],
+        found = dict(zip(PRINTED, (seconds[name], seconds[name] / seconds["fedavg"], peak[name],
                                    peak[name] / peak["fedavg"], *counts[name])))
         print(f"{name:18}" + "".join(f"{'-' if value is None else format(value, form):>{width}}"
-                                     for value, (width, form) in zip(found.values(), COLUMNS.values())))
+                                     for value, (width, form) in zip(found.values(), PRINTED.values())))
         result |= {f"{name}_{what}": value for what, value in found.items()}
     fsr = median_seconds(fsr_passes())
     result |= {"step_ratio": result["fedbcs_step_ratio"], "memory_ratio": result["fedbcs_memory_ratio"],

@@ -18,15 +18,15 @@ from pathlib import Path
 from config import BadInput
 from settings.program import Parser, run_program
 
-HERE = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 
 
-def rows_of(file):
+def commands_in(file):
     """Return the lines of such a file; raises BadInput where a page lacks the text, or that a number."""
     with open(file, newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     for row in rows:
-        page = " ".join((HERE / row["file"]).read_text(encoding="utf-8").split())  # wherever its lines end
+        page = " ".join((ROOT / row["file"]).read_text(encoding="utf-8").split())  # wherever its lines end
         if row["text"] not in page or any(number not in row["text"] for number in row["number"].split()):
             raise BadInput(f"{file}: {row['file']} has no '{row['text']}' with {row['number']} in it; bring "
                            "this line and the page together")
@@ -38,7 +38,7 @@ def output_of(command):
     """Return what a line's command prints; raises BadInput if it fails."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # so that python is this one
     with tempfile.TemporaryDirectory() as folder:
-        ran = subprocess.run(["bash", "-c", command.replace("OUT", f"{folder}/out")], cwd=HERE, check=False,
+        ran = subprocess.run(["bash", "-c", command.replace("OUT", f"{folder}/out")], cwd=ROOT, check=False,
                              env=os.environ | {"PATH": path}, capture_output=True, text=True)
     if ran.returncode:
         raise BadInput(f"{command}: ended with {ran.returncode}, run it by hand")
@@ -63,9 +63,9 @@ def agree(row, numbers):
 def main():
     """Run every command and print its numbers beside those of the page; exit with 1 if one differs."""
     parser = Parser(description=__doc__)
-    parser.add_argument("file", nargs="?", default=HERE / "docs" / "commands.csv")
+    parser.add_argument("file", nargs="?", default=ROOT / "docs" / "commands.csv")
     differ = 0
-    for row in rows_of(parser.parse_args().file):
+    for row in commands_in(parser.parse_args().file):
         numbers = numbers_of(row)
         differ += not agree(row, numbers)
         print(f"{'same' if agree(row, numbers) else 'DIFFERENT'}: {row['file']} has {row['number']}, "

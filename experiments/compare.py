@@ -11,7 +11,7 @@ from pathlib import Path
 
 from config import BadInput, load_config
 from experiments.paired import write_paired
-from experiments.run_grid import Training, by_setting, read_rows
+from experiments.run_grid import Training, by_setting, rows_in
 from rounds.reading import FREE_ON_RESUME, check_same_config
 from settings.program import Parser, run_program
 
@@ -39,7 +39,7 @@ def main():
     if len(settings) < 2:
         raise BadInput(f"command line: {given.runs[0]} and the others are one setting, name runs of two")
     write_paired(given.out and Path(given.out).expanduser(), settings, ["each run's own"],
-                 lambda run, _: read_rows(run.folder / "cases.csv"))
+                 lambda run, _: rows_in(run.folder / "cases.csv"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 
 from config import BadInput
-from experiments.run_grid import read_rows
+from experiments.run_grid import rows_in
 from rounds.checkpoint import save
 from settings.program import Parser, run_program
 
@@ -24,7 +24,7 @@ LABELS = {"loss_dice": "L_dice", "loss_contrast": "mu L_contra", "loss_consisten
 def read_curves(file):
     """Return ({loss_TERM: {round: mean over the sites}}, {site: {round: validation Dice}}) of metrics.csv."""
     losses, dice = {}, {}
-    for row in read_rows(file):
+    for row in rows_in(file):
         t = int(row["round"])
         if row["split"] == "val":
             dice.setdefault(row["site"], {})[t] = float(row["dice"])
@@ -103,7 +103,7 @@ def main():
     draw_curves(run / "curves.png", *read_curves(run / "metrics.csv"))
     print(f"written to {run / 'curves.png'}")
     if (run / "cases.csv").exists():
-        draw_boxes(run / "dice.png", [row for row in read_rows(run / "cases.csv")
+        draw_boxes(run / "dice.png", [row for row in rows_in(run / "cases.csv")
                                       if (row["kind"], row["split"]) == ("best", "test")])
         print(f"written to {run / 'dice.png'}")
 

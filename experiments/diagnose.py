@@ -30,7 +30,8 @@ from settings.program import Parser, run_program
 from sites.given_splits import read_splits
 from unet import PATHS, UNet
 
-IMAGES = 12  # of each site, at most
+CPU = torch.device("cpu")
+IMAGES_OF_SITE = 12  # at most
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
@@ -118,7 +119,7 @@ def print_thresholds(model, statistics, local, sites, config):
         network = own_network(model, statistics.get(site.name, {}), local.get(site.name, {}))
         found = []  # (Dice, marked / true) at each threshold of each sample
         for sample in (sample for sample in site.val if sample.truth.any()):
-            logits = torch.cat(list(logits_of(network, sample, config, torch.device("cpu"))))
+            logits = torch.cat(list(logits_of(network, sample, config, CPU)), 2 if config.tiles else 0)
             p, truth = 1 - logits.softmax(1)[:, 0].numpy(), sample.truth > 0
             areas = [(((p > t) & truth).sum(), (p > t).sum(), truth.sum()) for t in THRESHOLDS]
             found.append([(overlap_scores(*area)["dice"], area[1] / area[2]) for area in areas])
@@ -138,10 +139,10 @@ def main():
     folder = Path(given.run).expanduser()
     config, (checkpoint,) = open_run(folder, ["last"], given.overrides)
     sites = load_sites(config, read_splits(folder / "splits.json"))
-    t, model, statistics, local = load_run(folder / "last.pt", sites, config, torch.device("cpu"))
+    t, model, statistics, local = load_run(folder / "last.pt", sites, config, CPU)
     G, method, B = checkpoint["prototypes"], find_method(config), config.batch_size
     for site in (site for site in sites if site.train_slices):
-        slices = site.train_slices[:IMAGES]
+        slices = site.train_slices[:IMAGES_OF_SITE]
         batches = [stack(slices[i:i + B]) for i in range(0, len(slices), B)
                    if len(slices[i:i + B]) > 1 or len(slices) == 1]
         print(f"\n{site.name}")

@@ -40,7 +40,7 @@ def publish(file, text, rows):
     print(f"\n{text}")
 
 
-def write_table(file, runs, config):
+def write_means(file, runs, config):
     """Write FILE.md and the tidy FILE.csv, a row a setting, seed and site, or a site's class."""
     results, rows = {}, []
     for name, seeds in by_setting(runs).items():
@@ -125,7 +125,7 @@ def band(ax, x, curves, look, label):
 
 def write_tau(file, runs, config):
     """Table, and figure 3: test Dice over temperatures, FedAvg as the base; bands: lowest to highest seed."""
-    write_table(file, runs, config)
+    write_means(file, runs, config)
     figure, ((ax,),) = axes()
     base, *others = by_setting(runs).values()
     curve = dict(sorted((seeds[0][0].config.tau, [result_of(run)["dice"] for (run,) in seeds])

@@ -52,7 +52,7 @@ def mean_of_sites(values):
     return float(np.mean([of_site.mean() for of_site in values.values()]))
 
 
-def interval(differences):
+def bootstrap_interval(differences):
     """Return the 95 % interval of `mean_of_sites` of {site: array (S, n)}, by a bootstrap of 10,000 draws.
 
     A draw takes patients within each site, and seeds, which all sites share, with replacement. Of n it takes
@@ -101,16 +101,16 @@ def marked_over_true(row):
 
 
 DICE = column("dice")
-COMPARED = {"dice": DICE, "precision": column("precision"), "recall": column("recall"),
+PAIRED_BY = {"dice": DICE, "precision": column("precision"), "recall": column("recall"),
             "marked": marked_over_true, "hd95": column("hd95")}
 
 
 def summary(cases, base=None):
-    """Return what a setting's cases say: `sites` {site: Dice}, the means of COMPARED, and against a base
+    """Return what a setting's cases say: `sites` {site: Dice}, the means of PAIRED_BY, and against a base
     `difference`, `low`, `high`, `better`, `patients`, `p`.
 
     cases, base: [[rows of each fold] of each seed]; the base's patients are the same ones."""
-    found = {name: by_site(cases, measure) for name, measure in COMPARED.items()}
+    found = {name: by_site(cases, measure) for name, measure in PAIRED_BY.items()}
     if not (dice := found["dice"]):
         raise BadInput("cases.csv: no patient was tested in every seed, give all runs one split or folds")
     result = {name: mean_of_sites(values) for name, values in found.items()}
@@ -125,7 +125,7 @@ def summary(cases, base=None):
                            ", give all of them the same data, splits, folds and seeds")
         differences = {site: dice[site] - other[site] for site in other}
         each = np.concatenate([of_site.mean(0) for of_site in differences.values()])
-        low, high = interval(differences)
+        low, high = bootstrap_interval(differences)
         result |= {"difference": mean_of_sites(differences), "low": low, "high": high,
                    "better": int((each > 0).sum()), "patients": len(each), "p": wilcoxon(each)[1]}
     return result

@@ -38,7 +38,7 @@ from sites import demo_data
 from sites.layouts import list_files
 
 # What writes a comparison's files: functions of (file without its ending, finished runs, config)
-DRAW = {"table": figures.write_table, "ablation": figures.write_table, "tau": figures.write_tau,
+DRAW = {"table": figures.write_means, "ablation": figures.write_means, "tau": figures.write_tau,
         "convergence": figures.draw_convergence, "style": figures.draw_style,
         "pictures": figures.draw_pictures}
 TAUS = (0.005, 0.02, 0.1, 0.4)

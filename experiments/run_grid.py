@@ -129,7 +129,7 @@ def minutes_of(runs, jobs):
 
 # ---- What runs have left ----
 
-def read_rows(file):
+def rows_in(file):
     """Return the rows of a metrics.csv or cases.csv as dictionaries; raises BadInput if there is none."""
     if not file.exists():
         raise BadInput(f"{file}: is not there yet, wait for the run's first round, or name another")
@@ -142,7 +142,7 @@ def find_cases(run, stats):
     method that fixes whose statistics a prediction uses, as FedBN does, has these alone."""
     stats = getattr(method_module(run.config.method)[0], "FIXED", {}).get("test_stats", stats)
     files = [run.folder / name for name in ("cases.csv", "cases_eval.csv")]
-    tables = [read_rows(file) for file in files if file.exists()]
+    tables = [rows_in(file) for file in files if file.exists()]
     return next((rows for rows in tables if rows and rows[0]["statistics"] == stats), [])
 
 
@@ -151,7 +151,7 @@ def result_of(run):
     and what is sent per site and round. Prototypes are counted in vectors of the length that the method
     declares, nan if it sends some and declares none."""
     best = json.loads((run.folder / "result.json").read_text())["best"]
-    rows = [row for row in read_rows(run.folder / "metrics.csv") if row["split"] == "train"]
+    rows = [row for row in rows_in(run.folder / "metrics.csv") if row["split"] == "train"]
     weights, prototypes = (statistics.mean(int(row[name]) for row in rows)
                            for name in ("weight_bytes", "prototype_bytes"))
     method, model = method_and_model(run.config)

@@ -35,7 +35,7 @@ from unet import PATHS, UNet
 NO_TICKS = {"xticks": [], "yticks": []}
 
 
-def finish(figure, file, sentence):
+def save_as(figure, file, sentence):
     """Write the sentence below a figure, and the figure to a file."""
     figure.supxlabel(sentence, fontsize=9)
     save_figure(figure, file, 100)
@@ -82,7 +82,7 @@ def draw_fsr(file, model, x):
     change[change.shape[0] // 2, change.shape[1] // 2] = torch.nan  # the mean
     live = change[~change.isnan()]
     low, high, turn = *live.abs().aminmax(), live.angle().abs().max()
-    finish(figure, file, f"Amplitudes off the mean (the middle) are multiplied by {low:.3f} to {high:.3f}\n"
+    save_as(figure, file, f"Amplitudes off the mean (the middle) are multiplied by {low:.3f} to {high:.3f}\n"
            f"and no phase turns by more than {turn:.0e} rad. The mean goes from {z[c].mean():.2f} to "
            f"{out[c].mean():.2f}.\nSo the map keeps its shape. White: amplitudes near 0, left out.")
 
@@ -103,7 +103,7 @@ def draw_weights(file, models, x):
     ax[0, 0].set_ylabel("weight, no unit")
     ax[0, 0].legend()
     far = [max((l.mean() - 0.5).abs() for pair in of_round for l in pair) for of_round in found]
-    finish(figure, file, "Marks: means over images and channels; lines: 5 to 95 % quantile. The mean\n"
+    save_as(figure, file, "Marks: means over images and channels; lines: 5 to 95 % quantile. The mean\n"
            f"furthest from one half is {far[0]:.3f} from it untrained, {far[-1]:.3f} in {[*models][-1]}.")
 
 
@@ -125,7 +125,7 @@ def draw_styles(file, models, config):
     a.set_xticks(range(len(LEVELS)), LEVELS, fontsize=7)
     a.set_title("share of variance, no unit", fontsize=9)
     a.legend(fontsize=7, loc="lower left")
-    finish(figure, file, "Right: share of the features' variance that lies between styles, by level.\n"
+    save_as(figure, file, "Right: share of the features' variance that lies between styles, by level.\n"
            + "\n".join(words[::len(words) - 1]))
 
 
@@ -157,7 +157,7 @@ def draw_prototypes(file, local, names):
             words.append(f"{path}, {when}: at least {cos[same].min():.2f} within a class, "
                          f"at most {cos[~same].max():.2f} between classes.")
     figure.colorbar(seen, ax=ax, shrink=0.8).set_label("cosine", fontsize=8)
-    finish(figure, file, "Each row is a site and a class, 0 the background.\n" + "\n".join(words))
+    save_as(figure, file, "Each row is a site and a class, 0 the background.\n" + "\n".join(words))
 
 
 def draw_cosines(file, models, local, x, y):
@@ -178,7 +178,7 @@ def draw_cosines(file, models, local, x, y):
         row[1].set_ylabel(f"{path},\n{'foreground' if j else 'background'} g", fontsize=9)
         row[0].axis("off")
     figure.colorbar(seen, ax=ax, shrink=0.8).set_label("cosine", fontsize=8)
-    finish(figure, file, "Each pixel's cosine with the nearest global prototype g of a class. Its mean\n"
+    save_as(figure, file, "Each pixel's cosine with the nearest global prototype g of a class. Its mean\n"
            "for the foreground's g, on foreground and on background pixels:\n"
            + "\n".join(f"{path}: {', '.join(of_path)}" for path, of_path in words.items()))
 

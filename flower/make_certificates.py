@@ -51,7 +51,7 @@ def check_nodes(folder, nodes):
             sys.exit(f"error: {folder / name}: is there already, choose another folder")
 
 
-def run(command, folder):
+def must_run(command, folder):
     """Run a command in a folder; end the program with what it says if it fails."""
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
@@ -68,10 +68,10 @@ def main():
     folder, nodes = Path(sys.argv[1]).expanduser(), sys.argv[2:]
     check_nodes(folder, nodes)
     with tempfile.TemporaryDirectory() as made:
-        run(CERTIFICATE.split(), made)
+        must_run(CERTIFICATE.split(), made)
         (Path(made) / "server.pem").write_bytes((Path(made) / "ca.crt").read_bytes())
         for node in nodes:
-            run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-C", "", "-f", node], made)
+            must_run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-C", "", "-f", node], made)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for file in sorted(Path(made).iterdir()):
             write(folder / file.name, file.read_bytes())

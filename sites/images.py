@@ -36,7 +36,8 @@ def read_alone(file, window=None, facts=None, of_bytes=None):
     if pixels.dtype != np.uint8 or not of_bytes:
         pixels, of_bytes = pixels.astype(np.float32, copy=False), None
     if is_blank(pixels, image.mode):
-        found.append(f"{file}: is blank (all is near {np.median(pixels[::8, ::8]):g}) and is read as zeros")
+        found.append(f"{file}: is blank (all its values are near {np.median(pixels[::8, ::8]):g}), so it is "
+                     "read as zeros")
         pixels = np.zeros_like(pixels)
     else:
         pixels = (of_bytes or scale)(pixels, file, found)

@@ -51,7 +51,8 @@ def check_background(labels, file, classes, found):
     inside = labels > 0
     share = inside.mean()
     if share == 1 and classes == 2:
-        raise BadInput(f"{file}: all of it is foreground, from {labels.min():g} on; background has to be 0")
+        raise BadInput(f"{file}: all of it is foreground, the smallest label is {labels.min():g}; "
+                       "background has to be 0")
     if share > NEARLY_ALL:
         found.append(f"{file}: {100 * share:.0f} % of it is foreground; background has to be 0")
     elif border_share(inside) > AROUND:

@@ -268,6 +268,8 @@ def test_a_healthy_site_or_one_of_one_picture_trains_or_is_left_out(tmp_path, ca
     assert len(a.train_slices) == 3 and err.count("\n") == 1 and "a/masks: no mask of its training cases has foreground" in err
     assert splits_of([b]) == {"b": {"train": ["0"], "val": [], "test": []}} and "b: has 1 case, so it trains alone" in out
     assert splits_of(load_sites(nuclei_config(folder), splits_of([a, b, _]))) == splits_of([a, b, _])
+    load_sites(nuclei_config(folder, "hold_out=a"))
+    assert "a/masks: no mask of its cases has foreground" in capsys.readouterr().err
     (folder / "a" / "images" / "0.png").write_bytes(b"broken, and never looked at")
     capsys.readouterr()
     sites = load_sites(nuclei_config(folder, "leave_out=[a, b]"))

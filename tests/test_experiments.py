@@ -165,9 +165,9 @@ def test_trainings_end_with_the_program(finished, tmp_path):
             time.sleep(0.1)
         process.terminate()
         assert process.wait(30) == 143
-    rounds = int(run_grid.read_rows(metrics)[-1]["round"])
+    rounds = int(run_grid.rows_in(metrics)[-1]["round"])
     time.sleep(1)
-    assert 0 < int(run_grid.read_rows(metrics)[-1]["round"]) == rounds < 500
+    assert 0 < int(run_grid.rows_in(metrics)[-1]["round"]) == rounds < 500
 
 
 def test_settings():
@@ -307,7 +307,7 @@ def test_plots_are_drawn(finished, comparison):
 def test_validation_curve(finished):
     folder, _ = finished
     file = folder / "out" / "fedbcs_seed0" / "metrics.csv"
-    rows = [row for row in run_grid.read_rows(file) if row["split"] == "val"]
+    rows = [row for row in run_grid.rows_in(file) if row["split"] == "val"]
     curve = curves.mean_curve(curves.read_curves(file)[1])
     assert list(curve) == [1, 2]
     assert curve[2] == pytest.approx(np.mean([float(r["dice"]) for r in rows if r["round"] == "2"]))
@@ -437,10 +437,11 @@ def test_diagnosis_of_another_network(tmp_path, monkeypatch, capsys, weight):
     assert out.count("p > ") == len(diagnose.THRESHOLDS)
 
 
-def test_diagnosis_of_a_run(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("tiles", [False, True])
+def test_diagnosis_of_a_run(tmp_path, monkeypatch, capsys, tiles):
     """Every term and level is there, shares add up, and at one half the Dice is that of the last validation."""
-    data = write_nuclei(tmp_path / "data", ("a", "b"), cases=5)
-    config = tiny_config(data, tmp_path / "run", "rounds=2")
+    data = write_nuclei(tmp_path / "data", ("a", "b"), cases=5, size=56 if tiles else 32)
+    config = tiny_config(data, tmp_path / "run", f"tiles={tiles}".lower())
     train.train(config)
     code, out, err = run_here(monkeypatch, capsys, diagnose, tmp_path, "--run", "run")
     assert code == 0, err

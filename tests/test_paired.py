@@ -65,14 +65,14 @@ def test_paired_differences_count_patients():
     ([[[0.0], [1.0]], [[0.0], [1.0]]], 0.0, 1.0),          # and are the same seeds for all sites
 ])
 def test_intervals_known_by_hand(sites, low, high):
-    found = paired.interval({str(i): np.array(of_site) for i, of_site in enumerate(sites)})
+    found = paired.bootstrap_interval({str(i): np.array(of_site) for i, of_site in enumerate(sites)})
     assert found == pytest.approx((low, high), abs=1e-12)
-    assert found == paired.interval({str(i): np.array(of_site) for i, of_site in enumerate(sites)})  # seeded
+    assert found == paired.bootstrap_interval({str(i): np.array(of_site) for i, of_site in enumerate(sites)})  # seeded
 
 
 def test_the_interval_of_many_patients_is_the_normal_one():
     d = np.random.default_rng(0).standard_normal((1, 400))
-    low, high = paired.interval({"a": d, "b": d + 1})
+    low, high = paired.bootstrap_interval({"a": d, "b": d + 1})
     reach = 1.96 * d.std(ddof=1) / np.sqrt(400) / np.sqrt(2)
     assert low == pytest.approx(d.mean() + 0.5 - reach, abs=0.004)
     assert high == pytest.approx(d.mean() + 0.5 + reach, abs=0.004)
@@ -85,7 +85,7 @@ def test_the_interval_covers_the_truth(monkeypatch, sizes, S, of_seed):
     random, covered = np.random.default_rng(1), 0
     for _ in range(500):
         seeds = of_seed * random.standard_normal((S, 1))
-        low, high = paired.interval({str(i): 0.3 + random.standard_normal(n) + seeds + 0.5 * (S > 1)
+        low, high = paired.bootstrap_interval({str(i): 0.3 + random.standard_normal(n) + seeds + 0.5 * (S > 1)
                                      * random.standard_normal((S, n)) for i, n in enumerate(sizes)})
         covered += low <= 0.3 <= high
     assert 0.93 <= covered / 500 <= 0.97
@@ -148,7 +148,7 @@ def test_every_patient_is_tested_once_and_compared(tmp_path, monkeypatch, capsys
         if stats == "site":
             for row in mine:
                 cases = [case for k in range(3)
-                         for case in run_grid.read_rows(tmp_path / "o" / f"{name}_seed0_fold{k}" / "cases.csv")
+                         for case in run_grid.rows_in(tmp_path / "o" / f"{name}_seed0_fold{k}" / "cases.csv")
                          if (case["kind"], case["split"], case["site"], case["case"])
                          == (kind, "test", row["site"], row["patient"])]
                 assert len(cases) == 1 and float(cases[0]["dice"]) == pytest.approx(float(row["dice"]), abs=1e-6)

@@ -48,7 +48,7 @@ def test_the_numbers_of_a_short_run(tmp_path, method):
 
 def test_numbers_of_pages_are_compared(tmp_path, program, monkeypatch):
     """Those of the list stand in their pages; one that does not come out is named, and one that no page has."""
-    monkeypatch.setattr(check_numbers, "HERE", tmp_path)
+    monkeypatch.setattr(check_numbers, "ROOT", tmp_path)
     head = "file,text,command,found,number,within\n"
     (tmp_path / "page.md").write_text("# 10 and\n20\n")
     for number, within, code, words in (("10 20", 0.5, 0, "same: page.md"), ("10 20", 0.1, 1, "DIFFERENT: page.md"),
@@ -64,7 +64,7 @@ def test_numbers_of_pages_are_compared(tmp_path, program, monkeypatch):
 
 def test_pages_have_the_numbers_of_the_tables():
     """What needs no training: the pages against the tables that the runs left."""
-    rows = [row for row in check_numbers.rows_of(HERE / "docs" / "commands.csv") if row["command"].startswith("cat ")]
+    rows = [row for row in check_numbers.commands_in(HERE / "docs" / "commands.csv") if row["command"].startswith("cat ")]
     wrong = [row["text"] for row in rows if not check_numbers.agree(row, check_numbers.numbers_of(row))]
     assert len(rows) > 30 and not wrong
 
