@@ -28,8 +28,8 @@ import train
 from config import BadInput, load_config
 from federated import Diverged
 from flower.fit import SiteFailed
-from methods import from_file
 from rounds.reading import load_checkpoint
+from settings import from_file
 from test_fedbcs import HERE, first_state, one_round, write_nuclei
 from tests.helpers import assert_same, write_prostate
 from tests.test_classes import write_images
@@ -282,7 +282,7 @@ def test_a_method_of_ones_own_travels(tmp_path, monkeypatch):
     """It lies beside the program at a site, whatever the folder that its node was started in."""
     data, overrides = write_nuclei(tmp_path / "data", ("a", "b")), ("rounds=2", "method=mine.py:fedproto")
     (tmp_path / "mine.py").write_text(worked_example()[0])
-    monkeypatch.setattr(from_file, "__file__", str(tmp_path / "methods" / "from_file.py"))
+    monkeypatch.setattr(from_file, "__file__", str(tmp_path / "settings" / "from_file.py"))
     state, result = in_process(tmp_path / "one", data, *overrides, "fsr=none", "prototype_weight=0")
     hospitals = Hospitals(tmp_path, data, "ab", (*overrides, "fsr=none", "prototype_weight=0"))
     with pytest.raises(SiteFailed, match="site a failed in round 1: BadInput"):
@@ -300,7 +300,7 @@ def test_local_weights_stay_at_their_site_over_flower(tmp_path, monkeypatch):
     """FedPer: bit for bit as in one process, and no head is ever on the wire."""
     data, overrides = write_nuclei(tmp_path / "data", ("a", "b")), ("rounds=2", "method=mine.py:fedper")
     (tmp_path / "mine.py").write_text(worked_example("fedper")[0])
-    monkeypatch.setattr(from_file, "__file__", str(tmp_path / "methods" / "from_file.py"))
+    monkeypatch.setattr(from_file, "__file__", str(tmp_path / "settings" / "from_file.py"))
     state, result = in_process(tmp_path / "one", data, *overrides, "prototype_weight=1")
     hospitals = Hospitals(tmp_path, data, "ab", (*overrides, "prototype_weight=1"))
     for node in hospitals.nodes.values():
@@ -324,7 +324,7 @@ def test_worked_examples_are_the_same_between_hospitals(tmp_path, monkeypatch, n
     data = write_nuclei(tmp_path / "data", ("a", "b"))
     overrides = ("rounds=3", "fsr=none", "prototype_weight=0", *command[4:])
     (tmp_path / "mine.py").write_text(code)
-    monkeypatch.setattr(from_file, "__file__", str(tmp_path / "methods" / "from_file.py"))
+    monkeypatch.setattr(from_file, "__file__", str(tmp_path / "settings" / "from_file.py"))
     state, result = in_process(tmp_path / "one", data, *overrides)
     hospitals = Hospitals(tmp_path, data, "ab", overrides)
     for node in hospitals.nodes.values():
