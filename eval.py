@@ -31,7 +31,7 @@ def main():
     parser.add_argument("--run", required=True, type=Path, metavar="FOLDER", help="run folder of train.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"of {allowed}, trust=true")
     given = parser.parse_intermixed_args()
-    folder, other = given.run, any(text.startswith("data=") for text in given.overrides)
+    folder, other = given.run.expanduser(), any(text.startswith("data=") for text in given.overrides)
     config, checkpoints = open_run(folder, KINDS, given.overrides, FREE_ON_EVAL)
     found, device, of_run = dict(zip(KINDS, checkpoints)), pick_device(config), folder / "splits.json"
     alone = other and not of_run.exists()  # a server of a federation has no splits

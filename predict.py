@@ -49,7 +49,7 @@ def main():
     parser.add_argument("--run", required=True, type=Path, metavar="RUN", help="run folder of train.py")
     parser.add_argument("words", nargs="*", metavar="INPUT key=value", help="see above")
     given = parser.parse_intermixed_args()
-    run, (path, keys) = given.run, read_words(given.words)
+    run, (path, keys) = given.run.expanduser(), read_words(given.words)
     config, (checkpoint,) = open_run(run, ["best"], keys.of_run, OF_RUN)
     if keys.threshold and config.classes > 2:
         raise BadInput(f"threshold: is for two classes and the run has {config.classes}, leave it out")
@@ -102,7 +102,8 @@ def read_words(words):
         check_export(keys, inputs)
     elif len(inputs) != 1:
         raise BadInput("command line: expected one INPUT, a file or a folder")
-    return Path(inputs[0]) if inputs else None, SimpleNamespace(**dict.fromkeys(WORDS) | keys, of_run=of_run)
+    path = Path(inputs[0]).expanduser() if inputs else None
+    return path, SimpleNamespace(**dict.fromkeys(WORDS) | keys, of_run=of_run)
 
 
 def check_export(keys, inputs):

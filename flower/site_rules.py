@@ -23,7 +23,7 @@ from sites.given_splits import given_splits
 from sites.layouts import as_seen, files_below, is_table, list_files, list_site, visible
 from sites.readers import Sample
 
-ROOT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[1]
 NEVER = {"data", "out", "splits", "trust", "case_pattern"}  # files, their names, and which code is trusted
 EACH = {"data", "out", "resume", "init", "leave_out"}       # what each place has of its own
 OWN = ("data", "out", "splits", "case_pattern", "device")   # keys that a site sets for itself
@@ -68,8 +68,8 @@ def check_server(context):
     has to do with training. Those in NEVER are not the server's in its config file either. A method's file
     runs only where the own node-config names it."""
     node, run = context.node_config, context.run_config
-    file = (ROOT / str(run["config"])).resolve()
-    if not file.is_relative_to(ROOT):
+    file = (PROJECT / str(run["config"])).resolve()
+    if not file.is_relative_to(PROJECT):
         raise BadInput(f"config: {run['config']} lies outside of the bundle")
     changed = dict(map(read_override, shlex.split(str(run["overrides"]))))
     given = read_yaml(file) | changed

@@ -56,7 +56,8 @@ def export_network(network, target, config, statistics):
              "S": S, "task": config.task, "output": f"logits (B, {C}, H, W), class 0 is background",
              "classes": [class_name(config, j) for j in range(C)], "statistics": statistics}
     x, content = torch.zeros(2, 3, S, S + 16, device=next(network.parameters()).device), io.BytesIO()
-    any_of = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)  # B, H and W that the network takes
+    B, H, W = (torch.export.Dim(name) for name in ("batch", "height", "width"))
+    any_of = {0: B, 2: 16 * H, 3: 16 * W} if config.tiles else {0: B, 2: H, 3: W}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch's own, on how it packs weights

@@ -8,7 +8,7 @@ from sites.layouts import IMAGE_KINDS, VOLUME_KINDS, files_below, look, stem_of
 
 TO_NIFTI = "convert it to .nii.gz, for example with 3D Slicer or SimpleITK"
 TO_PNG = "save it as .png"
-FORMATS = {  # endings: (what they are, what to do)
+NOT_READ = {  # endings: (what they are, what to do)
     (".dcm", ".dicom", ".ima"): ("DICOM", "convert a series to .nii.gz, as dcm2niix does, a picture to .png"),
     (".mha", ".mhd"): ("MetaImage", TO_NIFTI),
     (".nrrd", ".nhdr"): ("NRRD", TO_NIFTI), (".img", ".hdr"): ("an Analyze pair", TO_NIFTI),
@@ -21,7 +21,7 @@ FORMATS = {  # endings: (what they are, what to do)
     (".heic",): ("HEIC", TO_PNG),
     (".zip", ".gz", ".tar", ".7z", ".rar"): ("an archive", "unpack it"),
 }
-DATA_KINDS = (*IMAGE_KINDS, *VOLUME_KINDS, *(ending for endings in FORMATS for ending in endings))
+DATA_KINDS = (*IMAGE_KINDS, *VOLUME_KINDS, *(ending for endings in NOT_READ for ending in endings))
 
 
 def format_advice(name, task=None):
@@ -31,7 +31,7 @@ def format_advice(name, task=None):
         if lower.endswith(kinds):
             other = task and (task in VOLUMES) != (word == "volumes")
             return f"of task {word}, which is not read; set task={word}" if other else None
-    return next((f"{what}, which is not read; {remedy}" for endings, (what, remedy) in FORMATS.items()
+    return next((f"{what}, which is not read; {remedy}" for endings, (what, remedy) in NOT_READ.items()
                  if lower.endswith(endings)), None)
 
 

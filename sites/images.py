@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from config import BadInput
 from sites.files import reading
-from sites.labels import as_classes, look_at, whole
+from sites.labels import as_classes, as_whole, look_at
 
 Image.MAX_IMAGE_PIXELS = None  # slides are large; the memory they take is reported
 
@@ -64,7 +64,7 @@ def read_labels(file, classes=2, facts=None):
     image, found = open_image(file)
     if image.mode in GREY and not is_lossy(image) and "transparency" not in image.info \
             and tag_of(image, PHOTOMETRIC) != 0:
-        labels, values = look_at(whole(as_array(file, image), file, found), file, classes, found)
+        labels, values = look_at(as_whole(as_array(file, image), file, found), file, classes, found)
     else:
         from sites.unusual_masks import read_unusual  # a run on plain grey masks does not load it
         labels, values = read_unusual(file, image, classes, found)

@@ -10,7 +10,7 @@ NEARLY_WHOLE = 0.05  # from a label to the number that a file stores for it, whi
 UNCERTAIN = (255, 65535)  # what many sets write where nobody knows the label
 
 
-def whole(labels, file, found):
+def as_whole(labels, file, found):
     """Return labels as whole numbers, float32; those that are only nearly whole are rounded, with a warning
     in `found`. Raises BadInput for what is no label."""
     labels, rounded = labels.astype(np.float32, copy=False), np.round(labels).astype(np.float32)

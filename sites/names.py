@@ -110,13 +110,13 @@ def pair_files(images, masks):
         alike = known[("short", image.key[0], image.short)] if not found else []
         first = next((other for other in alike if of_image.get(other.path)), first)
         if first is not image:
-            problems.append(f"{image.path}: {shown(first.path)} is a second image of that name, keep one")
+            problems.append(f"{image.path}: {in_folder(first.path)} is a second image of that name, keep one")
         elif not found:
             unpaired.append((image.path, None))
         else:
             if two_ways(found):
-                problems.append(f"{found[1][2]}: {shown(found[0][2])} is a second mask of "
-                                f"{shown(image.path)}; keep one, or join them in a table")
+                problems.append(f"{found[1][2]}: {in_folder(found[0][2])} is a second mask of "
+                                f"{in_folder(image.path)}; keep one, or join them in a table")
                 found = found[:1]
             case = [image.folder] * (len(folders) > 1 and image.folder != "") + [as_seen(image.stem)]
             case = image.folder if SLIDE.fullmatch(image.path.parent.name) else "/".join(case)
@@ -124,7 +124,7 @@ def pair_files(images, masks):
     return entries, problems, unpaired
 
 
-def shown(path):
+def in_folder(path):
     """Return a file's name with its folder."""
     return f"{path.parent.name}/{path.name}"
 

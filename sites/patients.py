@@ -8,7 +8,7 @@ from sites.layouts import as_seen
 # P1_q0, P1-3, P1_L, P1 left, P1L: a stem that holds a number, and a short ending
 ENDINGS = [re.compile(rf"(?is)(.*\d.*?){ending}(?:_0000)?(?:\.nii)?\.[^.]+") for ending in (
     r"([ _.-]+[a-z]{0,5})(\d{1,4})", r"([ _.-]+(?:[a-z]{1,2}|left|right))()", "([a-z])()")]
-PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # folders that are no patients
+NO_PATIENTS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # folders
 FOLDER = "^([^/]+)/"
 
 
@@ -53,13 +53,13 @@ def stems_of(names):
     """Return [(stem, ending as a regular expression)] of a site's names, in their order; [] if they give no
     reason to join any. A stem is a folder, if all of the names lie in some."""
     found = [(name.partition("/")[0], FOLDER) for name in names if "/" in name]
-    if len(found) < len(names) or {stem.casefold() for stem, _ in found} <= PARTS:
-        found = [stem_of(name) for name in names]
+    if len(found) < len(names) or {stem.casefold() for stem, _ in found} <= NO_PATIENTS:
+        found = [parted(name) for name in names]
     number = Counter(stem for stem, _ in found)
     return found if 1 < len(number) < len(found) else []
 
 
-def stem_of(name):
+def parted(name):
     """Return (stem, ending) of a name, the ending "" if it has no short one."""
     for ending in ENDINGS:
         if match := ending.fullmatch(name):

@@ -20,7 +20,7 @@ from sites.patients import joined
 from sites.readers import SPLITS
 
 COLUMNS = ("image", "mask", "site", "case", "split")
-WORDS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}  # of SPLITS
+SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}  # of SPLITS
 
 
 # ---- Reading ----
@@ -161,7 +161,7 @@ def table_splits(config):
     cases = {os.path.realpath(entry.image): (site, entry.case) for site in found for entry in found[site]}
     splits, lines = {site: {part: [] for part in SPLITS} for site in found}, {}
     for number, row in rows:
-        split = WORDS.get(row["split"].casefold(), row["split"].casefold())
+        split = SPLIT_WORDS.get(row["split"].casefold(), row["split"].casefold())
         if split not in SPLITS:
             raise BadInput(f"{file}: line {number}: its split is {row['split'] or 'empty'}; write train, val "
                            "or test in every line, or in none")

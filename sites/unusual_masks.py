@@ -8,7 +8,7 @@ import numpy as np
 from config import BadInput
 from sites.files import reading
 from sites.images import GREY, PHOTOMETRIC, as_array, is_lossy, tag_of
-from sites.labels import AROUND, UNCERTAIN, border_share, look_at, whole
+from sites.labels import AROUND, UNCERTAIN, as_whole, border_share, look_at
 
 SMALL = 32  # labels of at most so much are classes, or numbers of few objects
 
@@ -44,7 +44,7 @@ def read_unusual(file, image, classes, found):
                        "save the mask as PNG")
     labels, inverts = palette_labels(file, image) if image.mode in ("P", "PA") else \
         grey_labels(file, image, classes)
-    labels = whole(labels, file, found)
+    labels = as_whole(labels, file, found)
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         with reading(file, "a mask with alpha"):
             alpha = np.asarray(image.convert("RGBA"))[:, :, 3]

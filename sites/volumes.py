@@ -12,7 +12,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from config import BadInput
 from sites.files import reading
 from sites.images import scale
-from sites.labels import as_classes, look_at, whole
+from sites.labels import as_classes, as_whole, look_at
 
 nibabel.imageglobals.logger.setLevel("CRITICAL")  # what it would say is said here, with the file's name
 
@@ -52,7 +52,7 @@ def read_alone(file, window=None):
 def read_labels(file, classes=2, facts=None):
     """Return a mask's labels (X, Y, Z) as `read_nifti` does; raises BadInput for what are no labels."""
     labels, affine, spacing, found = read_nifti(file)
-    labels, values = look_at(whole(labels, file, found), file, classes, found)
+    labels, values = look_at(as_whole(labels, file, found), file, classes, found)
     if not labels.any():
         found.append(f"{file}: has no foreground at all; if the organ was not drawn, remove the case")
     if facts is not None:

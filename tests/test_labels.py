@@ -129,13 +129,13 @@ def test_labels_that_are_nearly_whole(tmp_path):
     true = np.float32(DISC) + SMALL + 2 * (Y > 36)
     for off in (0.0078 * true, np.random.default_rng(0).normal(0, 1e-5, true.shape)):
         found = []
-        assert (labels.whole((true + off).astype(np.float32), "m", found) == true).all()
+        assert (labels.as_whole((true + off).astype(np.float32), "m", found) == true).all()
         assert "nearly whole" in found[0]
     found = []
-    assert (labels.whole(true, "m", found) == true).all() and found == []
+    assert (labels.as_whole(true, "m", found) == true).all() and found == []
     for wrong in (0.25 * true, true + 0.1, true / 255):
         with pytest.raises(BadInput, match="m: its labels are not whole numbers, one is .*without a scale"):
-            labels.whole(wrong.astype(np.float32), "m", [])
+            labels.as_whole(wrong.astype(np.float32), "m", [])
 
 
 def test_labels_that_nibabel_scaled(tmp_path):
