@@ -83,36 +83,30 @@ class Products(torch.autograd.Function):
     def forward(ctx, x, A, U, z, s):
         ctx.save_for_backward(x, A, U, z)
         ctx.size = s.shape[2:]
-        square = add_up(times(A, x), z, 2).mul_(x).sum(1)[None]
-        return add_up(torch.cat([square, (U @ pixels(x).T).view(-1, *square.shape[1:])]), s)
+        square = times(A, x, z, 2).mul_(x).sum(1)[None]
+        dots = (U @ x.permute(0, 2, 3, 1).flatten(0, 2).T).view(-1, *square.shape[1:])
+        return torch.cat([square, dots]).add_(functional.interpolate(s, x.shape[2:]))  # nearest
 
     @staticmethod
     def backward(ctx, gradient):
         x, A, U, z = ctx.saved_tensors
         g, d = gradient[0][:, None], gradient[1:].flatten(1)
-        t, of_x = g * x, add_up(times(A, x), z).mul_(g)
-        pixels(of_x).addmm_(d.T, U, beta=2)
-        of_A, of_U = pixels(t).T @ pixels(x), d @ pixels(x)
-        return of_x, of_A, of_U, 2 * down(t, z.shape[2:]), down(gradient, ctx.size)
+        t, of_x = g * x, times(A, x, z).mul_(g)
+        x_, t_, of_x_ = (a.permute(0, 2, 3, 1).view(-1, a.shape[1]) for a in (x, t, of_x))  # a row a pixel
+        of_x_.addmm_(d.T, U, beta=2)
+        return of_x, t_.T @ x_, d @ x_, 2 * down(t, z.shape[2:]), down(gradient, ctx.size)
 
 
-def pixels(x):
-    """Return x (B, C, h, w), which lies channels last, as (N, C): a row a pixel."""
-    return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
-
-
-def times(M, x):
-    """Return M x of every pixel of x (B, C, h, w), M (D, C): (B, D, h, w)."""
+def times(A, x, z=None, factor=1):
+    """Return A x + factor up(z): (B, D, h, w); x (B, C, h, w), A (D, C), z (B, D, ..) coarser, or None."""
     if x.is_cuda:  # where a convolution rounds to TF32
-        return functional.linear(x.permute(0, 2, 3, 1), M).permute(0, 3, 1, 2)
-    return functional.conv2d(x, M[:, :, None, None])  # on a CPU twice as fast
-
-
-def add_up(fine, coarse, factor=1):
-    """Add factor up(coarse) to fine, in place, and return it; fine: (.., h, w), coarse: (.., h/r, w/r)."""
-    blocks = fine.unflatten(3, (coarse.shape[3], -1)).unflatten(2, (coarse.shape[2], -1))
-    blocks.add_(coarse[:, :, :, None, :, None], alpha=factor)
-    return fine
+        Ax = functional.linear(x.permute(0, 2, 3, 1), A).permute(0, 3, 1, 2)
+    else:  # there a convolution is twice as fast
+        Ax = functional.conv2d(x, A[:, :, None, None])
+    if z is not None:
+        blocks = Ax.unflatten(3, (z.shape[3], -1)).unflatten(2, (z.shape[2], -1))
+        blocks.add_(z[:, :, :, None, :, None], alpha=factor)
+    return Ax
 
 
 def down(fine, size):

@@ -11,7 +11,7 @@ ones (K, D). m: site, p: path.
 import torch
 from torch.nn import functional
 
-from fused_features import down, pixels, squares_and_dots
+from fused_features import down, squares_and_dots
 
 
 @torch.no_grad()
@@ -22,7 +22,8 @@ def add_class_sums(total, fused):
 
     A pixel of a coarse map counts as often as class j lies on it. fused: from `on_grids`."""
     for path, (X, W, member) in fused.items():
-        sums = torch.cat([down(member, x_k.shape[2:]).flatten(1) @ pixels(x_k) for x_k in X], 1)
+        sums = torch.cat([down(member, x_k.shape[2:]).flatten(1) @ x_k.permute(0, 2, 3, 1).flatten(0, 2)
+                          for x_k in X], 1)
         batch = sums @ W.T, sums[:, -1]  # the last, of the 1 behind x_3, are the numbers
         total[path] = tuple(a + b for a, b in zip(total.get(path, (0, 0)), batch))
 
