@@ -11,7 +11,7 @@ import yaml
 import settings.kinds as kind
 from settings.kinds import REQUIRED, BadInput, PlainLoader
 
-# Every method: where its function stands. Beside it a file may have SETTINGS, keys of its own in the
+# Every method: where its function stands. The file may also have SETTINGS, keys of its own in the
 # form of KEYS, and FIXED, the switches that the method sets.
 METHODS = {name: f"methods/{name}.py:{name}" for name in (
     "fedavg", "fedprox", "fedbn", "harmofl", "fpl", "fedplvm", "feduv", "input_norm", "released",
@@ -32,7 +32,7 @@ PLAIN = {"fsr": "none", "prototype_weight": 0.0}  # what a method of one's own s
 
 KEYS = {  # key: (kind, default, help)
     "task": (kind.choice("nuclei", "prostate", "images", "volumes"), REQUIRED,
-             "nuclei: 2-D images of them; prostate: MRI volumes; images, volumes: of any other organ"),
+             "nuclei: 2-D images of cells; prostate: MRI volumes; images, volumes: of any other organ"),
     "data": (kind.path, REQUIRED, "folder with one folder a site, a table FILE.csv, or demo: generated"),
     "out": (kind.or_none(kind.path), None, "run folder; none: runs/ + the name of the config file"),
     "classes": (kind.whole(2, most=255), 2, "2: labels above 0 are merged; K: labels are 0 to K - 1"),
@@ -56,7 +56,7 @@ KEYS = {  # key: (kind, default, help)
     "tau": (kind.number(above=0), 0.1, "temperature of the contrastive loss"),
     "contrast_clip": (kind.flag, False, "clip the contrastive loss as the released code does"),
     "weights": (kind.choice("samples", "equal"), "samples", "a site's share in the average of weights"),
-    "sites_per_round": (kind.or_none(kind.whole(1)), None, "so many sites, drawn anew, train in a round"),
+    "sites_per_round": (kind.or_none(kind.whole(1)), None, "number of sites, drawn anew, for each round"),
     "seed": (kind.whole(0, most=2**63 - 1), 0, "seed of initial weights, splits, shuffling and augmentation"),
     "device": (kind.device_name, "auto", "auto (a GPU if there is one), cpu, cuda or cuda:N"),
     "deterministic": (kind.flag, False, "true: the same bits in every run on one GPU, more slowly"),
@@ -158,6 +158,9 @@ def load_config(file, overrides=()):
     switches = fixed if method in METHODS else PLAIN | fixed
     values = {key: default for key, (_, default, _) in keys.items()} | switches | given
     values |= (switches if "method" in changed else {}) | changed
+    if method not in METHODS and "method" in changed and (own := switches.keys() - changed.keys()):
+        shown = ", ".join(f"{key}: {switches[key]}" for key in sorted(own))
+        print(f"method: {method} sets {shown}, whatever the config file says")
     if missing := [key for key, value in values.items() if value is REQUIRED]:
         raise BadInput(f"{missing[0]}: missing, add it to {file}: {keys[missing[0]][2]}")
     if values["norm"] == "group" and "test_stats" not in (changed if "norm" in changed else given | changed):

@@ -29,7 +29,7 @@ class Site:
 
     def batches(self, config, t, epoch, device):
         """Yield x (B, 3, h, w) and y (B, h, w) of a local epoch of round t, augmented, on a device."""
-        torch.manual_seed(seeded(config.seed, self.name, t, epoch, "draws").initial_seed())  # as of dropout
+        torch.manual_seed(seeded(config.seed, self.name, t, epoch, "draws").initial_seed())  # such as dropout
         for pair in batches(self.train_slices, config.batch_size, seeded(config.seed, self.name, t, epoch)):
             if device.type == "cuda" and not pair[0].is_cuda:
                 pair = [part.pin_memory() for part in pair]  # so it is copied while the host goes on
@@ -130,8 +130,8 @@ def split_of(site, cases, splits, config, strict=True):
 
 def split_cases(site, cases, config):
     """Return {train, val, test: [case]} of one site, after a shuffle seeded by seed and site. Of n cases
-    max(1, round(n / 5)) test and as many validate; of two one trains, one tests; one trains. With folds fold
-    k tests and fold k + 1 validates; some may be empty."""
+    max(1, round(n / 5)) test and as many validate. Of two cases one trains and one tests, a single one
+    trains. With folds fold k tests and fold k + 1 validates; some may be empty."""
     cases = sorted(cases)
     random.Random(f"{config.seed}:{site}:split").shuffle(cases)
     n, K = len(cases), config.folds

@@ -52,7 +52,7 @@ class Context:
 
 
 def make_optimizer(model, config, t=1):
-    """Return the config's optimizer for round t; its settings are the same in every round."""
+    """Return the config's optimizer, which is the same in every round t."""
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
     return kinds[config.optimizer](model.parameters(), config.lr, weight_decay=config.weight_decay)
 
@@ -77,14 +77,14 @@ class Method(NamedTuple):
     local: Callable = lambda name: False
     # a change of the input before the network; its buffers are sent with the weights
     input_transform: nn.Module | None = None
-    # (own: the config, levels) -> the network, a UNet or what has its `features`, `fusion` and `classes`
-    network: Callable = lambda own, levels: UNet(own.width, own.classes, own.fsr, levels, own.norm)
-    # whether a step may become one CUDA graph: its functions count and decide nothing in Python
+    # (the config, levels) -> the network, a UNet or what has its `features`, `fusion` and `classes`
+    network: Callable = lambda of, levels: UNet(of.width, of.classes, of.fsr, levels, of.norm)
+    # whether a step may become one CUDA graph: no branch, no counter in Python depends on data or step
     graph: bool = False
     # (t, updates, scores) after every round, for a logger; scores: see scoring.evaluate, or None
     log: Callable = lambda t, updates, scores: None
-    # Between hospitals alone, where a server checks what arrives: the names of all terms, () for any, and
-    # model -> {path: (length of a vector, whether a class may have several)} of what `send` returns
+    # Only for runs between hospitals, where a server checks what arrives: the names of all terms, () for
+    # any, and model -> {path: (length of a vector, whether a class may have several)} of what `send` returns
     terms: tuple = ()
     vectors: Callable = lambda model: {}
 
@@ -222,7 +222,7 @@ def segmentation_loss(logits, y):
 
 
 def average_weights(updates, weights="samples"):
-    """Weights: return w = sum_m n_m / n w_m of the sites' updates; weights "equal": their plain mean.
+    """Weights: return w = sum_m (n_m / n) w_m of the round's sites; weights "equal": their plain mean.
 
     Source: released code; `equal`: ours. Whole numbers, such as a norm's count of batches, are rounded.
     """
@@ -233,7 +233,7 @@ def average_weights(updates, weights="samples"):
 
 
 def mean_tensor(values, share):
-    """Return sum_m share_m values_m; of tensors of whole numbers the nearest ones, the same if all agree."""
+    """Return sum_m share_m values_m, of tensors of whole numbers rounded to whole numbers."""
     if values[0].is_floating_point() or values[0].is_complex():
         return sum(a * value for a, value in zip(share, values))
     return sum(a * value.double() for a, value in zip(share, values)).round().to(values[0].dtype)

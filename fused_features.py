@@ -33,9 +33,9 @@ def on_grids(maps, fusion, labels, classes):
 
     The levels' order is 0, 1, 2, but 2, 1, 0 on the decoder path; the first chosen one gives the grid. Of a
     finer map the top-left pixel of each block is taken, and a coarser map keeps its size. So the decoder's
-    maps have one size, and are one map; [x_3 ; 1] is last. W: (D, C); member (J, B, h, w): 1 at the pixels of
-    class j, else 0. maps: {path: [x_0 .. x_3]}, x_k (B, C_k, H/2^k, W/2^k); fusion: {path: {level: 1x1
-    convolution}}, whose dtype X and member get; labels: (B, H, W), the size of x_0; classes: their number J.
+    shallow maps have one size and are concatenated; [x_3 ; 1] is last. W: (D, C); member (J, B, h, w): 1 at
+    the pixels of class j, else 0. maps: {path: [x_0 .. x_3]}, x_k (B, C_k, H/2^k, W/2^k); fusion: {path:
+    {level: 1x1 convolution}}, whose dtype X and member get; labels: (B, H, W), the size of x_0; classes: J.
     """
     found, j = {}, torch.arange(classes, device=labels.device)[:, None, None, None]
     member = (labels == j).to(next(fusion.parameters()).dtype)
@@ -58,9 +58,9 @@ def squares_and_dots(X, W, *v):
 
         f.v = v W X,   |f|^2 = X' W'W X = sum over k of  (A x_k + 2 up(z)) . x_k + |up(R_k x_3 + b_k)|^2
 
-    A = S_k'S_k is the block of W'W that is x_k's alone; z = S_k'(R_k x_3 + b_k) is the one that x_k shares
-    with [x_3 ; 1], times it. Each map adds its part at its own size. In float32 |f|^2 is right to 1e-6 of
-    its largest part. Source: ours, equal to what `literal_features` gives."""
+    A = S_k'S_k is the block of W'W that is x_k's alone; z = S_k'(R_k x_3 + b_k) is the block between x_k and
+    [x_3 ; 1], applied to [x_3 ; 1]. Each map adds its part at its own size. In float32 |f|^2 is right to
+    2e-6 of its largest value. Source: ours, equal to what `literal_features` gives."""
     *x, x_3 = X
     C, K = [x_k.shape[1] for x_k in x], sum(len(vectors) for vectors in v)
     M, M_3 = (torch.cat([W.T, *v]) @ W).split([sum(C), x_3.shape[1]], 1)
@@ -76,8 +76,9 @@ def squares_and_dots(X, W, *v):
 class Products(torch.autograd.Function):
     """[q.x, U x] + up(s) of every pixel, q = A x + 2 up(z): (1 + K, B, h, w); A = A' (C, C), U (K, C).
 
-    x (B, C, h, w); z (B, C, ..), s (1 + K, B, ..) are coarser. Gradients, of the result's [g, d] and t = g x:
-    2 g (A x + up(z)) + U'd, sum t x', sum d x', 2 down(t), down([g, d]); torch's would hold 3 more maps."""
+    x (B, C, h, w); z (B, C, ..), s (1 + K, B, ..) are coarser. [g, d]: gradient of the result, t = g x. That
+    of x: 2 g (A x + up(z)) + U'd, A: sum t x', U: sum d x', z: 2 down(t), s: down([g, d]). torch's own would
+    hold 3 more maps."""
 
     @staticmethod
     def forward(ctx, x, A, U, z, s):

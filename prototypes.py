@@ -18,9 +18,9 @@ from fused_features import down, squares_and_dots
 def add_class_sums(total, fused):
     """Add one batch to `total` {path: (sums (J, D), numbers (J,))}, which starts empty.
 
-        sum_j f = W sum_j X        sum_j: over the pixels of class j
+        sum_i f_i = W sum_i X_i        i: the pixels of class j
 
-    A pixel of a coarse map counts as often as class j lies on it. fused: from `on_grids`."""
+    A pixel of a coarse map counts once for each pixel of class j on it. fused: from `on_grids`."""
     for path, (X, W, member) in fused.items():
         sums = torch.cat([down(member, x_k.shape[2:]).flatten(1) @ x_k.permute(0, 2, 3, 1).flatten(0, 2)
                           for x_k in X], 1)
@@ -99,8 +99,8 @@ def alignment_loss(fused, G, tau, clip=False):
             continue
         X, W, member = fused[path]
         g, Gbar = torch.cat([*G[path].values()]), torch.stack([G[path][j].mean(0) for j in foreground])
-        square, f_dot_g, f_dot_Gbar = squares_and_dots(X, W, functional.normalize(g), Gbar)
-        cos, own = cosines(square, f_dot_g), columns(G[path])
+        square, f_dot_unit, f_dot_Gbar = squares_and_dots(X, W, functional.normalize(g), Gbar)
+        cos, own = cosines(square, f_dot_unit), columns(G[path])
         contra = torch.stack([contrastive_loss(cos, own[j], tau, clip) for j in foreground])
         pairs = torch.stack([contra, consistency_loss(square, f_dot_Gbar, Gbar)])
         L = L + mean_over_classes(pairs, torch.stack([member[j] for j in foreground]))
@@ -113,13 +113,13 @@ def columns(G_p):
     return {j: slice(rows.index(j), rows.index(j) + len(g)) for j, g in G_p.items()}
 
 
-def cosines(square, f_dot_g):
+def cosines(square, f_dot_unit):
     """Return cos(f, g) = f.g / (|f| |g|) of K g, (K, B, h, w), from |f|^2 (1, B, h, w), f.(g / |g|)."""
-    return f_dot_g * functional.threshold(square, 1e-12, 1e-12).rsqrt()  # |f|^2 of at least 1e-12
+    return f_dot_unit * functional.threshold(square, 1e-12, 1e-12).rsqrt()  # |f|^2 of at least 1e-12
 
 
 def contrastive_loss(cos, own, tau, clip=False):
-    """L_contra_j of every pixel, InfoNCE: (K, ...) -> (...).
+    """What a pixel adds to L_contra_j, InfoNCE: (K, ...) -> (...).
 
         -log( sum_{g in G[p][j]} e^{cos(f,g)/tau} / sum_{g in all G[p]} e^{cos(f,g)/tau} )
 
@@ -132,7 +132,7 @@ def contrastive_loss(cos, own, tau, clip=False):
 
 
 def consistency_loss(square, f_dot_Gbar, Gbar):
-    """L_consis_j of every pixel and class, from |f|^2 (1, B, h, w), f.Gbar (J, B, h, w) and Gbar (J, D).
+    """What a pixel adds to L_consis_j: |f|^2 (1, B, h, w), f.Gbar (J, B, h, w), Gbar (J, D) -> (J, B, h, w).
 
         1/D |f - Gbar[p][j]|^2 = 1/D (|f|^2 - 2 f.Gbar + |Gbar|^2),   Gbar = mean of G's rows
 

@@ -21,13 +21,13 @@ def train(config):
     sites = store_on(load_sites(config), device)
     training_sites = sites_that_train(sites, config)
     model.to(device)
-    step = find_step(config, device)
+    take_step = find_step(config, device)
     table = RoundTable(config, [site.name for site in sites])
     with RunFolder(config, model.state_dict(), sites, device) as run:
         w, G, kept = run.w, run.G, run.kept
         for t in run.rounds_left():
             updates = [local_update(model, site, w, G, kept.get(site.name), t, config, method,
-                                    show_step(t), step)
+                                    show_step(t), take_step)
                        for site in sites_of_round(training_sites, config, t)]
             w = w | average_weights(updates, config.weights)                 # w = sum_m n_m / n w_m
             G = method.aggregate([update.prototypes for update in updates])  # means of FINCH's clusters
@@ -45,8 +45,8 @@ def sites_that_train(sites, config):
     if not (found := [site for site in sites if site.train_slices]):
         raise BadInput("hold_out: no other site has a training case, set it to none" if config.hold_out else
                        f"{config.splits or config.data}: no site has a training case, add some")
-    bound = config.method in ("local", "pooled")
-    return method_module(config.method)[0].training_sites(found, sites) if bound else found
+    is_bound = config.method in ("local", "pooled")
+    return method_module(config.method)[0].training_sites(found, sites) if is_bound else found
 
 
 def main():
@@ -60,8 +60,8 @@ def main():
         with locked(config):
             train(config)
     except Diverged as problem:
-        print(f"error: {problem}; lower lr and start again in another out=FOLDER, for with resume=true the "
-              "same would happen again", file=sys.stderr)
+        print(f"error: {problem}; resume=true would end in the same way: lower lr and start again in "
+              "another out=FOLDER", file=sys.stderr)
         sys.exit(3)
 
 

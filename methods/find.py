@@ -1,8 +1,8 @@
 """From the config to the method, to the network that it trains, and to what takes a step."""
 
-from config import BadInput, method_module
+from config import METHODS, BadInput, method_module
 from federated import Method, take_step
-from unet import UNet, build_model
+from unet import build_model
 
 
 def find_method(config):
@@ -27,8 +27,8 @@ def method_and_model(config):
     except ValueError as problem:
         raise BadInput(f"network: it cannot be built with width: {config.width}, norm: {config.norm}, "
                        f"fsr: {config.fsr} ({problem}); choose others") from None
-    if type(model) is not UNet:
-        from methods.network_check import check_network  # the UNet's maps are known
+    if config.method not in METHODS:
+        from methods.network_check import check_network  # the maps of this project's networks are known
         check_network(model, config)
     return method, model
 

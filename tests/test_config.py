@@ -104,3 +104,17 @@ def test_shipped_configs(name):
         assert config.rounds == 400 and config.width == 32 and not config.contrast_clip
         assert (config.optimizer, config.lr, config.tau) == (
             ("sgd", 0.01, 0.005) if name == "nuclei" else ("adam", 1e-4, 0.4))
+
+
+def test_what_a_method_of_ones_own_sets_is_said(tmp_path, capsys):
+    """Unless the command line sets it, or the config file names the method itself."""
+    (tmp_path / "mine.py").write_text('FIXED = {"tau": 0.2}\ndef f(config):\n    pass\n')
+    mine, file = f"method={tmp_path / 'mine.py'}:f", {"task": "nuclei", "data": "d", "out": "o", "fsr": "adaptive"}
+    assert load_config(file, [mine]).fsr == "none"
+    assert capsys.readouterr().out.endswith("mine.py:f sets fsr: none, prototype_weight: 0.0, tau: 0.2, "
+                                            "whatever the config file says\n")
+    assert load_config(file, [mine, "fsr=global"]).fsr == "global"
+    assert "sets prototype_weight: 0.0, tau: 0.2, whatever" in capsys.readouterr().out
+    assert load_config(file | {"method": mine[7:], "tau": 0.2}).fsr == "adaptive"
+    load_config(file, ["method=fedavg"])
+    assert capsys.readouterr().out == ""
