@@ -51,7 +51,9 @@ PAIRS += [
     ("images/batch{}/{}.png", "masks/{}.png"), ("pictures/{}.png", "masks/{}.png"),
     ("{}.png", "masks/{}.png"), ("P{}/{}.png", "P{}/{}_mask.png"), ("P{}/image.png", "P{}/mask.png"),
     ("images/x_label_{}.png", "masks/x_label_{}.png"), ("Slide_{}/{}_1.png", "GT_{}/{}_1.png"),
-    ("P{}/x.png", "P{}/x_segmentation.png")]
+    ("P{}/x.png", "P{}/x_segmentation.png"), ("images/slide_{}/{}.png", "masks/slide_{}/{}.png"),
+    ("images/{}.png", "masks/slide_{}/{}.png"), ("images/GT_{}/{}.png", "masks/GT_{}/{}.png"),
+    ("images/slide/{}.png", "masks/slide/{}.png"), ("GT_{}/x.png", "GT_{}/x_mask.png")]
 VOLUMES = [("imagesTr/c_{}_0000.nii.gz", "labelsTr/c_{}.nii.gz"), ("c{}.nii.gz", "c{}_seg.nii"),
            ("volume-{}.nii", "segmentation-{}.nii"),
            ("case_{}/imaging.nii.gz", "case_{}/segmentation.nii.gz")]
@@ -66,6 +68,19 @@ def test_a_mask_is_found_by_the_names_that_people_use(tmp_path, image, mask):
     entries = list_files(tmp_path, task)[0]["a"]
     assert found(tmp_path, task) == (names, []) and unread(tmp_path, entries) == []
     assert len({entry.case for entry in entries}) == 3
+
+
+@pytest.mark.parametrize("place, cases", [
+    ("Slide_0{0}/{1}.png GT_0{0}/{1}.png", {"Slide_01", "Slide_02"}),
+    ("images/slide_{0}/{1}.png masks/{1}.png", {"slide_1/1", "slide_1/2", "slide_2/3", "slide_2/4"}),
+    ("slide_images/{1}.png masks/{1}.png", {"1", "2", "3", "4"})])
+def test_a_slide_is_a_case_only_beside_the_folder_of_its_masks(tmp_path, place, cases):
+    for slide, name in ((1, 1), (1, 2), (2, 3), (2, 4)):
+        touch(tmp_path / "a", *place.format(slide, name).split())
+    entries, problems = list_files(tmp_path, "images")
+    assert problems == [] and {entry.case for entry in entries["a"]} == cases
+    touch(tmp_path / "a", "Slide_01/thumbs/9.png", "GT_01/thumbs/9.png")
+    assert len(list_files(tmp_path, "images")[0]["a"]) == 4  # none of them is a case beside its slide
 
 
 @pytest.mark.parametrize("image, mask, parts", [
