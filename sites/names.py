@@ -85,7 +85,7 @@ def possible(name):
 def find_image(mask, known):
     """Return (image, family, number) of a mask, None if there is none. known: from `index_of`."""
     folder, only = mask.key[0], known.get(("only", mask.key[0]), [])
-    only = only[0] if folder and len(only) == 1 else None
+    only = only[0] if folder and len(only) == 1 and not mask.slide else None
     for base, family, number in possible(mask):
         stem = look(base)
         found = known.get(("exact", folder, stem)) or known.get(("short", folder, stem))
