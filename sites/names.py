@@ -89,7 +89,8 @@ def find_image(mask, known):
     for base, family, number in possible(mask):
         stem = look(base)
         found = known.get(("exact", folder, stem)) or known.get(("short", folder, stem))
-        elsewhere = [image for image in known.get(("any", stem), []) if "" in (folder, image.key[0])]
+        elsewhere = [image for image in known.get(("any", stem), [])
+                     if "" in (folder, image.key[0]) and not mask.slide]
         if found or len(elsewhere) == 1:  # a folder below images alone, or below masks alone
             return (found or elsewhere)[0], family, number
         if only and not base:  # x/image.png beside x/mask.png

@@ -113,6 +113,7 @@ def test_several_masks_of_an_image_are_united(tmp_path, image, mask, parts):
     (("images/P1/1.png", "masks/P2/1.png"),
      "images/P1/1.png: has no mask of that name; masks/P2/1.png looks like it"),
     (("Slide_1/1.png", "GT_1/2.png"), "Slide_1/1.png: has no mask of that name; GT_1/2.png looks like it"),
+    (("Slide_1/1.png", "GT_1/1.png", "images/2.png", "GT_1/2.png"), "GT_1/2.png: has no image of that name"),
     (("Slide_1/x.png", "GT_1/mask.png"), "GT_1/mask.png: has no image of that name"),
     (("images/1.png", "masks/1.gif"), "masks/1.gif may be it: GIF, which is not read; save it as .png"),
     (("images/1.png", "1.geojson"), "1.geojson may be it: a text of outlines"),
