@@ -275,6 +275,9 @@ def test_a_healthy_site_or_one_of_one_picture_trains_or_is_left_out(tmp_path, ca
     sites = load_sites(nuclei_config(folder, "leave_out=[a, b]"))
     out, err = capsys.readouterr()
     assert [site.name for site in sites] == ["c"] and "left out: a, b\n" in out and err == ""
+    (folder / "away").symlink_to("/not mounted")
+    assert len(load_sites(nuclei_config(folder, "leave_out=[a, b, away]"))) == 1
+    (folder / "away").unlink()
     with pytest.raises(BadInput, match="leave_out: .* has no site z"):
         load_sites(nuclei_config(folder, "leave_out=[z]"))
     for file in (folder / "c" / "masks").iterdir():
