@@ -221,7 +221,7 @@ def table(folder, content):
 @pytest.mark.parametrize("content", [
     PLAIN, b"\xef\xbb\xbf" + PLAIN.encode(), PLAIN.encode("utf-16"), PLAIN.replace("\n", "\r\n"),
     PLAIN.replace(",", ";"), "sep=;\r\n" + PLAIN.replace(",", ";"), PLAIN.replace(",", "\t"),
-    PLAIN.replace("/", "\\"),
+    PLAIN.replace("/", "\\"), "sep=;\n" + PLAIN, '"sep=,"\r\n' + PLAIN.replace(",", "\t"), "\nSEP=;\r\n\n" + PLAIN,
     "\n" + PLAIN.replace("image,mask", " Image ,MASK").replace(",", " , ") + "\n,,,\n",
     PLAIN.replace("d/a/images/0.png", '"d/a/images/0.png"').replace("\n", ",\n"),
     PLAIN.replace("d/a/masks/0.png", '"d/a/masks/0.png;d/b/masks/0.png"').replace(",", ";")])
@@ -247,6 +247,7 @@ def test_a_table_as_programs_write_it(tmp_path, content):
     (PLAIN.replace("masks/1", "images/1"), "line 3: names one file twice"),
     (PLAIN + "../x.png,d/b/masks/0.png,a,c\n", "leads out of"),
     (PLAIN + "d/7.png,d/b/masks/0.png,a,c\n", "d/7.png does not exist"),
+    (PLAIN + "sep=7.png,d/b/masks/0.png,a,c\n", "sep=7.png does not exist"),
     (PLAIN + "d/b/images,d/b/masks/0.png,a,c\n", "is no regular file"),
     (PLAIN + "x\0.png,x,a,c\n", "does not exist"),
     (PLAIN + "x.mha,d/b/masks/0.png,a,c\n", "x.mha is MetaImage, which is not read; convert"),
