@@ -362,7 +362,9 @@ def test_splits_file(tmp_path, capsys):
             (splits | {"b": a | {"val": ["3"]}}, "case 3 of site b is listed twice"),
             (splits | {"b": a | {"test": []}}, "site b has no test case"),
             ([1], "cannot be read as text of the form"), ({"a": {"training": []}}, "cannot be read as text of the form"),
-            ({"a": {"train": [1]}}, "cannot be read as text of the form")):
+            ({"a": {"train": [1]}}, "cannot be read as text of the form"),
+            ({"a": a | {"test": "3"}, "b": a}, "cannot be read as text of the form .*test of site a is no list"),
+            ({"a": a | {"test": {"3": 1}}, "b": a}, "test of site a is no list")):
         with pytest.raises(BadInput, match=words):
             load(changed)
     file.write_text("{")
