@@ -18,6 +18,8 @@ def known_split(site, cases, splits, strict, folds=None):
     split = {part: list(splits.get(site, {}).get(part, [])) for part in SPLITS}
     listed = Counter(chain(*split.values()))
     unlisted, missing = sorted(cases - listed.keys()), sorted(listed.keys() - cases)
+    if twice := [case for case in listed if listed[case] > 1]:
+        raise BadInput(f"splits: case {twice[0]} of site {site} is listed twice, keep one")
     if not strict:
         if site in splits:
             trained = len(cases & {*split["train"], *split["val"]})
@@ -29,8 +31,6 @@ def known_split(site, cases, splits, strict, folds=None):
         raise BadInput(f"splits: does not mention the site {site}, add it or remove its folder")
     if missing:
         raise BadInput(f"splits: case {missing[0]} of site {site} is not in the data; restore or remove it")
-    if twice := [case for case in listed if listed[case] > 1]:
-        raise BadInput(f"splits: case {twice[0]} of site {site} is listed twice, keep one")
     if not split["test"] and not folds and len(listed) > 1:
         raise BadInput(f"splits: site {site} has no test case, add one")
     if unlisted:

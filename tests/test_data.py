@@ -380,6 +380,9 @@ def test_other_data_counts_as_test_unless_the_splits_know_it(tmp_path, capsys):
     assert not new.train and not new.val and len(new.test) == 5
     assert "a: taken for the run's site of that name: 3 of its cases trained or validated, 1 are " \
         "new and tested, 1 of the run's are missing" in capsys.readouterr().out
+    splits["a"]["test"].append("1")
+    with pytest.raises(BadInput, match="case 1 of site a is listed twice"):
+        load_sites(nuclei_config(folder), splits, strict=False)
 
 
 # ---- Batches ----
