@@ -432,6 +432,22 @@ def test_demo_is_written_whole_and_once(tmp_path, monkeypatch):
         assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
 
 
+def test_report_shows_four_pictures_of_one_patient_and_warns_of_those_in_no_split(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = write_nuclei(tmp_path / "d", ("a",))
+    save_array(folder / "a" / "masks" / "4.png", np.uint8([[0] * 16 + [1] * 8 + [2] * 8] * 32))
+    check_data.check(nuclei_config(folder), "sheet.png")
+    width = Image.open("sheet.png").width
+    check_data.check(nuclei_config(folder, "case_pattern=(.png)"), "sheet.png")
+    assert Image.open("sheet.png").width == width
+    a = {"train": ["0", "1"], "val": [], "test": ["3"]}
+    for splits, problems in ({"a": a}, 0), ({"b": a}, 1):
+        (tmp_path / "s.json").write_text(json.dumps(splits))
+        capsys.readouterr()
+        assert check_data.check(nuclei_config(folder, "splits=s.json"), "sheet.png") == problems
+        assert "masks/4.png: has 2 labels above 0" in capsys.readouterr().out
+
+
 def test_report_names_everything_that_is_wrong(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = write_nuclei(tmp_path / "d")
