@@ -44,11 +44,13 @@ def sort_files(site, paths):
     """Return the Names of a site's images and of its masks. In a folder named images all are images, in one
     named masks all are masks. Where one is missing, the files beside them count, and a mask is called so."""
     names = [Name(path, site) for path in paths]
-    slides = [name for name in names if name.slide]
-    if any(name.slide[2].lower() == "slide" for name in slides):  # else a folder GT_450 is no folder of masks
-        for name in slides:
-            name.role = "image" if name.slide[2].lower() == "slide" else "mask"
+    words = {name: name.slide[2].lower() for name in names if name.slide}
+    for name, word in words.items():
+        if "slide" in words.values():
+            name.role = "image" if word == "slide" else "mask"
             name.key = look(name.slide[1] + name.slide[3]), name.key[1]
+        else:  # GT_450 is a scanner, or whatever
+            name.slide = None
     images, masks, beside = ([name for name in names if name.role == role]
                              for role in ("image", "mask", None))
     if masks:
