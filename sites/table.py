@@ -130,7 +130,8 @@ def find_file(folder, name):
 
 def check_file(folder, path, task):
     """Raise BadInput that says what is wrong with a file that a table names."""
-    name, inside = as_seen(path), Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+    name = as_seen(path).replace("\0", "\\0")
+    inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
     if ".." in path.parts[len(folder.parts):] and not inside:
         raise BadInput(f"{name} leads out of {folder}; copy the file into it, or write its full path")
     if not path.is_file():

@@ -251,7 +251,7 @@ def test_a_table_as_programs_write_it(tmp_path, content):
     (PLAIN + "d/7.png,d/b/masks/0.png,a,c\n", "d/7.png does not exist"),
     (PLAIN + "sep=7.png,d/b/masks/0.png,a,c\n", "sep=7.png does not exist"),
     (PLAIN + "d/b/images,d/b/masks/0.png,a,c\n", "is no regular file"),
-    (PLAIN + "x\0.png,x,a,c\n", "does not exist"),
+    (PLAIN + "x\0.png,x,a,c\n", r"x\0.png does not exist"),
     (PLAIN + "x.mha,d/b/masks/0.png,a,c\n", "x.mha is MetaImage, which is not read; convert"),
     (PLAIN + "x.nii,d/b/masks/0.png,a,c\n", "x.nii is of task volumes, which is not read; set task=volumes"),
     (PLAIN + "x,y,a,c,d,e\n", "line 6: has 6 cells"), (PLAIN + '"x,y\n', "cannot be read as a table"),
