@@ -52,6 +52,6 @@ def read_splits(file):
             raise ValueError(f"{min(other)} is none of {', '.join(SPLITS)}")
         for site, part in ((site, part) for site, split in splits.items() for part in split):
             if not isinstance(splits[site][part], list):
-                raise ValueError(f"{part} of site {site} is no list")
+                raise TypeError(f"{part} of site {site} is no list")
         return {as_seen(site): {part: list(map(as_seen, cases)) for part, cases in split.items()}
                 for site, split in splits.items()}

@@ -45,8 +45,9 @@ def sort_files(site, paths):
     named masks all are masks. Where one is missing, the files beside them count, and a mask is called so."""
     names = [Name(path, site) for path in paths]
     words = {name: name.slide[2].lower() for name in names if name.slide}
+    slides = "slide" in words.values()
     for name, word in words.items():
-        if "slide" in words.values():
+        if slides:
             name.role = "image" if word == "slide" else "mask"
             name.key = look(name.slide[1] + name.slide[3]), name.key[1]
         else:  # GT_450 is a scanner, or whatever
