@@ -24,7 +24,7 @@ from sites.layouts import list_files
 from sites.patients import shared_names
 from sites.readers import read_sample
 
-SAMPLES = 4  # cases of a site, on the contact sheet
+SAMPLES = 4  # of a site, on the contact sheet
 AIR = -500   # in Hounsfield units at most; -1000 but for noise and smoothing
 
 
@@ -45,7 +45,8 @@ def check(config, sheet):
         parts = (attempt(problems, split_of, name, cases, splits, config) if cases else None) or {}
         sites.append(Site(name, **{part: [sample for sample in samples if sample.case in parts.get(part, ())]
                                    for part in SPLITS}))
-        warnings += warnings_on(sites[-1], of_site)
+        others = [sample for sample in samples if sample.case not in parts.get("train", ())]  # or in no split
+        warnings += warnings_on(Site(name, sites[-1].train, [], others), of_site)
         low = min((sample.facts["low"] for sample in samples), default=0)
         if config.task in VOLUMES and not config.window and low <= AIR:
             warnings.append(f"{name}: values from {low:g} look like CT, of which little contrast is left "
@@ -54,7 +55,8 @@ def check(config, sheet):
         print("\n".join(report(name, config, of_site, samples, parts)))
         if samples:
             key = "" if rows else legend([class_name(config, j) for j in range(config.classes)])
-            shown = list({sample.case: sample for sample in samples}.values())[:SAMPLES]
+            shown = [*{sample.case: sample for sample in samples}.values(), *samples]  # one a case first
+            shown = list({id(sample): sample for sample in shown}.values())[:SAMPLES]
             rows.append((name + key, [tile for sample in shown for tile in outlined_tiles(
                 sample, sample.truth, config.classes, GREEN)]))
     if rows:

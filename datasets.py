@@ -1,5 +1,6 @@
 """Sites: splitting their cases, and feeding their images to training."""
 
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,7 +44,7 @@ def load_sites(config, splits=None, strict=True):
     folder = demo_data.ensure(config.task) if config.data == "demo" else Path(config.data)
     left_out = config.leave_out or []
     entries, problems = list_files(folder, config.task, config.case_pattern, left_out)
-    unknown = [name for name in left_out if folder.is_dir() and not (folder / name).exists()]
+    unknown = [name for name in left_out if folder.is_dir() and not os.path.lexists(folder / name)]
     if strict and unknown:
         problems.append(f"leave_out: {folder} has no site {unknown[0]}, take it out of that list")
     if problems:

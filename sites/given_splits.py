@@ -18,6 +18,8 @@ def known_split(site, cases, splits, strict, folds=None):
     split = {part: list(splits.get(site, {}).get(part, [])) for part in SPLITS}
     listed = Counter(chain(*split.values()))
     unlisted, missing = sorted(cases - listed.keys()), sorted(listed.keys() - cases)
+    if twice := [case for case in listed if listed[case] > 1]:
+        raise BadInput(f"splits: case {twice[0]} of site {site} is listed twice, keep one")
     if not strict:
         if site in splits:
             trained = len(cases & {*split["train"], *split["val"]})
@@ -29,8 +31,6 @@ def known_split(site, cases, splits, strict, folds=None):
         raise BadInput(f"splits: does not mention the site {site}, add it or remove its folder")
     if missing:
         raise BadInput(f"splits: case {missing[0]} of site {site} is not in the data; restore or remove it")
-    if twice := [case for case in listed if listed[case] > 1]:
-        raise BadInput(f"splits: case {twice[0]} of site {site} is listed twice, keep one")
     if not split["test"] and not folds and len(listed) > 1:
         raise BadInput(f"splits: site {site} has no test case, add one")
     if unlisted:
@@ -50,5 +50,8 @@ def read_splits(file):
         splits = json.loads(Path(file).read_text(encoding="utf-8"))
         if other := {part for split in splits.values() for part in split} - {*SPLITS}:
             raise ValueError(f"{min(other)} is none of {', '.join(SPLITS)}")
+        for site, part in ((site, part) for site, split in splits.items() for part in split):
+            if not isinstance(splits[site][part], list):
+                raise TypeError(f"{part} of site {site} is no list")
         return {as_seen(site): {part: list(map(as_seen, cases)) for part, cases in split.items()}
                 for site, split in splits.items()}

@@ -5,11 +5,11 @@ from collections import defaultdict
 
 from sites.layouts import Entry, as_seen, look, stem_of
 
-IMAGE_FOLDERS = {"image", "images", "img", "imgs", "imagestr", "slide"}
+IMAGE_FOLDERS = {"image", "images", "img", "imgs", "imagestr"}
 MASK_FOLDERS = {"mask", "masks", "gt", "gts", "groundtruth", "groundtruths", "label", "labels", "labelstr",
                 "annotation", "annotations", "segmentation", "segmentations", "seg", "segs"}
 OTHER_FOLDERS = {"imagests", "labelsts"}  # of nnU-Net's test images, which often have no masks
-SLIDE = re.compile(r"(?i)(slide|gt)_(.+)")  # Slide_01 and GT_01, a patient's folders in the TNBC download
+SLIDE = re.compile(r"(?is)((?:.+/)?)(slide|gt)_([^/]+)")  # Slide_01, GT_01: a patient's in the TNBC download
 WORD = r"(?P<word>masks?|gt|seg|segmentations?|labels?|annotations?|ground[ _-]?truth)"
 SUFFIX = re.compile(rf"(?is)(?:(?P<base>.*?)[ _.-]+)?{WORD}(?:[ _.-]*(?P<number>\d+))?")  # x_mask, x_mask_1
 PREFIX = re.compile(rf"(?is){WORD}[ _.-]+(?P<base>.+)")           # mask_x
@@ -21,7 +21,7 @@ IMAGE_WORD = re.compile(r"(?is)(?:images?|img|imaging|volume)[ _.-]+(.+)|(.+?)[ 
 def role_of(folders):
     """Return what the last telling name among `folders` says of their files: image, mask, other or None."""
     for name in reversed(folders):
-        plain = re.sub(r"[\W_]", "", look(SLIDE.sub(r"\1", name)))
+        plain = re.sub(r"[\W_]", "", look(name))
         for role, names in (("image", IMAGE_FOLDERS), ("mask", MASK_FOLDERS), ("other", OTHER_FOLDERS)):
             if plain in names:
                 return role
@@ -34,9 +34,9 @@ class Name:
     def __init__(self, path, top):
         folders = path.relative_to(top).parts[:-1]
         self.path, self.stem, self.role = path, stem_of(path), role_of(folders)
-        kept = [as_seen(name) for name in folders if SLIDE.fullmatch(name) or not role_of([name])]
-        self.folder, plain = "/".join(kept), "/".join(SLIDE.sub(r"\2", name) for name in kept)
-        self.key, word = (look(plain), look(self.stem)), IMAGE_WORD.fullmatch(self.stem)
+        self.folder = "/".join(as_seen(name) for name in folders if not role_of([name]))
+        self.slide = None if self.role else SLIDE.fullmatch(self.folder)
+        self.key, word = (look(self.folder), look(self.stem)), IMAGE_WORD.fullmatch(self.stem)
         self.short = look(word[1] or word[2]) if word else self.key[1]  # without a word for image
 
 
@@ -44,6 +44,14 @@ def sort_files(site, paths):
     """Return the Names of a site's images and of its masks. In a folder named images all are images, in one
     named masks all are masks. Where one is missing, the files beside them count, and a mask is called so."""
     names = [Name(path, site) for path in paths]
+    words = {name: name.slide[2].lower() for name in names if name.slide}
+    slides = "slide" in words.values()
+    for name, word in words.items():
+        if slides:
+            name.role = "image" if word == "slide" else "mask"
+            name.key = look(name.slide[1] + name.slide[3]), name.key[1]
+        else:  # GT_450 is a scanner, or whatever
+            name.slide = None
     images, masks, beside = ([name for name in names if name.role == role]
                              for role in ("image", "mask", None))
     if masks:
@@ -80,11 +88,12 @@ def possible(name):
 def find_image(mask, known):
     """Return (image, family, number) of a mask, None if there is none. known: from `index_of`."""
     folder, only = mask.key[0], known.get(("only", mask.key[0]), [])
-    only = only[0] if folder and len(only) == 1 else None
+    only = only[0] if folder and len(only) == 1 and not mask.slide else None
     for base, family, number in possible(mask):
         stem = look(base)
         found = known.get(("exact", folder, stem)) or known.get(("short", folder, stem))
-        elsewhere = [image for image in known.get(("any", stem), []) if "" in (folder, image.key[0])]
+        elsewhere = [image for image in known.get(("any", stem), [])
+                     if "" in (folder, image.key[0]) and not mask.slide]
         if found or len(elsewhere) == 1:  # a folder below images alone, or below masks alone
             return (found or elsewhere)[0], family, number
         if only and not base:  # x/image.png beside x/mask.png
@@ -105,6 +114,7 @@ def pair_files(images, masks):
         else:
             unpaired.append((None, mask.path))
     entries, folders = [], {image.folder for image in images}
+    slides = any(mask.slide for mask in masks)
     for image in images:
         first, found = known[("exact", *image.key)][0], sorted(of_image[image.path], key=lambda mask: mask[2])
         alike = known[("short", image.key[0], image.short)] if not found else []
@@ -119,7 +129,7 @@ def pair_files(images, masks):
                                 f"{in_folder(image.path)}; keep one, or join them in a table")
                 found = found[:1]
             case = [image.folder] * (len(folders) > 1 and image.folder != "") + [as_seen(image.stem)]
-            case = image.folder if SLIDE.fullmatch(image.path.parent.name) else "/".join(case)
+            case = image.folder if slides and image.slide else "/".join(case)
             entries.append(Entry(case, image.path, tuple(path for _, _, path in found)))
     return entries, problems, unpaired
 

@@ -56,11 +56,11 @@ def read_rows(file):
     that is missing, double, or spelt nearly as a known one."""
     with reading(file, "a table"):
         text = decoded(Path(file).read_bytes())
-        separator = max(",;\t", key=text.lstrip().partition("\n")[0].count)
+        own = re.match(r"(?i)\s*\"?sep=[^\r\n]*\s*", text)  # a line that Excel writes for itself
+        separator = max(",;\t", key=text[own.end() if own else 0:].lstrip().partition("\n")[0].count)
         table = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         rows = [(table.line_num, [cell.strip() for cell in row]) for row in table]
-    rows = [(number, row) for number, row in rows
-            if any(row) and not row[0].lower().startswith("sep=")]  # a line that Excel writes for itself
+    rows = [(number, row) for number, row in rows if any(row)][bool(own):]
     columns = [as_seen(name).casefold() for name in (rows[0][1] if rows else ())]
     check_columns(file, columns)
     for number, row in rows[1:]:
@@ -130,7 +130,8 @@ def find_file(folder, name):
 
 def check_file(folder, path, task):
     """Raise BadInput that says what is wrong with a file that a table names."""
-    name, inside = as_seen(path), Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+    name = as_seen(path).replace("\0", "\\0")
+    inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
     if ".." in path.parts[len(folder.parts):] and not inside:
         raise BadInput(f"{name} leads out of {folder}; copy the file into it, or write its full path")
     if not path.is_file():

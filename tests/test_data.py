@@ -275,6 +275,9 @@ def test_a_healthy_site_or_one_of_one_picture_trains_or_is_left_out(tmp_path, ca
     sites = load_sites(nuclei_config(folder, "leave_out=[a, b]"))
     out, err = capsys.readouterr()
     assert [site.name for site in sites] == ["c"] and "left out: a, b\n" in out and err == ""
+    (folder / "away").symlink_to("/not mounted")
+    assert len(load_sites(nuclei_config(folder, "leave_out=[a, b, away]"))) == 1
+    (folder / "away").unlink()
     with pytest.raises(BadInput, match="leave_out: .* has no site z"):
         load_sites(nuclei_config(folder, "leave_out=[z]"))
     for file in (folder / "c" / "masks").iterdir():
@@ -359,7 +362,9 @@ def test_splits_file(tmp_path, capsys):
             (splits | {"b": a | {"val": ["3"]}}, "case 3 of site b is listed twice"),
             (splits | {"b": a | {"test": []}}, "site b has no test case"),
             ([1], "cannot be read as text of the form"), ({"a": {"training": []}}, "cannot be read as text of the form"),
-            ({"a": {"train": [1]}}, "cannot be read as text of the form")):
+            ({"a": {"train": [1]}}, "cannot be read as text of the form"),
+            ({"a": a | {"test": "3"}, "b": a}, "cannot be read as text of the form .*test of site a is no list"),
+            ({"a": a | {"test": {"3": 1}}, "b": a}, "test of site a is no list")):
         with pytest.raises(BadInput, match=words):
             load(changed)
     file.write_text("{")
@@ -375,6 +380,9 @@ def test_other_data_counts_as_test_unless_the_splits_know_it(tmp_path, capsys):
     assert not new.train and not new.val and len(new.test) == 5
     assert "a: taken for the run's site of that name: 3 of its cases trained or validated, 1 are " \
         "new and tested, 1 of the run's are missing" in capsys.readouterr().out
+    splits["a"]["test"].append("1")
+    with pytest.raises(BadInput, match="case 1 of site a is listed twice"):
+        load_sites(nuclei_config(folder), splits, strict=False)
 
 
 # ---- Batches ----
@@ -422,6 +430,22 @@ def test_demo_is_written_whole_and_once(tmp_path, monkeypatch):
         before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
         demo_data.ensure(task)
         assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+
+
+def test_report_shows_four_pictures_of_one_patient_and_warns_of_those_in_no_split(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = write_nuclei(tmp_path / "d", ("a",))
+    save_array(folder / "a" / "masks" / "4.png", np.uint8([[0] * 16 + [1] * 8 + [2] * 8] * 32))
+    check_data.check(nuclei_config(folder), "sheet.png")
+    width = Image.open("sheet.png").width
+    check_data.check(nuclei_config(folder, "case_pattern=(.png)"), "sheet.png")
+    assert Image.open("sheet.png").width == width
+    a = {"train": ["0", "1"], "val": [], "test": ["3"]}
+    for splits, problems in ({"a": a}, 0), ({"b": a}, 1):
+        (tmp_path / "s.json").write_text(json.dumps(splits))
+        capsys.readouterr()
+        assert check_data.check(nuclei_config(folder, "splits=s.json"), "sheet.png") == problems
+        assert "masks/4.png: has 2 labels above 0" in capsys.readouterr().out
 
 
 def test_report_names_everything_that_is_wrong(tmp_path, monkeypatch, capsys):

@@ -227,6 +227,14 @@ def test_pictures_without_contrast(tmp_path):
             assert "hardly any contrast" in images.read_pair(image, mask)[3][0]
 
 
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_a_picture_in_one_colour_alone_has_contrast(tmp_path, channel):
+    for side in (200, 300, 512):
+        pixels = np.zeros((side, side, 3), np.uint8)
+        pixels[:side // 2, :, channel] = np.arange(side) % 256
+        assert images.read_alone(saved(tmp_path, Image.fromarray(pixels), "i.png"))[2] == []
+
+
 def test_suspicious_masks_are_named(tmp_path):
     smooth = WHITE.copy()
     smooth[12, 13:15] = 100

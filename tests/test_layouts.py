@@ -51,7 +51,9 @@ PAIRS += [
     ("images/batch{}/{}.png", "masks/{}.png"), ("pictures/{}.png", "masks/{}.png"),
     ("{}.png", "masks/{}.png"), ("P{}/{}.png", "P{}/{}_mask.png"), ("P{}/image.png", "P{}/mask.png"),
     ("images/x_label_{}.png", "masks/x_label_{}.png"), ("Slide_{}/{}_1.png", "GT_{}/{}_1.png"),
-    ("P{}/x.png", "P{}/x_segmentation.png")]
+    ("P{}/x.png", "P{}/x_segmentation.png"), ("images/slide_{}/{}.png", "masks/slide_{}/{}.png"),
+    ("images/{}.png", "masks/slide_{}/{}.png"), ("images/GT_{}/{}.png", "masks/GT_{}/{}.png"),
+    ("images/slide/{}.png", "masks/slide/{}.png"), ("GT_{}/x.png", "GT_{}/x_mask.png")]
 VOLUMES = [("imagesTr/c_{}_0000.nii.gz", "labelsTr/c_{}.nii.gz"), ("c{}.nii.gz", "c{}_seg.nii"),
            ("volume-{}.nii", "segmentation-{}.nii"),
            ("case_{}/imaging.nii.gz", "case_{}/segmentation.nii.gz")]
@@ -66,6 +68,21 @@ def test_a_mask_is_found_by_the_names_that_people_use(tmp_path, image, mask):
     entries = list_files(tmp_path, task)[0]["a"]
     assert found(tmp_path, task) == (names, []) and unread(tmp_path, entries) == []
     assert len({entry.case for entry in entries}) == 3
+
+
+@pytest.mark.parametrize("place, cases", [
+    ("Slide_0{0}/{1}.png GT_0{0}/{1}.png", {"Slide_01", "Slide_02"}),
+    ("images/slide_{0}/{1}.png masks/{1}.png", {"slide_1/1", "slide_1/2", "slide_2/3", "slide_2/4"}),
+    ("GT_{0}/{1}.png GT_{0}/{1}_mask.png", {"GT_1/1", "GT_1/2", "GT_2/3", "GT_2/4"}),
+    ("slide_images/{1}.png masks/{1}.png", {"1", "2", "3", "4"})])
+def test_a_slide_is_a_case_only_beside_the_folder_of_its_masks(tmp_path, place, cases):
+    for slide, name in ((1, 1), (1, 2), (2, 3), (2, 4)):
+        touch(tmp_path / "a", *place.format(slide, name).split())
+    entries, problems = list_files(tmp_path, "images")
+    assert problems == [] and {entry.case for entry in entries["a"]} == cases
+    if place.startswith("Slide"):
+        touch(tmp_path / "a", "Slide_01/thumbs/9.png", "GT_01/thumbs/9.png")
+        assert {entry.case for entry in list_files(tmp_path, "images")[0]["a"]} == cases
 
 
 @pytest.mark.parametrize("image, mask, parts", [
@@ -97,6 +114,9 @@ def test_several_masks_of_an_image_are_united(tmp_path, image, mask, parts):
     (("images/21_training.tif", "1st_manual/21_manual1.tif"), "1st_manual/21_manual1.tif looks like it"),
     (("images/P1/1.png", "masks/P2/1.png"),
      "images/P1/1.png: has no mask of that name; masks/P2/1.png looks like it"),
+    (("Slide_1/1.png", "GT_1/2.png"), "Slide_1/1.png: has no mask of that name; GT_1/2.png looks like it"),
+    (("Slide_1/1.png", "GT_1/1.png", "images/2.png", "GT_1/2.png"), "GT_1/2.png: has no image of that name"),
+    (("Slide_1/x.png", "GT_1/mask.png"), "GT_1/mask.png: has no image of that name"),
     (("images/1.png", "masks/1.gif"), "masks/1.gif may be it: GIF, which is not read; save it as .png"),
     (("images/1.png", "1.geojson"), "1.geojson may be it: a text of outlines"),
     (("1.dcm", "2.dcm"), "files such as 1.dcm: DICOM, which is not read; convert"),
@@ -203,7 +223,7 @@ def table(folder, content):
 @pytest.mark.parametrize("content", [
     PLAIN, b"\xef\xbb\xbf" + PLAIN.encode(), PLAIN.encode("utf-16"), PLAIN.replace("\n", "\r\n"),
     PLAIN.replace(",", ";"), "sep=;\r\n" + PLAIN.replace(",", ";"), PLAIN.replace(",", "\t"),
-    PLAIN.replace("/", "\\"),
+    PLAIN.replace("/", "\\"), "sep=;\n" + PLAIN, '"sep=,"\r\n' + PLAIN.replace(",", "\t"), "\nSEP=;\r\n\n" + PLAIN,
     "\n" + PLAIN.replace("image,mask", " Image ,MASK").replace(",", " , ") + "\n,,,\n",
     PLAIN.replace("d/a/images/0.png", '"d/a/images/0.png"').replace("\n", ",\n"),
     PLAIN.replace("d/a/masks/0.png", '"d/a/masks/0.png;d/b/masks/0.png"').replace(",", ";")])
@@ -229,8 +249,9 @@ def test_a_table_as_programs_write_it(tmp_path, content):
     (PLAIN.replace("masks/1", "images/1"), "line 3: names one file twice"),
     (PLAIN + "../x.png,d/b/masks/0.png,a,c\n", "leads out of"),
     (PLAIN + "d/7.png,d/b/masks/0.png,a,c\n", "d/7.png does not exist"),
+    (PLAIN + "sep=7.png,d/b/masks/0.png,a,c\n", "sep=7.png does not exist"),
     (PLAIN + "d/b/images,d/b/masks/0.png,a,c\n", "is no regular file"),
-    (PLAIN + "x\0.png,x,a,c\n", "does not exist"),
+    (PLAIN + "x\0.png,x,a,c\n", r"x\0.png does not exist"),
     (PLAIN + "x.mha,d/b/masks/0.png,a,c\n", "x.mha is MetaImage, which is not read; convert"),
     (PLAIN + "x.nii,d/b/masks/0.png,a,c\n", "x.nii is of task volumes, which is not read; set task=volumes"),
     (PLAIN + "x,y,a,c,d,e\n", "line 6: has 6 cells"), (PLAIN + '"x,y\n', "cannot be read as a table"),
