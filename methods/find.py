@@ -28,7 +28,7 @@ def method_and_model(config):
         raise BadInput(f"network: it cannot be built with width: {config.width}, norm: {config.norm}, "
                        f"fsr: {config.fsr} ({problem}); choose others") from None
     if config.method not in METHODS:
-        from methods.network_check import check_network  # the maps of this project's networks are known
+        from methods.network_check import check_network  # its maps are not known
         check_network(model, config)
     return method, model
 
