@@ -18,9 +18,9 @@ from torch.nn import functional
 import check_data
 import datasets
 from config import BadInput
-from datasets import batches, load_sites, seeded, splits_of
+from datasets import batches, load_sites, samples_of, seeded, splits_of, warnings_on
 from sites import demo_data, readers, scenes
-from sites.readers import Sample
+from sites.readers import SPLITS, Sample
 from test_fedbcs import write_nuclei
 from tests.helpers import nuclei_config, prostate_config, run_quietly, write_prostate
 
@@ -270,6 +270,8 @@ def test_a_healthy_site_or_one_of_one_picture_trains_or_is_left_out(tmp_path, ca
     assert splits_of(load_sites(nuclei_config(folder), splits_of([a, b, _]))) == splits_of([a, b, _])
     load_sites(nuclei_config(folder, "hold_out=a"))
     assert "a/masks: no mask of its cases has foreground" in capsys.readouterr().err
+    load_sites(nuclei_config(folder, "hold_out=c"))
+    assert "c/masks" not in capsys.readouterr().err
     (folder / "a" / "images" / "0.png").write_bytes(b"broken, and never looked at")
     capsys.readouterr()
     sites = load_sites(nuclei_config(folder, "leave_out=[a, b]"))
@@ -473,3 +475,13 @@ def test_report_on_volumes(tmp_path, monkeypatch, capsys):
     assert check_data.check(prostate_config(write_prostate(tmp_path / "d")), "sheet.png") == 0
     out = capsys.readouterr().out
     assert "32 x 32 x 4 slices (3)" in out and "0.5 x 0.5 x 3 mm (3)" in out and "0 problems" in out
+
+
+def test_warnings_stand_in_the_order_of_the_files(tmp_path):
+    """Whatever split they are in."""
+    site, = load_sites(nuclei_config(write_nuclei(tmp_path / "d", ("a",))))
+    for split in SPLITS:
+        getattr(site, split)[:] = [sample._replace(warnings=(sample.name,)) for sample in getattr(site, split)]
+    files = sorted((tmp_path / "d" / "a" / "images").iterdir())
+    assert [sample.name for sample in samples_of(site)] != [file.name for file in files]
+    assert warnings_on(site, []) == [file.name for file in files]
