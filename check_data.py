@@ -45,8 +45,7 @@ def check(config, sheet):
         parts = (attempt(problems, split_of, name, cases, splits, config) if cases else None) or {}
         sites.append(Site(name, **{part: [sample for sample in samples if sample.case in parts.get(part, ())]
                                    for part in SPLITS}))
-        others = [sample for sample in samples if sample.case not in parts.get("train", ())]  # or in no split
-        warnings += warnings_on(Site(name, sites[-1].train, [], others), of_site)
+        warnings += warnings_on(samples, sites[-1].train, of_site)
         low = min((sample.facts["low"] for sample in samples), default=0)
         if config.task in VOLUMES and not config.window and low <= AIR:
             warnings.append(f"{name}: values from {low:g} look like CT, of which little contrast is left "
@@ -55,9 +54,7 @@ def check(config, sheet):
         print("\n".join(report(name, config, of_site, samples, parts)))
         if samples:
             key = "" if rows else legend([class_name(config, j) for j in range(config.classes)])
-            shown = [*{sample.case: sample for sample in samples}.values(), *samples]  # one a case first
-            shown = list({id(sample): sample for sample in shown}.values())[:SAMPLES]
-            rows.append((name + key, [tile for sample in shown for tile in outlined_tiles(
+            rows.append((name + key, [tile for sample in examples(samples) for tile in outlined_tiles(
                 sample, sample.truth, config.classes, GREEN)]))
     if rows:
         save(Path(sheet), as_png(contact_sheet(rows)))
@@ -118,6 +115,12 @@ def distinct(values, at_most=4):
     different = Counter(values).most_common()
     listed = ", ".join(f"{value} ({number})" for value, number in different[:at_most])
     return listed + f", {len(different) - at_most} others" * (len(different) > at_most)
+
+
+def examples(samples):
+    """Return up to SAMPLES samples of a site, of different cases first."""
+    ordered = [*{sample.case: sample for sample in samples}.values(), *samples]
+    return list({id(sample): sample for sample in ordered}.values())[:SAMPLES]
 
 
 def main():

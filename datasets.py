@@ -96,16 +96,17 @@ def load_site(name, entries, splits, config, strict=True):
         samples = {part: list(threads.map(lambda entry: read_sample(entry, name, *given), [
             entry for entry in entries if entry.case in split[part]])) for part in SPLITS}
     site = Site(name, **samples)
-    warn(name, warnings_on(site, entries))
+    warn(name, warnings_on(samples_of(site), site.train, entries))
     return site
 
 
-def warnings_on(site, entries):
-    """Return what is suspicious about the files of a loaded site, as texts; entries: where they lie."""
-    by_name = sorted(samples_of(site), key=lambda sample: sample.name)
+def warnings_on(samples, train, entries):
+    """Return what is suspicious about the samples of a site, of which some train, as texts; entries: where
+    they lie."""
+    by_name = sorted(samples, key=lambda sample: sample.name)
     texts = [text for sample in by_name for text in sample.warnings]
-    if by_name and not any(sample.truth.any() for sample in site.train or by_name):
-        whose = "its training cases" if site.train else "its cases"
+    if by_name and not any(sample.truth.any() for sample in train or by_name):
+        whose = "its training cases" if train else "its cases"
         texts.insert(0, f"{entries[0].masks[0].parent}: no mask of {whose} has foreground (> 0), so this "
                         "site shows background alone; mend the masks, or set leave_out")
     return texts

@@ -24,7 +24,7 @@ from prototypes import columns, contrastive_loss, cosines
 from rounds.finished import open_run
 from scoring.evaluate import logits_of
 from scoring.metrics import overlap_scores
-from scoring.norms import own_network
+from scoring.norms import network_of
 from scoring.trained import load_run
 from settings.program import Parser, run_program
 from sites.given_splits import read_splits
@@ -116,7 +116,7 @@ def print_thresholds(model, statistics, local, sites, config):
     mean over a site's validation samples with foreground."""
     of_sites = []
     for site in sites:
-        network = own_network(model, statistics.get(site.name, {}), local.get(site.name, {}))
+        network = network_of(site.name, model, statistics, local)
         found = []  # (Dice, marked / true) at each threshold of each sample
         for sample in (sample for sample in site.val if sample.truth.any()):
             logits = torch.cat(list(logits_of(network, sample, config, CPU)), 2 if config.tiles else 0)
@@ -146,7 +146,7 @@ def main():
         batches = [stack(slices[i:i + B]) for i in range(0, len(slices), B)
                    if len(slices[i:i + B]) > 1 or len(slices) == 1]
         print(f"\n{site.name}")
-        network = own_network(model, {}, local.get(site.name, {})).train()
+        network = network_of(site.name, model, {}, local).train()
         memory = checkpoint["kept"].get(site.name, {"memory": {}})["memory"]  # pooled: no site has its own
         print_gradients(network, batches, Context(site.name, t, checkpoint["weights"], G, memory), method)
         if model.fusion:

@@ -13,7 +13,7 @@ from experiments.style_bias import LEVELS, scene_batches, style_bias
 from rounds.checkpoint import save
 from scoring.evaluate import pick_device, predict
 from scoring.metrics import MEASURES
-from scoring.norms import own_network
+from scoring.norms import network_of
 from scoring.pictures import ERRORS, as_png, coloured, contact_sheet, fullest_slice, image_tile
 from scoring.results import as_table
 from scoring.trained import load_run
@@ -183,7 +183,7 @@ def draw_pictures(file, runs, config):
     for run in runs:
         _, model, of_norms, local = load_run(run.folder / "best.pt", sites, run.config, device)
         for name, (sample, s) in shown.items():
-            network = own_network(model, of_norms.get(name, {}), local.get(name, {}))
+            network = network_of(name, model, of_norms, local)
             rows[name].append(coloured(sample, s, predict(network, sample, own, device)[s]))
     labels = [f"{name}: {sample.name}" for name, (sample, _) in shown.items()]
     labels[0] += f"   ({ERRORS}{', yellow: as another class' * (own.classes > 2)})"

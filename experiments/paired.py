@@ -102,7 +102,7 @@ def marked_over_true(row):
 
 DICE = column("dice")
 PAIRED_BY = {"dice": DICE, "precision": column("precision"), "recall": column("recall"),
-            "marked": marked_over_true, "hd95": column("hd95")}
+             "marked": marked_over_true, "hd95": column("hd95")}
 
 
 def summary(cases, base=None):

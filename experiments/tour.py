@@ -83,8 +83,8 @@ def draw_fsr(file, model, x):
     live = change[~change.isnan()]
     low, high, turn = *live.abs().aminmax(), live.angle().abs().max()
     save_as(figure, file, f"Amplitudes off the mean (the middle) are multiplied by {low:.3f} to {high:.3f}\n"
-           f"and no phase turns by more than {turn:.0e} rad. The mean goes from {z[c].mean():.2f} to "
-           f"{out[c].mean():.2f}.\nSo the map keeps its shape. White: amplitudes near 0, left out.")
+            f"and no phase turns by more than {turn:.0e} rad. The mean goes from {z[c].mean():.2f} to "
+            f"{out[c].mean():.2f}.\nSo the map keeps its shape. White: amplitudes near 0, left out.")
 
 
 def draw_weights(file, models, x):
@@ -104,7 +104,7 @@ def draw_weights(file, models, x):
     ax[0, 0].legend()
     far = [max((l.mean() - 0.5).abs() for pair in of_round for l in pair) for of_round in found]
     save_as(figure, file, "Marks: means over images and channels; lines: 5 to 95 % quantile. The mean\n"
-           f"furthest from one half is {far[0]:.3f} from it untrained, {far[-1]:.3f} in {[*models][-1]}.")
+            f"furthest from one half is {far[0]:.3f} from it untrained, {far[-1]:.3f} in {[*models][-1]}.")
 
 
 def draw_styles(file, models, config):
@@ -126,7 +126,7 @@ def draw_styles(file, models, config):
     a.set_title("share of variance, no unit", fontsize=9)
     a.legend(fontsize=7, loc="lower left")
     save_as(figure, file, "Right: share of the features' variance that lies between styles, by level.\n"
-           + "\n".join(words[::len(words) - 1]))
+            + "\n".join(words[::len(words) - 1]))
 
 
 def prototypes_of(model, sites, config):
@@ -179,8 +179,8 @@ def draw_cosines(file, models, local, x, y):
         row[0].axis("off")
     figure.colorbar(seen, ax=ax, shrink=0.8).set_label("cosine", fontsize=8)
     save_as(figure, file, "Each pixel's cosine with the nearest global prototype g of a class. Its mean\n"
-           "for the foreground's g, on foreground and on background pixels:\n"
-           + "\n".join(f"{path}: {', '.join(of_path)}" for path, of_path in words.items()))
+            "for the foreground's g, on foreground and on background pixels:\n"
+            + "\n".join(f"{path}: {', '.join(of_path)}" for path, of_path in words.items()))
 
 
 def opened(runs):

@@ -11,7 +11,7 @@ from rounds.run_folder import as_json
 from scoring import pictures
 from scoring.drawn import draw_predictions
 from scoring.metrics import mean_scores, overlap_scores, score, site_scores
-from scoring.norms import batch_norms, one_by_one, own_network
+from scoring.norms import batch_norms, network_of, one_by_one
 from scoring.results import KINDS, SCORED, as_table, case_rows, explained, print_result
 from unet import mixed_precision
 
@@ -80,7 +80,7 @@ def predictions(model, site, split, config, device, statistics, local):
     samples = getattr(site, split)
     if not samples:
         return
-    network = own_network(model, statistics.get(site.name, {}), local.get(site.name, {}))
+    network = network_of(site.name, model, statistics, local)
     if config.task in VOLUMES or config.tiles:
         for sample in samples:
             yield sample, classes_of(logits_of(network, sample, config, device), config)
@@ -165,7 +165,7 @@ def site_statistics(model, stored, local, sites, config, device):
         return {}
     from scoring.norm_statistics import norm_statistics  # with test_stats: site alone
     return {site.name: stored[site.name] if site.name in stored
-            else norm_statistics(own_network(model, {}, local.get(site.name, {})), site, config, device)
+            else norm_statistics(network_of(site.name, model, {}, local), site, config, device)
             for site in sites}
 
 
@@ -209,8 +209,7 @@ def finish(folder, checkpoints, model, sites, config, device, seconds):
     statistics, local = with_weights(model, checkpoints["best"], sites, config, device)
 
     def find(site, sample):
-        network = own_network(model, statistics.get(site.name, {}), local.get(site.name, {}))
-        return predict(network, sample, config, device)
+        return predict(network_of(site.name, model, statistics, local), sample, config, device)
     if picture := draw_predictions(sites, config, [row for row in cases if row["kind"] == "best"], find):
         save(folder / "predictions.png", pictures.as_png(picture))
     print(f"written to {folder}: result.json, cases.csv, metrics.csv, predictions.png, best.pt, last.pt")

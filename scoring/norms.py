@@ -33,6 +33,11 @@ def own_network(model, statistics, local=None):
     return model
 
 
+def network_of(name, model, statistics, local):
+    """Return `own_network` of a site by its name; statistics, local: {site name: ...}."""
+    return own_network(model, statistics.get(name, {}), local.get(name, {}))
+
+
 class NormOfEach(nn.Module):
     """A batch norm without kept statistics as it acts on one image, for any number of images at once."""
 

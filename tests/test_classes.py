@@ -21,6 +21,7 @@ from datasets import load_sites
 from experiments import reproduce
 from scoring import evaluate as evaluation
 from scoring import metrics, pictures, results
+from scoring.norms import own_network
 from scoring.trained import load_run
 from sites import demo_data, images, scenes, volumes
 from test_fedbcs import literal_alignment, random_problem, tiny_config
@@ -297,7 +298,7 @@ def test_predictions_of_three_classes(trained, tmp_path, monkeypatch, capsys):
     assert code == 0, err
     sites = load_sites(config)
     _, model, statistics, _ = load_run(folder / "run" / "best.pt", sites, config, torch.device("cpu"))
-    network = evaluation.own_network(model, statistics["a"])
+    network = own_network(model, statistics["a"])
     table = rows_in(tmp_path / "p" / "prediction.csv")
     samples = [sample for part in ("train", "val", "test") for sample in getattr(sites[0], part)]
     assert len(table) == 2 * len(samples) and [row["class"] for row in table[:2]] == ["disc", "cup"]

@@ -11,7 +11,7 @@ from torch import nn
 
 from datasets import Site
 from scoring import evaluate as evaluation
-from scoring import metrics, results
+from scoring import metrics, norms, results
 from scoring.norm_statistics import collect_statistics, norm_statistics
 from scoring.norms import own_network
 from test_fedbcs import golden
@@ -267,9 +267,9 @@ def test_each_site_is_scored_with_its_own_statistics():
     config, sites, used = a_config(), some_sites(), []
     model = a_model(config)
     statistics = {site.name: norm_statistics(model, site, config, CPU) for site in sites}
-    original = evaluation.own_network
+    original = norms.own_network
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "own_network",
+        patch.setattr(norms, "own_network",
                       lambda model, values, local: used.append(values) or original(model, values, local))
         scores = evaluation.evaluate(model, sites, "test", config, CPU, statistics, {})
         patch.setattr(evaluation, "site_statistics", lambda *_: statistics)
