@@ -139,7 +139,8 @@ def run_quietly(module, *arguments, folder):
     """Run a program as `run_here` does, without fixtures; return what a process of its own would: returncode, stdout
     and stderr."""
     out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), \
+            contextlib.redirect_stderr(err):
         patch.chdir(folder)
         patch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
         code = exit_code(module)

@@ -20,7 +20,8 @@ def main():
             writing, run = half_written(Path(folder)), Path(folder) / "run"
             over = after(moments.uniform(0, 1.0 if number < 20 else seconds))
             shutil.rmtree(run, ignore_errors=True)
-            killed(Path(folder), (lambda: over() and writing()) if 20 <= number < 40 else over)  # noqa: B023 - called here
+            moment = (lambda: over() and writing()) if 20 <= number < 40 else over  # noqa: B023 - called here
+            killed(Path(folder), moment)
             resumes_to(whole, Path(folder))
             print(f"\r{number + 1} kills, all resumed to the same bits", end="", flush=True)
     print()

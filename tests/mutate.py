@@ -25,7 +25,8 @@ from settings.program import run_program
 from test_fedbcs import tiny_config, write_nuclei
 from tests.helpers import write_prostate
 
-BASE = "task: nuclei\ndata: nuclei\nout: run\nrounds: 1\nwidth: 2\nimage_size: 32\nbatch_size: 2\ndevice: cpu\n"
+BASE = ("task: nuclei\ndata: nuclei\nout: run\nrounds: 1\nwidth: 2\nimage_size: 32\nbatch_size: 2\n"
+        "device: cpu\n")
 VALUES = ["", "none", "null", "true", "-1", "0", "1e999", "[", "[[1]]", "{a: b}", "~", "~/x", "../x", "/", "\0",
           "9" * 400, "é", "2024-01-01", "!!binary aGk=", "&a [*a]", "'", "a: b: c", "0x1F", "1_000", ".inf"]
 CODES = {"check_data": {0, 1, 2}, "train": {0, 2, 3}, "eval": {0, 2}}
@@ -54,7 +55,8 @@ def truncated(draw, folder):
     task = draw.choice(("nuclei", "prostate"))
     file = any_file(draw, folder / task, "*")
     content = file.read_bytes()
-    file.write_bytes(draw.choice((content[:draw.randrange(len(content))], b"", content * 2, content + b"\0" * 99)))
+    cut = content[:draw.randrange(len(content))]
+    file.write_bytes(draw.choice((cut, b"", content * 2, content + b"\0" * 99)))
     return "check_data", task, "--task", task
 
 
@@ -138,7 +140,8 @@ def a_setting(draw, folder):
 def a_config_file(draw, folder):
     """Spoil the config file itself."""
     lines = BASE.splitlines()
-    lines[draw.randrange(len(lines))] = draw.choice(("", "? [a]", "a", "- b", "\t", f"lr: {draw.choice(VALUES)}"))
+    lines[draw.randrange(len(lines))] = draw.choice(
+        ("", "? [a]", "a", "- b", "\t", f"lr: {draw.choice(VALUES)}"))
     content = "\n".join(lines).encode() + draw.choice((b"", b"\xff", b"\x00", b"\n%YAML 9\n", b"\n---\na: 1"))
     (folder / "c.yaml").write_bytes(content)
     return "train", "--config", "c.yaml"
@@ -151,7 +154,8 @@ def a_run(draw, folder):
     if file.suffix == ".pt" and draw.random() < 0.6:
         checkpoint = torch.load(file)
         part = draw.choice(sorted(checkpoint))
-        value = draw.choice((None, 3, "x", [], {}, {"a": 1}, [1], float("nan"), torch.ones(1), {"a": torch.ones(1)}))
+        value = draw.choice((None, 3, "x", [], {}, {"a": 1}, [1], float("nan"), torch.ones(1),
+                             {"a": torch.ones(1)}))
         if isinstance(checkpoint[part], dict) and checkpoint[part] and draw.random() < 0.5:
             checkpoint[part][draw.choice(sorted(checkpoint[part], key=str))] = value
         else:
@@ -214,7 +218,8 @@ def try_input(number, whole, work):
     try:
         code, _, err, seconds = run(program, arguments)
     except Exception as problem:
-        raise AssertionError(f"input {number}: {program} {arguments}: {type(problem).__name__}: {problem}") from problem
+        raise AssertionError(f"input {number}: {program} {arguments}: {type(problem).__name__}: "
+                             f"{problem}") from problem
     told = f"input {number}: {program} {arguments}: exit {code}: {err}"
     errors = [line for line in err.splitlines() if line.startswith("error:")]
     assert code in CODES[program], told

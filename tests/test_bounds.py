@@ -59,7 +59,8 @@ def test_a_site_without_a_network_of_its_own_is_refused(alone, program, tmp_path
     splits["b"] = {"train": [], "val": [], "test": [case for part in splits["b"].values() for case in part]}
     (tmp_path / "s.json").write_text(json.dumps(splits))
     with pytest.raises(BadInput, match="site: with method: local only a have networks, and b has none"):
-        train.train(tiny_config(alone / "data", tmp_path / "r", "method=local", f"splits={tmp_path / 's.json'}"))
+        train.train(tiny_config(alone / "data", tmp_path / "r", "method=local",
+                                f"splits={tmp_path / 's.json'}"))
     with pytest.raises(BadInput, match="hold_out: b contradicts method: local"):
         tiny_config(alone / "data", tmp_path / "r", "method=local", "hold_out=b")
 
@@ -68,7 +69,8 @@ def test_one_place_is_a_run_of_one_site_that_has_all_images(tmp_path):
     """To the bit: the same weights as of a folder in which the two sites are one; tests stay by site."""
     data = write_nuclei(tmp_path / "data")
     train.train(tiny_config(data, tmp_path / "run", "method=pooled"))
-    splits, joined = json.loads((tmp_path / "run" / "splits.json").read_text()), {"train": [], "val": [], "test": []}
+    splits = json.loads((tmp_path / "run" / "splits.json").read_text())
+    joined = {"train": [], "val": [], "test": []}
     for site in "ab":
         for kind in ("images", "masks"):
             (tmp_path / "one" / "pooled" / kind).mkdir(parents=True, exist_ok=True)
@@ -77,7 +79,8 @@ def test_one_place_is_a_run_of_one_site_that_has_all_images(tmp_path):
         for part, cases in splits[site].items():
             joined[part] += [f"{site}{case}" for case in cases]
     (tmp_path / "s.json").write_text(json.dumps({"pooled": joined}))
-    train.train(tiny_config(tmp_path / "one", tmp_path / "other", "method=fedavg", f"splits={tmp_path / 's.json'}"))
+    train.train(tiny_config(tmp_path / "one", tmp_path / "other", "method=fedavg",
+                            f"splits={tmp_path / 's.json'}"))
     a, b = (load_checkpoint(tmp_path / run / "last.pt") for run in ("run", "other"))
     assert_same(dict(a["weights"]), dict(b["weights"]))
     assert result_of(tmp_path / "run").keys() == {"a", "b"} and a["kept"].keys() == {"pooled"}
@@ -90,7 +93,8 @@ def test_batches_of_one_place_are_mixed_over_sites(tmp_path):
     own = [{sample.images.sum().item() for sample in site.train} for site in sites]
     assert len(place.train_slices) == sum(len(site.train_slices) for site in sites)
     batches = [{x_i.sum().item() for x_i in x} for x, _ in place.batches(config, 1, 1, torch.device("cpu"))]
-    assert any(all(min(abs(x - y) for x in batch for y in of_site) < 1e-2 for of_site in own) for batch in batches)
+    assert any(all(min(abs(x - y) for x in batch for y in of_site) < 1e-2 for of_site in own)
+               for batch in batches)
 
 
 @pytest.mark.parametrize("method", ["local", "pooled"])

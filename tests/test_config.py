@@ -83,7 +83,8 @@ def test_every_term_of_the_loss_has_its_column():
     update = federated.Update("a", 1, {"w": torch.zeros(2)}, {}, losses, {}, 0.5)
     rows = run_folder.train_rows(1, [update])
     assert rows == [(1, "train", "a", None, losses, 0.5, 8, 0)]
-    lines = run_folder.as_csv([(1, "train", "b", None, {"dice": 2.0}, 0.5, 8, 0), *rows]).decode().splitlines()
+    table = run_folder.as_csv([(1, "train", "b", None, {"dice": 2.0}, 0.5, 8, 0), *rows])
+    lines = table.decode().splitlines()
     assert lines == [("round,split,site,dice,loss_dice,loss_mine,loss_contrast,loss_consistency,seconds,"
                       "weight_bytes,prototype_bytes"), "1,train,b,null,2.0,null,null,null,0.5,8,0",
                      "1,train,a,null,1.0,9.0,2.0,3.0,0.5,8,0"]
@@ -109,7 +110,8 @@ def test_shipped_configs(name):
 def test_what_a_method_of_ones_own_sets_is_said(tmp_path, capsys):
     """Unless the command line sets it, or the config file names the method itself."""
     (tmp_path / "mine.py").write_text('FIXED = {"tau": 0.2}\ndef f(config):\n    pass\n')
-    mine, file = f"method={tmp_path / 'mine.py'}:f", {"task": "nuclei", "data": "d", "out": "o", "fsr": "adaptive"}
+    mine = f"method={tmp_path / 'mine.py'}:f"
+    file = {"task": "nuclei", "data": "d", "out": "o", "fsr": "adaptive"}
     assert load_config(file, [mine]).fsr == "none"
     assert capsys.readouterr().out.endswith("mine.py:f sets fsr: none, prototype_weight: 0.0, tau: 0.2, "
                                             "whatever the config file says\n")

@@ -10,10 +10,12 @@ from test_fedbcs import HERE
 SCIENCE = ("fft_style", "fused_features", "prototypes", "unet", "federated")
 TOP = (*SCIENCE, "config", "datasets", "train", "eval", "predict", "check_data")
 ROOMS = ("experiments", "flower", "inference", "methods", "rounds", "scoring", "settings", "sites")
-# What a file of a kind has, so that a caller can take any of that kind: a program, a method, a reader of files
-OF_A_KIND = {"main", "SETTINGS", "FIXED", "training_sites", "read_pair", "read_labels", "read_alone", "shape_of"}
+# What a file of a kind has, so that a caller can take any of that kind: a program, a method, a reader
+OF_A_KIND = {"main", "SETTINGS", "FIXED", "training_sites", "read_pair", "read_labels", "read_alone",
+             "shape_of"}
 FILES = {name: HERE / f"{name}.py" for name in TOP} | {
-    f"{room}.{file.stem}": file for room in ROOMS for file in (HERE / room).glob("*.py") if file.stem != "__init__"}
+    f"{room}.{file.stem}": file for room in ROOMS for file in (HERE / room).glob("*.py")
+    if file.stem != "__init__"}
 TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FILES.items()}
 
 
@@ -31,7 +33,8 @@ def circle_of(links):
     left, before = dict(links), None
     while left != before:
         before, aims = left, set().union(*left.values())
-        left = {name: others & left.keys() for name, others in left.items() if name in aims and others & left.keys()}
+        left = {name: others & left.keys() for name, others in left.items()
+                if name in aims and others & left.keys()}
     return sorted(left)
 
 
@@ -62,4 +65,5 @@ def test_two_things_never_share_a_name():
                     names = target.elts if isinstance(target, ast.Tuple) else [target]
                     for name in names:
                         where[getattr(name, "id", None)].append(file)
-    assert {name: files for name, files in where.items() if len(files) > 1 and name not in OF_A_KIND | {None}} == {}
+    shared = {name: files for name, files in where.items() if len(files) > 1}
+    assert {name: files for name, files in shared.items() if name not in OF_A_KIND | {None}} == {}

@@ -144,7 +144,8 @@ def test_dicom_without_an_ending_and_every_format_has_advice(tmp_path):
     (tmp_path / "a" / "IM0001").write_bytes(bytes(128) + b"DICM")
     assert "IM0001: DICOM" in list_files(tmp_path, "volumes")[1][0]
     read = {*IMAGE_KINDS, *VOLUME_KINDS}
-    assert all((format_advice(f"x{kind}") is None) == (kind in read) for kind in DATA_KINDS) and len(DATA_KINDS) > 35
+    assert all((format_advice(f"x{kind}") is None) == (kind in read) for kind in DATA_KINDS)
+    assert len(DATA_KINDS) > 35
 
 
 # ---- Patients ----
@@ -223,7 +224,8 @@ def table(folder, content):
 @pytest.mark.parametrize("content", [
     PLAIN, b"\xef\xbb\xbf" + PLAIN.encode(), PLAIN.encode("utf-16"), PLAIN.replace("\n", "\r\n"),
     PLAIN.replace(",", ";"), "sep=;\r\n" + PLAIN.replace(",", ";"), PLAIN.replace(",", "\t"),
-    PLAIN.replace("/", "\\"), "sep=;\n" + PLAIN, '"sep=,"\r\n' + PLAIN.replace(",", "\t"), "\nSEP=;\r\n\n" + PLAIN,
+    PLAIN.replace("/", "\\"), "sep=;\n" + PLAIN, '"sep=,"\r\n' + PLAIN.replace(",", "\t"),
+    "\nSEP=;\r\n\n" + PLAIN,
     "\n" + PLAIN.replace("image,mask", " Image ,MASK").replace(",", " , ") + "\n,,,\n",
     PLAIN.replace("d/a/images/0.png", '"d/a/images/0.png"').replace("\n", ",\n"),
     PLAIN.replace("d/a/masks/0.png", '"d/a/masks/0.png;d/b/masks/0.png"').replace(",", ";")])

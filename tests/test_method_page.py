@@ -52,7 +52,8 @@ def test_links_of_all_pages_lead_somewhere():
     assert len(links) > 100
     for page, file, anchor in links:
         target = (page.parent / file).resolve() if file else page
-        assert target.exists() and (not anchor or anchor[0] == "L" or anchor in anchors[target]), (page, file, anchor)
+        known = not anchor or anchor[0] == "L" or anchor in anchors[target]
+        assert target.exists() and known, (page, file, anchor)
 
 
 def test_worked_numbers_are_the_codes():
@@ -80,7 +81,8 @@ def test_every_formula_parses():
     for block, inline in formulas:
         formula = (block or inline).strip()
         mathtext.parse(f"${formula}$")
-        # GitHub reads Markdown before it looks for formulas: _ behind a bracket begins italics, \{ loses its \
+        # GitHub reads Markdown before it looks for formulas: _ behind a bracket begins italics,
+        # \{ loses its \
         assert not re.search(r"(?<![A-Za-z0-9])_(?! )|\\[^A-Za-z]|[*`]|<\S", formula), formula
 
 
@@ -105,7 +107,8 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tour")
     data = write_nuclei(folder / "data")
     for name, rounds in ("run", 2), ("first", 1):
-        train.train(tiny_config(data, folder / name, "fsr=adaptive", "prototype_weight=1", f"rounds={rounds}"))
+        train.train(tiny_config(data, folder / name, "fsr=adaptive", "prototype_weight=1",
+                                f"rounds={rounds}"))
     return folder / "run"
 
 
@@ -129,7 +132,8 @@ def test_tour_refuses_runs_that_differ_in_more_than_rounds(run, program):
     overrides = "fsr=adaptive", "prototype_weight=1", "rounds=1", "tau=0.2"
     train.train(tiny_config(run.parent / "data", run.parent / "other", *overrides))
     code, _, err = program(tour, run.parent, "--run", "run", "other")
-    assert code == 2 and "other/config.yaml: belongs to another config, differing in tau (0.2, now 0.1);" in err
+    words = "other/config.yaml: belongs to another config, differing in tau (0.2, now 0.1);"
+    assert code == 2 and words in err
 
 
 @torch.no_grad()

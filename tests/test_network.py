@@ -62,8 +62,10 @@ def test_group_norm_equals_the_formula_and_needs_no_batch():
     model, x = UNet(8, levels=[], norm="group"), torch.rand(2, 3, 32, 32)
     z = model.encoder[0][0](x).double()
     groups = z.reshape(2, 8, -1)
-    wanted = (groups - groups.mean(2, keepdim=True)) / (groups.var(2, unbiased=False, keepdim=True) + 1e-5).sqrt()
-    for layout, atol in ((torch.contiguous_format, 2e-6), (torch.channels_last, 3e-5)):  # torch rounds more in the latter
+    sigma = (groups.var(2, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    wanted = (groups - groups.mean(2, keepdim=True)) / sigma
+    # torch rounds more where maps lie channels last
+    for layout, atol in ((torch.contiguous_format, 2e-6), (torch.channels_last, 3e-5)):
         found = model.encoder[0][1](z.float().contiguous(memory_format=layout)).double()
         torch.testing.assert_close(found, wanted.reshape(z.shape), rtol=0, atol=atol)
     assert sum(isinstance(layer, nn.GroupNorm) for layer in model.modules()) == 18
@@ -90,7 +92,8 @@ def test_group_norm_has_no_test_stats(workplace, monkeypatch, capsys):
     """The run writes, reads and scores `none`; setting the key, or none with batch norms, is an error."""
     start = {"task": "nuclei", "data": "demo", "out": "o"}
     assert load_config(start | {"norm": "group"}).test_stats is None
-    assert load_config(start | {"test_stats": "site"}, ["norm=group"]).test_stats is None  # the file's goes with its norm
+    # the file's goes with its norm
+    assert load_config(start | {"test_stats": "site"}, ["norm=group"]).test_stats is None
     with pytest.raises(BadInput, match="test_stats: "):
         load_config(start, ["norm=group", "test_stats=case"])
     for wrong in ({"norm": "group", "test_stats": "case"}, {"test_stats": "none"}):

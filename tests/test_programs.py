@@ -21,7 +21,8 @@ def test_idle_threads_do_not_spin(tmp_path, program):
     (tmp_path / "torch.py").write_text("import os\nprint(os.environ.get('GOMP_SPINCOUNT'))\nos._exit(0)\n")
     keys = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     clean = {key: value for key, value in os.environ.items() if key not in keys}
-    for own, expected in (({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")):
+    for own, expected in (({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"),
+                          ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")):
         words = [str(HERE / word) if word.endswith(".py") else word for word in program]
         # the stand-in for torch goes in front of all, whatever Python puts there
         start = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"

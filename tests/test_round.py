@@ -82,7 +82,8 @@ def test_a_round_starts_from_the_global_and_the_sites_own_weights(tmp_path):
     config = tiny_config(write_nuclei(tmp_path / "d"), "unused", "weight_decay=0")
     model, sites, w = first_state(config)
     method = constant_loss(1.0)._replace(local=lambda name: name.startswith("head."))
-    own = {"head.weight": torch.full_like(w["head.weight"], 7), "head.bias": torch.full_like(w["head.bias"], 8)}
+    own = {"head.weight": torch.full_like(w["head.weight"], 7),
+           "head.bias": torch.full_like(w["head.bias"], 8)}
     kept = {"optimizer": None, "memory": {}, "local": own}
     update = federated.local_update(model, sites[0], w, {}, kept, 2, config, method)
     assert_same(update.kept["local"], own)
@@ -119,7 +120,8 @@ def test_weights_that_are_not_finite_after_the_last_step_are_named(tmp_path):
         closure()
         model.head.bias.data.fill_(float("inf"))
     with pytest.raises(Diverged, match="weights are not finite at site a, round 1, after step 1"):
-        federated.local_update(model, sites[0], w, {}, None, 1, config, constant_loss(1.0)._replace(step=step))
+        method = constant_loss(1.0)._replace(step=step)
+        federated.local_update(model, sites[0], w, {}, None, 1, config, method)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

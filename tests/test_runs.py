@@ -135,7 +135,8 @@ def test_picture_shows_two_cases_a_site_with_their_errors(tmp_path, monkeypatch)
     assert [label.partition("   (white")[0] for label, _ in shown] == [
         "a: worst c5.png Dice 0.20, middle c9.png Dice 0.50", "b: worst c5.png Dice 0.20, middle c4.png Dice 0.70"]
     for _, tiles in shown:
-        assert len(tiles) == 6 and all(t.dtype == np.uint8 and t.shape == (154, 192, 3) for t in tiles)  # 40 x 50 pixels
+        assert len(tiles) == 6
+        assert all(t.dtype == np.uint8 and t.shape == (154, 192, 3) for t in tiles)  # of 40 x 50 pixels
         image, truth, both = (t.astype(int) for t in tiles[:3])
         assert ((image != truth).any(2) == (truth == (0, 255, 0)).all(2)).all()
         assert (truth == (0, 255, 0)).all(2).any() and (both[..., 0] - both[..., 2] > 40).any()  # orange: missed
@@ -166,7 +167,8 @@ def test_picture_is_of_the_best_round(tmp_path, capsys):
     def picture(kind):
         def find(site, sample):
             local = found[kind]["local"].get(site.name, {})
-            return evaluation.predict(own_network(model, best["statistics"][site.name], local), sample, config, CPU)
+            network = own_network(model, best["statistics"][site.name], local)
+            return evaluation.predict(network, sample, config, CPU)
         return pictures.as_png(draw_predictions(sites, config, rows, find))
     assert (tmp_path / "predictions.png").read_bytes() == picture("best") != picture("last")
 

@@ -64,7 +64,8 @@ def test_numbers_of_pages_are_compared(tmp_path, program, monkeypatch):
 
 def test_pages_have_the_numbers_of_the_tables():
     """What needs no training: the pages against the tables that the runs left."""
-    rows = [row for row in check_numbers.commands_in(HERE / "docs" / "commands.csv") if row["command"].startswith("cat ")]
+    rows = [row for row in check_numbers.commands_in(HERE / "docs" / "commands.csv")
+            if row["command"].startswith("cat ")]
     wrong = [row["text"] for row in rows if not check_numbers.agree(row, check_numbers.numbers_of(row))]
     assert len(rows) > 30 and not wrong
 

@@ -1,4 +1,4 @@
-"""Tests of many sites on one machine: nodes with numbers alone, and Flower's simulation runtime where ray is there."""
+"""Tests of many sites on one machine: nodes with numbers alone, and Flower's simulation where ray is there."""
 
 import importlib.util
 import json
@@ -54,7 +54,8 @@ def test_nodes_and_folders_have_to_be_as_many(tmp_path, capsys):
     data = write_nuclei(tmp_path / "data", ("a", "b", "c"))
     with pytest.raises(SiteFailed, match="site 0 failed in round 1: BadInput"):
         numbered(tmp_path, data, 2).train()
-    assert f"{data}: has 3 folders of sites and the simulation 2 nodes, make them equal" in capsys.readouterr().err
+    words = f"{data}: has 3 folders of sites and the simulation 2 nodes, make them equal"
+    assert words in capsys.readouterr().err
     node = {"partition-id": 0, "num-partitions": 3}
     with pytest.raises(flower_app.BadInput, match="give both as full paths"):
         site_rules.name_partition(node, load_config({"task": "nuclei", "data": "demo", "out": "x"}))
@@ -62,10 +63,12 @@ def test_nodes_and_folders_have_to_be_as_many(tmp_path, capsys):
         site_rules.name_partition(node, load_config({"task": "nuclei", "data": "/no/such", "out": "/x"}))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="flower/requirements-simulation.txt is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None,
+                    reason="flower/requirements-simulation.txt is not installed")
 def test_the_simulation_runtime_equals_one_process(tmp_path):
     data = write_nuclei(tmp_path / "the data", ("a", "b", "c"))
-    command, port = ["bash", HERE / "flower" / "simulate.sh", data, tmp_path / "the run", *SETTINGS, "rounds=2"], free_port()
+    command = ["bash", HERE / "flower" / "simulate.sh", data, tmp_path / "the run", *SETTINGS, "rounds=2"]
+    port = free_port()
 
     def simulate():
         return subprocess.run(command, check=False, timeout=300, capture_output=True, text=True,
@@ -78,5 +81,6 @@ def test_the_simulation_runtime_equals_one_process(tmp_path):
     served = load_checkpoint(tmp_path / "the run" / "last.pt")
     for key in ("weights", "prototypes"):
         assert_same(dict(served[key]), dict(state[key]))
-    assert without_facts(json.loads((tmp_path / "the run" / "result.json").read_text())) == without_facts(result)
+    written = json.loads((tmp_path / "the run" / "result.json").read_text())
+    assert without_facts(written) == without_facts(result)
     assert not is_open(port)  # the server is stopped

@@ -1,4 +1,4 @@
-"""Tests of what a site protects itself from: a server that asks too much, and what lies in its own folders."""
+"""Tests of what a site protects itself from: a server that asks too much, and its own folders' content."""
 
 import os
 import re
@@ -81,7 +81,8 @@ def test_nor_is_it_scored_without_end(tmp_path, question, task, parts):
     nodes, ask = a_site(tmp_path, "rounds=1")
     ask(1)
     w = messages.pack_weights(flower_app.own_site(nodes.context(1))[3].state_dict())
-    content = {"turn": {"train": False, "last": 1}} | {name: w for name in parts} | {"round": next(iter(parts.values()))}
+    content = {"turn": {"train": False, "last": 1}} | {name: w for name in parts}
+    content |= {"round": next(iter(parts.values()))}
     kept = load_whole(tmp_path / "a" / "kept.pt")
     for _ in range(site_rules.ANSWERS):
         task(content, nodes.context(1))
